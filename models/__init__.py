@@ -1,0 +1,17 @@
+"""Networks, their registry and their noise. Importing this package imports no torch; `build_model` does."""
+
+from typing import TYPE_CHECKING
+
+from models.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from models.classifier import Classifier
+
+__all__ = ["ModelSettings", "build_model"]
+
+
+def build_model(settings: ModelSettings, num_classes: int, in_channels: int = 3, image_size: int = 32) -> "Classifier":
+    """The network that the settings name: `network(x)` → logits, `.features(x)`, `.head`, `.num_features`."""
+    from models.registry import build
+
+    return build(settings, num_classes, in_channels, image_size)

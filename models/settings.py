@@ -1,0 +1,17 @@
+"""What a recipe may say of a network. No torch here."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ModelSettings(BaseModel):
+    """A network by its registered name, its noise, and where its first weights come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    name: str = Field("small_cnn", description="wrn-D-K, small_cnn, mlp, torchvision:<name>, timm:<name>")
+    width: int | None = Field(None, ge=1, description="channels of the first stage (small_cnn) or hidden units (mlp)")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    stochastic_depth: float = Field(0.0, ge=0, lt=1, description="drop rate of the last block; earlier ones less")
+    pretrained: Path | None = Field(None, description="a local .safetensors file to start from")

@@ -1,0 +1,198 @@
+"""Write-once folders under the key of the question that they answer: the only cache of the pipeline."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_tasks.errors import DamagedArtifact
+
+MANIFEST = "artifact.json"
+CHUNK = 1 << 20
+
+
+def digest_json(value: Any) -> str:
+    """sha256 of a JSON value in one canonical spelling."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stage_key(stage: str, version: int, section: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The identity of a question: what is done, how, and to which contents. Never paths, times or run ids."""
+    return digest_json({"stage": stage, "version": version, "section": section, "inputs": inputs})
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed folder. `digest` names its contents; `parts` name contents that consumers may depend on apart."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def stage(self) -> str:
+        return self.manifest["stage"]
+
+    @property
+    def key(self) -> str:
+        return self.manifest["key"]
+
+    @property
+    def digest(self) -> str:
+        return self.manifest["digest"]
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """Digests of parts of the contents, as the stage's body named them (labelled, unlabelled, …)."""
+        return self.manifest.get("parts", {})
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """What the stage's body returned: small JSON values for tables and logs."""
+        return self.manifest.get("summary", {})
+
+    def file(self, name: str) -> Path:
+        """The path of one of the artifact's files."""
+        return self.path / name
+
+
+class Store:
+    """The folder `<workspace>/store`: `<stage>/<key>/` are artifacts, `attempts/<stage>-<key>/` work in progress."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+
+    def path(self, stage: str, key: str) -> Path:
+        """Where the artifact is, or would be."""
+        return self.root / stage / key
+
+    def attempt(self, stage: str, key: str) -> Path:
+        """Where an attempt works: `output/` becomes the artifact, `scratch/` (checkpoints, shards) survives a kill."""
+        return self.root / "attempts" / f"{stage}-{key}"
+
+    @contextlib.contextmanager
+    def lock(self, stage: str, key: str) -> Iterator[None]:
+        """Alone with this key on this host; the kernel frees the lock on any death."""
+        with file_lock(self.root / "locks" / f"{stage}-{key}"):
+            yield
+
+    def find(self, stage: str, key: str, verify: bool = True) -> Artifact | None:
+        """The artifact of a key, or None. With `verify`, every file's digest is checked; sizes always are."""
+        path = self.path(stage, key)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, UnicodeDecodeError) as error:
+            raise DamagedArtifact(f"{path / MANIFEST} is not readable JSON ({error})") from error
+        artifact = Artifact(path, manifest)
+        check_files(artifact, verify)
+        return artifact
+
+    def commit(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
+        """Turns an attempt's output into the artifact: digests, flush to disk, one rename."""
+        output = self.attempt(stage, key) / "output"
+        files = {
+            str(path.relative_to(output)): {"sha256": digest_file(path), "bytes": path.stat().st_size}
+            for path in sorted(output.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+        # Files under logs/ tell of times and machines: they are kept and checked, but do not change the contents' name.
+        content = {name: entry["sha256"] for name, entry in files.items() if not name.startswith("logs/")}
+        whole = {**manifest, "stage": stage, "key": key, "digest": digest_json(content), "files": files}
+        (output / MANIFEST).write_text(json.dumps(whole, indent=1, sort_keys=True, default=str) + "\n")
+        flush_tree(output)
+        final = self.path(stage, key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(output, final)
+        flush_folder(final.parent)
+        shutil.rmtree(self.attempt(stage, key), ignore_errors=True)
+        return Artifact(final, whole)
+
+    def quarantine(self, stage: str, key: str) -> Path | None:
+        """Moves a damaged or forced artifact aside; nothing is deleted in silence."""
+        path = self.path(stage, key)
+        if not path.exists():
+            return None
+        aside = self.root / "quarantine" / f"{stage}-{key}-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(path, aside)
+        return aside
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Every artifact, unverified, in no promised order."""
+        for path in self.root.glob(f"*/*/{MANIFEST}"):
+            if path.parent.parent.name not in {"attempts", "quarantine"}:
+                yield Artifact(path.parent, json.loads(path.read_text()))
+
+
+def check_files(artifact: Artifact, digests: bool = True) -> None:
+    """Raises DamagedArtifact where a file is missing, has another size or (with `digests`) other bytes."""
+    for name, entry in artifact.manifest["files"].items():
+        path = artifact.path / name
+        if not path.is_file():
+            raise DamagedArtifact(f"{path} is missing")
+        if (size := path.stat().st_size) != entry["bytes"]:
+            raise DamagedArtifact(f"{path} has {size} bytes, expected {entry['bytes']}")
+        if digests and digest_file(path) != entry["sha256"]:
+            raise DamagedArtifact(f"{path} has other contents than when it was written")
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, blocking: bool = True) -> Iterator[None]:
+    """An exclusive flock on `path`; BlockingIOError where it is held and `blocking` is off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """A reader sees the old file or the new one, whole, even after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def flush_tree(root: Path) -> None:
+    """Flushes every file and folder below `root` to disk."""
+    for path in root.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for path in [*(path for path in root.rglob("*") if path.is_dir()), root]:
+        flush_folder(path)
+
+
+def flush_folder(path: Path) -> None:
+    """Flushes a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,60 @@
+"""What a method asks of the data, and what it gets: the only words that methods and data share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+View = Literal["none", "weak", "strong", "rotated"]
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of an image that a method needs, in the order in which it reads them.
+
+    `unlabeled=("weak", "strong")` is FixMatch; `("weak", "weak")` is two independent weak views. A strong view is
+    drawn on top of a weak one of its own.
+    `pseudo` asks for images from the selection (stored pseudo-labels) with their targets.
+    """
+
+    labeled: tuple[View, ...] = ("weak",)
+    unlabeled: tuple[View, ...] = ()
+    pseudo: tuple[View, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images. Every view is [n, C, H, W], float and normalised, in channels_last on any device.
+
+    `*_index` is the sample's position in its pool (0 … pool size - 1): what per-sample memory is indexed by.
+    `pseudo_targets` are rows of probabilities, one-hot where the selection keeps hard labels.
+    `unlabeled_truth` is for diagnosis alone (accuracy of pseudo-labels): -1 where unknown; no loss may read it.
+    """
+
+    labeled: tuple[Tensor, ...]
+    labels: Tensor  # [B] int64
+    labeled_index: Tensor  # [B] int64
+    unlabeled: tuple[Tensor, ...] = ()
+    unlabeled_index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    pseudo: tuple[Tensor, ...] = ()
+    pseudo_targets: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    pseudo_index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    unlabeled_truth: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    label_weights: Tensor | None = None  # [B] float, where imbalanced labels are weighted
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `move` applied to every tensor (a device transfer, a pin)."""
+        moved = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, tuple):
+                moved[item.name] = tuple(move(tensor) for tensor in value)
+            elif value is not None:
+                moved[item.name] = move(value)
+        return replace(self, **moved)
+
+    def pin_memory(self) -> "Batch":
+        """What DataLoader calls on CUDA."""
+        return self.map(lambda tensor: tensor.pin_memory())

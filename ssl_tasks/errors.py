@@ -1,0 +1,80 @@
+"""Every error that a user can meet, in one tree.
+
+    SelftrainError                 exit code 3   a stage failed
+    ├── UserError                  exit code 2   the input is wrong; the message says what to change
+    │   ├── ConfigError                          a setting, a recipe, an option
+    │   ├── DataError                            an image source, a manifest, a table of corrections
+    │   └── NotFound                             a run, stage, model or sample that nobody knows
+    ├── StageFailed                exit code 3   carries stage, reason and log file
+    ├── TrainingDiverged           exit code 3   a loss that is not a number, or that grows without bound
+    ├── OutOfMemory                exit code 3   says what to lower
+    ├── DamagedArtifact            exit code 3   a file is not what its digest says
+    ├── Transient                  exit code 3   may succeed when tried again: the only errors that are retried
+    └── Interrupted                exit code 130 a person or a scheduler asked us to stop; a checkpoint was written
+
+A message says what was found, what was expected and what to do. The command line prints it alone.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SelftrainError(Exception):
+    """Base of all errors of this package."""
+
+    exit_code = 3
+
+
+class UserError(SelftrainError):
+    """The user's input is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A setting is missing, unknown, of the wrong type or out of range."""
+
+
+class DataError(UserError):
+    """An image source, a manifest or a table cannot be used as it is."""
+
+
+class NotFound(UserError):
+    """A name that nobody knows."""
+
+
+class StageFailed(SelftrainError):
+    """A stage did not finish."""
+
+    def __init__(self, stage: str, reason: str, log: str | None = None) -> None:
+        super().__init__(f"stage '{stage}' failed: {reason}" + (f"\nlog: {log}" if log else ""))
+        self.stage, self.reason, self.log = stage, reason, log
+
+
+class TrainingDiverged(SelftrainError):
+    """The loss is not finite, or grew without bound."""
+
+
+class OutOfMemory(SelftrainError):
+    """An accelerator's memory, or the host's, was not enough."""
+
+
+class DamagedArtifact(SelftrainError):
+    """A stored file differs from its recorded digest."""
+
+
+class Transient(SelftrainError):
+    """A fault that trying again can cure."""
+
+
+class Interrupted(SelftrainError):
+    """Asked to stop, and stopped in order."""
+
+    exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The tail of a message about an unknown name: the closest known one, then all of them."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return (f" Did you mean '{close[0]}'?" if close else "") + f" Known: {', '.join(choices)}."

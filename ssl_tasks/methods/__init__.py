@@ -1,0 +1,30 @@
+"""The methods by name. A new method: one file, its settings in `settings.py`, one line here, one test file.
+
+Importing this package imports no torch; `build_method` does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ssl_tasks.methods.settings import MethodSettings
+
+if TYPE_CHECKING:
+    from ssl_tasks.methods.base import Method, Problem
+
+METHODS: dict[str, str] = {  # name, which is also the module's → class
+    "supervised": "Supervised",
+    "pseudo_label": "PseudoLabel",
+    "fixmatch": "FixMatch",
+    "mean_teacher": "MeanTeacher",
+    "noisy_student": "NoisyStudent",
+}
+
+
+def method_class(name: str) -> "type[Method]":
+    """The class behind a method's name."""
+    return getattr(import_module(f"ssl_tasks.methods.{name}"), METHODS[name])
+
+
+def build_method(settings: MethodSettings, problem: "Problem") -> "Method":
+    """The method that the settings name, ready to train."""
+    return method_class(settings.name)(settings, problem)

@@ -1,0 +1,89 @@
+"""The contract of a method: tensors in, losses out; never backward, step, device or logger."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ssl_tasks.batch import Batch, View, Views
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one step says: the loss to minimise, and numbers to log (detached tensors, never `.item()`: no sync).
+
+    Names used by all methods, so that runs compare: `supervised`, `unsupervised` (before its weight), `mask`
+    (share of unlabelled images that count), `pseudo_accuracy` (of those that count, where the truth is known),
+    `pseudo_largest_class` (share of the most frequent pseudo-label among those that count).
+    """
+
+    total: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method must know when it is built."""
+
+    num_classes: int
+    num_labeled: int  # sizes of the pools: per-sample memory is as long
+    num_unlabeled: int
+    steps: int  # of the whole run
+    batch_size: int  # labelled images a step, over all ranks
+    class_prior: tuple[float, ...]  # of the labelled set
+
+
+class Pools(Protocol):
+    """Ordered passes over a whole pool, for methods that look at all images between epochs; images on the device."""
+
+    def labeled(self, view: View = "none") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(index, images, labels), batch by batch, in pool order."""
+        ...
+
+    def unlabeled(self, view: View = "none") -> Iterator[tuple[Tensor, Tensor]]:
+        """(index, images), batch by batch, in pool order."""
+        ...
+
+
+class Method(nn.Module):
+    """Base of all methods. Running quantities are buffers, so saving, resuming and moving need no code.
+
+    `student` is always a `models.Classifier`: `student(x)` gives logits, `student.features(x)` the penultimate
+    features, `student.head(features)` the logits from these. `progress` runs from 0 (first step) to 1 (last step).
+    Parameters of the method that require a gradient (a projection head) are optimised together with the student's.
+    Before every step the engine seeds torch from (seed, step, rank): methods draw from torch's global generator.
+    """
+
+    views: ClassVar[Views] = Views()
+
+    def __init__(self, settings: Any, problem: Problem) -> None:
+        super().__init__()
+        self.settings, self.problem = settings, problem
+
+    def before_training(self, student: nn.Module) -> None:
+        """Called once before step 0, and before a state is loaded on resume: build an own teacher from the student."""
+
+    def refresh_every(self) -> int | None:
+        """Steps between two calls of `before_epoch`; None for never."""
+        return None
+
+    def before_epoch(self, student: nn.Module, pools: Pools) -> None:
+        """Called before step 0 and then every `refresh_every()` steps."""
+
+    def loss(self, student: nn.Module, batch: Batch, progress: float) -> Losses:
+        """The method itself."""
+        raise TypeError(f"{type(self).__name__} does not define its loss")
+
+    def after_step(self, student: nn.Module) -> None:
+        """Called after the optimizer's step: move an own teacher, say."""
+
+    def evaluated(self) -> nn.Module | None:
+        """A network of the method's own that is evaluated and saved in place of the student's average (or None)."""
+        return None
+
+
+def forward_together(network: nn.Module, *parts: Tensor) -> tuple[Tensor, ...]:
+    """One forward pass over all parts, so that batch norm sees them together; the logits, part by part."""
+    return torch.split(network(torch.cat(parts)), [len(part) for part in parts])

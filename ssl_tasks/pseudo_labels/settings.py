@@ -1,0 +1,42 @@
+"""What a recipe may say of pseudo-labels: how they are predicted, and which are chosen."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ssl_tasks.section import Section
+
+
+class PredictSettings(Section):
+    """A teacher, as evaluated and without noise, labels the unlabelled images in shards."""
+
+    shard_size: int = Field(65_536, ge=1, description="most samples a shard may hold")
+    batch_size: int = Field(256, ge=1, json_schema_extra={"key": False})
+    views: int = Field(1, ge=1, description="1 is the image itself; more are averaged with weak views of it")
+    temperature: float | Literal["fit"] = Field(1.0, description="fit: chosen on validation (calibration)")
+    top_k: int | None = Field(None, ge=1, description="probabilities stored; default all up to 256 classes, then 16")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class SelectSettings(Section):
+    """Which pseudo-labels are believed, and how often each is shown. All rules that are set must hold."""
+
+    threshold: float | None = Field(0.3, ge=0, le=1, description="least confidence; 0.3 is Noisy Student's")
+    top_k: int | None = Field(None, ge=1, description="most confident per class")
+    quantile: float | None = Field(None, ge=0, le=1, description="share of each class that is dropped, least confident first")
+    adaptive: bool = Field(False, description="threshold per class scaled by how many of it pass, as FlexMatch does")
+    min_margin: float | None = Field(None, ge=0, le=1)
+    min_agreement: float | None = Field(None, ge=0, le=1, description="of views and ensemble members")
+    target_precision: float | None = Field(None, gt=0, lt=1, description="thresholds per class that promise this precision")
+    precision_confidence: float = Field(0.9, gt=0, lt=1)
+    balance: Literal["none", "equal", "prior"] = "equal"
+    per_class: int | None = Field(None, ge=1, description="N of equal balance; default the median class's count")
+    prior: tuple[float, ...] | None = Field(None, description="class shares for `prior`; default the labelled set's")
+    scheme: Literal["exact", "bernoulli"] = Field("exact", description="bernoulli: the official floor + Bernoulli copies")
+    max_copies: int | None = Field(None, ge=1)
+    soft: bool = Field(True, description="students learn the probabilities; else one label")
+    sharpen: float = Field(1.0, gt=0, le=1, description="temperature of soft labels")
+    overrides: Path | None = Field(None, description="CSV or Parquet of sample_id, label (or reject) from people")
+    seed: int = Field(0, ge=0, lt=2**63)

@@ -1,0 +1,50 @@
+"""What a recipe may say of training, and of the machine that it runs on."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ssl_tasks.section import Section
+
+
+class TrainSettings(Section):
+    """The optimisation of one network."""
+
+    steps: int = Field(1_000, ge=1)
+    batch_size: int = Field(64, ge=1, description="labelled images a step, over all processes")
+    unlabeled_ratio: int = Field(7, ge=1, description="μ: unlabelled (or pseudo-labelled) images for each labelled one")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(0.03, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0, description="on kernels alone; AdamW's is decoupled")
+    schedule: Literal["constant", "cosine", "cosine_7_16"] = "cosine_7_16"
+    warmup_steps: int = Field(0, ge=0)
+    clip_gradient: float | None = Field(None, gt=0)
+    accumulate: int = Field(1, ge=1, description="micro-batches a step")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="0 evaluates the student itself")
+    ema_warmup: bool = True
+    ema_buffers: Literal["copy", "average"] = "copy"
+    class_balanced: bool = Field(False, description="labelled images drawn class by class alike")
+    class_weights: Literal["none", "inverse", "effective"] = "none"
+    evaluate_every: int = Field(200, ge=1)
+    patience: int | None = Field(None, ge=1, description="evaluations without a gain before stopping early")
+    keep: Literal["best", "last"] = Field("best", description="which checkpoint becomes the model; both are reported")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "off", "on"] = "off"
+
+
+class RuntimeSettings(Section):
+    """Where and how fast; nothing here changes what is computed, so nothing here takes part in a stage's key."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
+    processes: int = Field(1, ge=1, description="data-parallel training processes on this host")
+    workers: int = Field(0, ge=0, description="processes that prepare batches")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default all cores")
+    cache: Literal["auto", "off"] = Field("auto", description="decoded images in a shared file where they fit")
+    cache_gb: float = Field(8.0, ge=0)
+    checkpoint_every: float = Field(60.0, gt=0, description="seconds")
+    parallel: int = Field(1, ge=1, description="independent stages at the same time")
+    memory_gb: float = Field(2.0, gt=0, description="of DuckDB")
+    stage_timeout: float | None = Field(None, gt=0, description="seconds")
+    retries: int = Field(2, ge=0, description="of faults that trying again can cure")

@@ -19,7 +19,9 @@ class FolderSource(Section):
 
     name: Literal["folder"]
     path: Path
-    unlabeled: Path | None = Field(None, description="a folder, or a text file with one path a line; default unlabeled/")
+    unlabeled: Path | None = Field(
+        None, description="a folder, or a text file with one path a line; default unlabeled/"
+    )
     test: Path | None = Field(None, description="class folders of the test set; default test/ if there is one")
 
 
@@ -93,5 +95,7 @@ class AugmentSettings(Section):
     crop_padding: float = Field(0.125, ge=0, lt=1, description="of the image's side, reflected")
     strong: Literal["randaugment", "ctaugment"] = "randaugment"
     operations: int = Field(2, ge=0, description="N of RandAugment")
-    magnitude: float | Literal["random"] = Field("random", description="M of RandAugment, 0 to 30; random as FixMatch's")
+    magnitude: float | Literal["random"] = Field(
+        "random", description="M of RandAugment, 0 to 30; random as FixMatch's"
+    )
     cutout: float = Field(0.5, ge=0, le=1, description="largest side of the cut square, as a share of the image's")

@@ -19,8 +19,12 @@ class GateSettings(Section):
     """When the rounds stop. The student is compared with its teacher on the same validation images."""
 
     enabled: bool = True
-    max_p_value_worse: float = Field(0.05, ge=0, le=1, description="stop where the student is worse at this level (McNemar)")
+    max_p_value_worse: float = Field(
+        0.05, ge=0, le=1, description="stop where the student is worse at this level (McNemar)"
+    )
     require_gain: bool = Field(False, description="stop unless the student is better on validation")
-    max_class_share: float = Field(0.9, gt=0, le=1, description="of one class among the student's predictions: collapse")
+    max_class_share: float = Field(
+        0.9, gt=0, le=1, description="of one class among the student's predictions: collapse"
+    )
     min_selected: int = Field(1, ge=0, description="pseudo-labels that a round must choose")
     max_drift: float = Field(1.0, ge=0, le=1, description="total variation between selected and labelled class shares")

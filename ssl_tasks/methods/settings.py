@@ -35,8 +35,9 @@ class FixMatchSettings(Section):
     weight: Weight = 1.0
     temperature: Temperature | None = Field(None, description="None is the official hard label; else soft targets")
     distribution_alignment: bool = False
-    separate_weak_forward: bool = Field(False, description="weak views in a no-grad forward of their own: faster, but "
-                                        "batch norm sees them apart")
+    separate_weak_forward: bool = Field(
+        False, description="weak views in a no-grad forward of their own: faster, but batch norm sees them apart"
+    )
 
 
 class MeanTeacherSettings(Section):

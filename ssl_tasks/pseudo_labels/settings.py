@@ -25,16 +25,22 @@ class SelectSettings(Section):
 
     threshold: float | None = Field(0.3, ge=0, le=1, description="least confidence; 0.3 is Noisy Student's")
     top_k: int | None = Field(None, ge=1, description="most confident per class")
-    quantile: float | None = Field(None, ge=0, le=1, description="share of each class that is dropped, least confident first")
+    quantile: float | None = Field(
+        None, ge=0, le=1, description="share of each class that is dropped, least confident first"
+    )
     adaptive: bool = Field(False, description="threshold per class scaled by how many of it pass, as FlexMatch does")
     min_margin: float | None = Field(None, ge=0, le=1)
     min_agreement: float | None = Field(None, ge=0, le=1, description="of views and ensemble members")
-    target_precision: float | None = Field(None, gt=0, lt=1, description="thresholds per class that promise this precision")
+    target_precision: float | None = Field(
+        None, gt=0, lt=1, description="thresholds per class that promise this precision"
+    )
     precision_confidence: float = Field(0.9, gt=0, lt=1)
     balance: Literal["none", "equal", "prior"] = "equal"
     per_class: int | None = Field(None, ge=1, description="N of equal balance; default the median class's count")
     prior: tuple[float, ...] | None = Field(None, description="class shares for `prior`; default the labelled set's")
-    scheme: Literal["exact", "bernoulli"] = Field("exact", description="bernoulli: the official floor + Bernoulli copies")
+    scheme: Literal["exact", "bernoulli"] = Field(
+        "exact", description="bernoulli: the official floor + Bernoulli copies"
+    )
     max_copies: int | None = Field(None, ge=1)
     soft: bool = Field(True, description="students learn the probabilities; else one label")
     sharpen: float = Field(1.0, gt=0, le=1, description="temperature of soft labels")

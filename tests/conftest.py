@@ -1,0 +1,44 @@
+"""Shared fixtures. Every test runs offline, on one or two threads, in a folder of its own."""
+
+import os
+
+os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", DO_NOT_TRACK="true", MLFLOW_DISABLE_TELEMETRY="true")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from collections.abc import Mapping  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, Protocol  # noqa: E402
+
+import pytest  # noqa: E402
+
+from ssl_tasks.artifacts import Artifact  # noqa: E402
+from ssl_tasks.execute import Request, execute  # noqa: E402
+from ssl_tasks.section import Section  # noqa: E402
+from ssl_tasks.training.settings import RuntimeSettings  # noqa: E402
+
+
+class RunStage(Protocol):
+    """Runs a stage's body inline in the test's workspace and returns its artifact."""
+
+    def __call__(
+        self, body: str, section: Section, inputs: Mapping[str, Artifact] | None = None, **request: Any
+    ) -> Artifact: ...
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """An empty workspace."""
+    return tmp_path / "workspace"
+
+
+@pytest.fixture
+def run_stage(workspace: Path) -> RunStage:
+    """`run_stage("ssl_tasks.data.build:build_dataset", DataSettings())` → Artifact."""
+
+    def run(body: str, section: Section, inputs: Mapping[str, Artifact] | None = None, **request: Any) -> Artifact:
+        stage = body.rpartition(":")[2]
+        return execute(
+            Request(stage, stage, 1, body, section, inputs or {}, **request), workspace, RuntimeSettings(threads=1)
+        ).artifact
+
+    return run

@@ -1,0 +1,198 @@
+"""The record of a run: what was asked, which stages answered it, and why it stopped.
+
+`<workspace>/runs/<id>/` holds run.json, config.yaml (resolved), stages/<name>.json, logs/<name>.log and summary.json.
+Everything that looks at a run (status, report, labels, lineage) reads these files and the artifacts that they name.
+"""
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import yaml
+
+from ssl_tasks.artifacts import Artifact, write_atomically
+from ssl_tasks.config import RunConfig
+from ssl_tasks.errors import NotFound, nearest
+
+RunState = Literal["running", "waiting", "done", "failed", "interrupted", "crashed"]
+StageState = Literal["pending", "running", "computed", "reused", "failed", "crashed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of a run. `round` is 0 for the data set and the teacher, then 1, 2, …"""
+
+    name: str  # student-2
+    stage: str  # train
+    state: StageState
+    key: str = ""
+    key_parts: Mapping[str, Any] = field(default_factory=dict)
+    round: int = 0
+    digest: str = ""
+    artifact: str = ""  # the folder
+    seconds: float = 0.0
+    started: float = 0.0
+    reason: str = ""  # of a failure, in one line
+    log: str = ""
+    order: int = 0
+
+
+@dataclass(frozen=True)
+class RoundArtifacts:
+    """What a round made; round 0 has a model and an evaluation alone. None where the run has not come so far."""
+
+    round: int
+    predictions: Artifact | None = None
+    selection: Artifact | None = None
+    model: Artifact | None = None
+    evaluation: Artifact | None = None
+    gate: Artifact | None = None
+
+
+class Run:
+    """A run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, workspace: Path, config: RunConfig, **details: Any) -> "Run":
+        """A new run's folder, with its resolved configuration."""
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        run = cls(workspace / "runs" / f"{config.name}-{stamp}-{secrets.token_hex(2)}")
+        (run.path / "stages").mkdir(parents=True)
+        (run.path / "logs").mkdir()
+        dumped = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        write_atomically(run.path / "config.yaml", dumped)
+        run.update(id=run.id, name=config.name, created=time.time(), state="running", stopped="", **owner(), **details)
+        return run
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def workspace(self) -> Path:
+        return self.path.parent.parent
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration as it was resolved when the run began."""
+        return RunConfig.model_validate(yaml.safe_load((self.path / "config.yaml").read_text()))
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """run.json: id, name, created, state, stopped, host, pid, …"""
+        return json.loads((self.path / "run.json").read_text())
+
+    def update(self, **changes: Any) -> None:
+        """Changes entries of run.json."""
+        path = self.path / "run.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        write_atomically(path, json.dumps({**before, **changes}, indent=1) + "\n")
+
+    def record(self, stage: StageRecord) -> None:
+        """Writes down how a stage stands."""
+        write_atomically(self.path / "stages" / f"{stage.name}.json", json.dumps(asdict(stage), indent=1) + "\n")
+
+    def stages(self) -> list[StageRecord]:
+        """The stages in the order in which the run met them."""
+        paths = (self.path / "stages").glob("*.json")
+        return sorted((StageRecord(**json.loads(path.read_text())) for path in paths), key=lambda one: one.order)
+
+    def stage(self, name: str) -> StageRecord:
+        """One stage by its name in this run."""
+        known = {stage.name: stage for stage in self.stages()}
+        if name not in known:
+            raise NotFound(f"run {self.id} has no stage '{name}'." + nearest(name, known))
+        return known[name]
+
+    def artifact(self, name: str) -> Artifact | None:
+        """The artifact of a stage, or None where it is not finished."""
+        try:
+            stage = self.stage(name)
+            folder = Path(stage.artifact)
+            return Artifact(folder, json.loads((folder / "artifact.json").read_text())) if stage.artifact else None
+        except (NotFound, FileNotFoundError):
+            return None
+
+    @property
+    def dataset(self) -> Artifact | None:
+        return self.artifact("dataset")
+
+    def rounds(self) -> list[RoundArtifacts]:
+        """Round 0 is the teacher, then one entry a round begun."""
+        last = max((stage.round for stage in self.stages()), default=0)
+        first = RoundArtifacts(0, model=self.artifact("teacher"), evaluation=self.artifact("evaluate-teacher"))
+        return [first] + [
+            RoundArtifacts(
+                number,
+                predictions=self.artifact(f"predict-{number}"),
+                selection=self.artifact(f"select-{number}"),
+                model=self.artifact(f"student-{number}"),
+                evaluation=self.artifact(f"evaluate-{number}"),
+                gate=self.artifact(f"gate-{number}"),
+            )
+            for number in range(1, last + 1)
+        ]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json, empty while the run goes on: what `run --json` ends with."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def mend(self) -> bool:
+        """If the run's process died, says so in the records: states tell the truth. True where something was mended."""
+        info = self.info
+        if info["state"] not in ("running", "waiting") or alive(info):
+            return False
+        for stage in self.stages():
+            if stage.state == "running":
+                self.record(replace(stage, state="crashed", reason="its process died"))
+        self.update(state="crashed", stopped="its process died")
+        return True
+
+
+def owner() -> dict[str, Any]:
+    """Who runs this, precisely enough to tell later whether it still lives."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": psutil.Process().create_time()}
+
+
+def alive(info: Mapping[str, Any]) -> bool:
+    """Whether the owner still lives; an owner on another host is believed to."""
+    if info["host"] != socket.gethostname():
+        return True
+    try:
+        return abs(psutil.Process(info["pid"]).create_time() - info["pid_started"]) < 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def all_runs(workspace: Path) -> Iterator[Run]:
+    """Every run of a workspace, oldest first."""
+    runs = [Run(path.parent) for path in (workspace / "runs").glob("*/run.json")]
+    yield from sorted(runs, key=lambda run: run.info["created"])
+
+
+def find_run(workspace: Path, name: str = "last") -> Run:
+    """A run by id, unique prefix, name (its newest) or `last`."""
+    runs = list(all_runs(workspace))
+    if not runs:
+        raise NotFound(f"no runs in {workspace}; start one with `selftrain run CONFIG`")
+    if name == "last":
+        return runs[-1]
+    exact = [run for run in runs if run.id == name] or [run for run in runs if run.info["name"] == name][-1:]
+    found = exact or [run for run in runs if run.id.startswith(name)]
+    if len(found) > 1:
+        raise NotFound(f"'{name}' fits {len(found)} runs: {', '.join(run.id for run in found)}. Give more of the id.")
+    if not found:
+        raise NotFound(f"no run '{name}' in {workspace}." + nearest(name, [run.id for run in runs]))
+    return found[0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,14 +46,13 @@ class Batch:
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `move` applied to every tensor (a device transfer, a pin)."""
-        moved = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
+
+        def moved(value: Any) -> Any:
             if isinstance(value, tuple):
-                moved[item.name] = tuple(move(tensor) for tensor in value)
-            elif value is not None:
-                moved[item.name] = move(value)
-        return replace(self, **moved)
+                return tuple(move(tensor) for tensor in value)
+            return None if value is None else move(value)
+
+        return replace(self, **{item.name: moved(getattr(self, item.name)) for item in fields(self)})
 
     def pin_memory(self) -> "Batch":
         """What DataLoader calls on CUDA."""

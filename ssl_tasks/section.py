@@ -1,8 +1,9 @@
 """The base of every typed section of the configuration: frozen, closed, and cheap to import (no torch)."""
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 
 class Section(BaseModel):
@@ -16,18 +17,28 @@ class Section(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result, as plain JSON values, for a stage's key."""
+        return identity_of(self)
+
+
+def identity_of(value: Any) -> Any:
+    """The plain JSON value that stands for a setting in a stage's key."""
+    if isinstance(value, BaseModel):
         return {
-            name: _identity(getattr(self, name))
-            for name, field in type(self).model_fields.items()
+            name: identity_of(getattr(value, name))
+            for name, field in type(value).model_fields.items()
             if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("key") is False)
         }
-
-
-def _identity(value: Any) -> Any:
-    if isinstance(value, Section):
-        return value.identity()
     if isinstance(value, (list, tuple)):
-        return [_identity(item) for item in value]
+        return [identity_of(item) for item in value]
     if isinstance(value, dict):
-        return {str(name): _identity(item) for name, item in value.items()}
-    return value
+        return {str(name): identity_of(item) for name, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _beside_recipe(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder")
+    return path if folder is None or path.is_absolute() else folder / path
+
+
+RecipePath = Annotated[Path, AfterValidator(_beside_recipe)]
+"""A path in a recipe: where it is relative, it starts from the recipe's own folder."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Problem:
     num_unlabeled: int
     steps: int  # of the whole run
     batch_size: int  # labelled images a step, over all ranks
+    unlabeled_batch: int  # unlabelled (or pseudo-labelled) images a step, over all ranks
     class_prior: tuple[float, ...]  # of the labelled set
 
 
@@ -54,16 +55,20 @@ class Method(nn.Module):
     features, `student.head(features)` the logits from these. `progress` runs from 0 (first step) to 1 (last step).
     Parameters of the method that require a gradient (a projection head) are optimised together with the student's.
     Before every step the engine seeds torch from (seed, step, rank): methods draw from torch's global generator.
+
+    A method may define `train_step(student, optimizer, batch, progress) -> Losses` in place of `loss`: it then does
+    its own backward passes and steps with the optimizer, which holds the student's and the method's parameters and
+    leaves alone those without a gradient.
     """
 
-    views: ClassVar[Views] = Views()
+    views: Views = Views()  # of the class; of the instance where their number is a setting
 
     def __init__(self, settings: Any, problem: Problem) -> None:
         super().__init__()
         self.settings, self.problem = settings, problem
 
     def before_training(self, student: nn.Module) -> None:
-        """Called once before step 0, and before a state is loaded on resume: build an own teacher from the student."""
+        """Called once before the optimizer is built, and before a state is loaded on resume: build own networks."""
 
     def refresh_every(self) -> int | None:
         """Steps between two calls of `before_epoch`; None for never."""
@@ -79,9 +84,9 @@ class Method(nn.Module):
     def after_step(self, student: nn.Module) -> None:
         """Called after the optimizer's step: move an own teacher, say."""
 
-    def evaluated(self) -> nn.Module | None:
-        """A network of the method's own that is evaluated and saved in place of the student's average (or None)."""
-        return None
+    def evaluated(self, average: nn.Module) -> nn.Module:
+        """The network that is evaluated and saved: the student's average, or one of (or with) the method's own."""
+        return average
 
 
 def forward_together(network: nn.Module, *parts: Tensor) -> tuple[Tensor, ...]:

@@ -14,4 +14,6 @@ class ModelSettings(BaseModel):
     width: int | None = Field(None, ge=1, description="channels of the first stage (small_cnn) or hidden units (mlp)")
     dropout: float = Field(0.0, ge=0, lt=1)
     stochastic_depth: float = Field(0.0, ge=0, lt=1, description="drop rate of the last block; earlier ones less")
-    pretrained: Path | None = Field(None, description="a local .safetensors file to start from")
+    pretrained: Path | None = Field(
+        None, json_schema_extra={"key": False}, description="a local .safetensors file to start from"
+    )

@@ -1,0 +1,42 @@
+"""The noise of a student: dropout before the head and stochastic depth. Active in train mode, absent in eval mode."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.torchvision_import import torchvision
+
+StochasticDepth = torchvision.ops.StochasticDepth
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+class Head(nn.Linear):
+    """Features to logits, behind dropout. Its weights keep their names whatever the dropout."""
+
+    def __init__(self, num_features: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__(num_features, num_classes)
+        self.p = dropout
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(F.dropout(features, self.p, self.training))
+
+
+def drop_rates(last: float, blocks: int) -> list[float]:
+    """Rates that rise linearly to the last block's; the first of several is never dropped."""
+    return [last * (number + 1) / blocks if blocks == 1 else last * number / (blocks - 1) for number in range(blocks)]
+
+
+@contextlib.contextmanager
+def without_noise(network: nn.Module) -> Iterator[None]:
+    """Switches dropout and stochastic depth off while batch norm stays in the mode that it is in."""
+    noisy = [module for module in network.modules() if isinstance(module, (*DROPOUTS, StochasticDepth, Head))]
+    rates = [module.p for module in noisy]
+    try:
+        for module in noisy:
+            module.p = 0.0
+        yield
+    finally:
+        for module, rate in zip(noisy, rates, strict=True):
+            module.p = rate

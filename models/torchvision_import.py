@@ -1,0 +1,37 @@
+"""The one place that imports torchvision, so that it also works without its compiled operators.
+
+Where a CPU build of torch meets a CUDA build of torchvision, the operators' library does not load, and importing
+torchvision fails with "operator torchvision::nms does not exist". Declaring the operators makes the Python parts work.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+
+import torch
+
+SCHEMAS = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+declared: list[torch.library.Library] = []  # a library's declarations live as long as the object
+
+
+def import_torchvision() -> ModuleType:
+    """torchvision, its missing operators declared where its first import fails for want of them."""
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name, schema in SCHEMAS.items():
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(schema)
+        declared.append(library)
+        return importlib.import_module("torchvision")
+
+
+torchvision = import_torchvision()

@@ -55,7 +55,106 @@ class NoisyStudentSettings(Section):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="on labelled and hard pseudo-labels alone")
 
 
+class MixMatchSettings(Section):
+    name: Literal["mixmatch"] = "mixmatch"
+    weight: Weight = 75.0
+    views: int = Field(2, ge=1, description="K: weak views whose guesses are averaged")
+    temperature: Temperature = 0.5
+    alpha: float = Field(0.75, ge=0, description="Beta(a, a) of MixUp; 0 mixes nothing")
+    ramp_up: Probability = Field(1 / 64, description="share of the run over which the weight rises")
+
+
+class ReMixMatchSettings(Section):
+    name: Literal["remixmatch"] = "remixmatch"
+    weight: Weight = 1.5
+    views: int = Field(8, ge=1, description="K: strong views anchored to the weak view's guess")
+    temperature: Temperature = 0.5
+    alpha: float = Field(0.75, ge=0, description="Beta(a, a) of MixUp; 0 mixes nothing")
+    anchor_weight: Weight = Field(0.5, description="w_kl: of the first strong view before MixUp")
+    rotation_weight: Weight = 0.5
+    alignment: bool = True
+    alignment_batches: int = Field(128, ge=1, description="batches of the running mean of guesses")
+    ramp_up: Probability = Field(1 / 64, description="share of the run over which weight and anchor_weight rise")
+
+
+class ConfirmationBiasSettings(Section):
+    name: Literal["confirmation_bias"] = "confirmation_bias"
+    alpha: float = Field(1.0, ge=0, description="Beta(a, a) of MixUp; 0 mixes nothing")
+    class_regulariser: Weight = Field(0.8, description="pulls the mean prediction to the uniform prior")
+    entropy_regulariser: Weight = 0.4
+    warmup: Probability = Field(0.025, description="share of the run that learns from labelled images alone")
+
+
+class LabelPropagationSettings(Section):
+    name: Literal["label_propagation"] = "label_propagation"
+    weight: Weight = 1.0
+    neighbors: int = Field(50, ge=1)
+    alpha: float = Field(0.99, ge=0, lt=1, description="of the diffusion: how far labels travel")
+    power: float = Field(3.0, gt=0, description="of the similarities: edges are sim^power")
+    iterations: int = Field(20, ge=1, description="of conjugate gradient")
+    entropy_weights: bool = True
+    class_weights: bool = True
+    warmup: Probability = Field(0.5, description="share of the run that learns from labelled images alone")
+    refreshes: int | None = Field(None, ge=1, description="graphs in the rest of the run; default one per epoch")
+
+
+class MetaPseudoLabelsSettings(Section):
+    name: Literal["meta_pseudo_labels"] = "meta_pseudo_labels"
+    uda_weight: Weight = 8.0
+    uda_temperature: Temperature = 0.7
+    uda_threshold: Probability = 0.6
+    uda_ramp_up: Probability = Field(1 / 60, description="share of the run over which uda_weight rises")
+    label_smoothing: float = Field(0.15, ge=0, lt=1)
+    feedback_weight: Weight = 1.0
+    feedback_decay: float = Field(0.99, ge=0, lt=1, description="of the moving average taken off the feedback")
+    feedback_sign: Literal["official", "theory"] = Field("official", description="new - old, or old - new")
+    student_wait: Probability = Field(0.01, description="share of the run that trains the teacher alone")
+    finetune: Probability = Field(0.1, description="last share of the run: the student on labelled images alone")
+    finetune_rate: float = Field(0.01, ge=0, description="factor on the learning rate meanwhile")
+
+
+class DivideMixSettings(Section):
+    name: Literal["dividemix"] = "dividemix"
+    weight: Weight = 25.0
+    alpha: float = Field(4.0, ge=0, description="Beta(a, a) of MixUp; 0 mixes nothing")
+    temperature: Temperature = 0.5
+    clean_threshold: Probability = 0.5
+    labels: Literal["noisy", "clean"] = Field("noisy", description="clean trusts every label and divides nothing")
+    use_unlabeled: bool = Field(True, description="false for a fully but noisily labelled set")
+    asymmetric: bool = Field(False, description="penalise confidence in warm-up, as for asymmetric noise")
+    loss_history: int = Field(1, ge=1, description="epochs of losses averaged before dividing; 5 for 90 % noise")
+    warmup: Probability = Field(10 / 300, description="share of the run that trains on all labels as given")
+    ramp_up: Probability = Field(16 / 300, description="share of the run, after the warm-up, over which weight rises")
+    second: Literal["scratch", "student"] = Field("scratch", description="first weights of the second network")
+
+
+class SimCLRSettings(Section):
+    name: Literal["simclr"] = "simclr"
+    temperature: Temperature = 0.5
+    projection: int = Field(128, ge=1, description="outputs of the projection head")
+    layers: int = Field(2, ge=1, description="of the projection head; SimCLRv2 has 3")
+    probe_weight: Weight = Field(1.0, description="of the linear probe on features without a gradient")
+
+
+class DistillationSettings(Section):
+    name: Literal["distillation"] = "distillation"
+    weight: Probability = Field(1.0, description="α: of the teacher's labels; 1 - α of the true ones")
+    temperature: Temperature = 1.0
+
+
 MethodSettings = Annotated[
-    SupervisedSettings | PseudoLabelSettings | FixMatchSettings | MeanTeacherSettings | NoisyStudentSettings,
+    SupervisedSettings
+    | PseudoLabelSettings
+    | FixMatchSettings
+    | MeanTeacherSettings
+    | NoisyStudentSettings
+    | MixMatchSettings
+    | ReMixMatchSettings
+    | ConfirmationBiasSettings
+    | LabelPropagationSettings
+    | MetaPseudoLabelsSettings
+    | DivideMixSettings
+    | SimCLRSettings
+    | DistillationSettings,
     Field(discriminator="name"),
 ]

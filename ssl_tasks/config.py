@@ -1,19 +1,15 @@
-"""RunConfig: the one place where the sections of a recipe meet; loading, overriding, and where each value came from."""
+"""RunConfig: the one place where the sections of a recipe meet. `recipes.py` reads it from YAML."""
 
-import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from models.settings import ModelSettings
 from ssl_tasks.data.settings import AugmentSettings, DataSettings
-from ssl_tasks.errors import ConfigError, nearest
 from ssl_tasks.evaluation.settings import EvaluateSettings, GateSettings
 from ssl_tasks.methods.settings import MethodSettings, NoisyStudentSettings, SupervisedSettings
 from ssl_tasks.pseudo_labels.settings import PredictSettings, SelectSettings
-from ssl_tasks.section import Section
+from ssl_tasks.section import RecipePath, Section
 from ssl_tasks.training.settings import RuntimeSettings, TrainSettings
 
 
@@ -24,8 +20,16 @@ class LearnerSettings(Section):
     method: MethodSettings = SupervisedSettings()
     train: TrainSettings = TrainSettings()
     augment: AugmentSettings = AugmentSettings()
-    init: Literal["scratch", "teacher"] = Field("scratch", description="first weights of a student")
-    members: int = Field(1, ge=1, description="networks of an ensemble, alike but for their seed")
+    members: int = Field(
+        1, ge=1, json_schema_extra={"key": False}, description="networks of an ensemble, alike but for their seed"
+    )
+
+
+class StudentSettings(LearnerSettings):
+    """How a round's student is trained. An online method takes the selected pseudo-labels as further labels."""
+
+    method: MethodSettings = NoisyStudentSettings()
+    init: Literal["scratch", "teacher"] = Field("scratch", description="the student's first weights")
 
 
 class RoundSettings(Section):
@@ -33,7 +37,7 @@ class RoundSettings(Section):
 
     predict: PredictSettings = PredictSettings()
     select: SelectSettings = SelectSettings()
-    student: LearnerSettings = LearnerSettings(method=NoisyStudentSettings())
+    student: StudentSettings = StudentSettings()
     gate: GateSettings = GateSettings()
     hold: bool = Field(False, description="wait after select until a person approves")
 
@@ -44,7 +48,9 @@ class RunConfig(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0, lt=2**62)
     data: DataSettings = DataSettings()
+    pretrain: LearnerSettings | None = Field(None, description="trained first, as the teacher's first weights: simclr")
     teacher: LearnerSettings = LearnerSettings()
+    given_teacher: RecipePath | None = Field(None, description="a folder with a trained model, in place of `teacher`")
     rounds: tuple[RoundSettings, ...] = ()
     evaluate: EvaluateSettings = EvaluateSettings()
     runtime: RuntimeSettings = RuntimeSettings()

@@ -19,6 +19,9 @@ METHODS: dict[str, str] = {  # name, which is also the module's → class
     "noisy_student": "NoisyStudent",
 }
 
+LABELS_ONLY = {"supervised", "noisy_student"}
+"""Methods that never look at the unlabelled pool: new unlabelled images do not make them train again."""
+
 
 def method_class(name: str) -> "type[Method]":
     """The class behind a method's name."""

@@ -1,11 +1,10 @@
 """What a recipe may say of pseudo-labels: how they are predicted, and which are chosen."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from ssl_tasks.section import Section
+from ssl_tasks.section import RecipePath, Section
 
 
 class PredictSettings(Section):
@@ -44,5 +43,9 @@ class SelectSettings(Section):
     max_copies: int | None = Field(None, ge=1)
     soft: bool = Field(True, description="students learn the probabilities; else one label")
     sharpen: float = Field(1.0, gt=0, le=1, description="temperature of soft labels")
-    overrides: Path | None = Field(None, description="CSV or Parquet of sample_id, label (or reject) from people")
+    overrides: RecipePath | None = Field(
+        None,
+        json_schema_extra={"key": False},  # its contents are in the key
+        description="CSV or Parquet of sample_id, label (or reject) from people",
+    )
     seed: int = Field(0, ge=0, lt=2**63)

@@ -1,0 +1,1 @@
+"""Prefect lives here alone: which stages, in what order, retried, scheduled, where; and the command line."""

@@ -1,0 +1,133 @@
+"""Answers stages for one run: executes or reuses, writes the record, tells the tracker, shows progress."""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flows.self_training import Pending
+from ssl_tasks.artifacts import Artifact, Store
+from ssl_tasks.config import RunConfig
+from ssl_tasks.errors import Interrupted, SelftrainError, StageFailed, UserError
+from ssl_tasks.execute import Outcome, Request, execute
+from ssl_tasks.process import describe, run_isolated
+from ssl_tasks.runs import Run, StageRecord
+from ssl_tasks.stage import StageContext, StageResult
+
+log = logging.getLogger("selftrain")
+
+
+class Conductor:
+    """One run's answers. `around` lets Prefect wrap each stage in a task; `force` names stages to compute anew."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: RunConfig,
+        tracker: Any = None,
+        force: frozenset[str] = frozenset(),
+        isolate: bool = True,
+    ) -> None:
+        self.run_record, self.config, self.tracker, self.force, self.isolate = run, config, tracker, force, isolate
+        self.store = Store(run.workspace / "store")
+        self.pool = ThreadPoolExecutor(max_workers=config.runtime.parallel, thread_name_prefix="stage")
+        self.orders: dict[str, int] = {}
+        self.around: Callable[[Request, Callable[[], Outcome]], Outcome] = lambda request, answer: answer()
+        self.on_wait: Callable[[int, Artifact], None] = self._wait_for_approval
+
+    def fingerprint(self, config: RunConfig) -> str:
+        from ssl_tasks.data.fingerprint import fingerprint
+
+        return fingerprint(config.data, self.run_record.workspace / "cache")
+
+    def run(self, request: Request, round_number: int) -> Artifact:
+        order = self.orders.setdefault(request.name, len(self.orders))
+        return self.around(request, lambda: self.answer(request, round_number, order)).artifact
+
+    def submit(self, request: Request, round_number: int) -> Pending:
+        order = self.orders.setdefault(request.name, len(self.orders))
+        future = self.pool.submit(self.around, request, lambda: self.answer(request, round_number, order))
+        return lambda: future.result().artifact
+
+    def hold(self, round_number: int, selection: Artifact) -> None:
+        self.on_wait(round_number, selection)
+
+    def answer(self, request: Request, round_number: int, order: int) -> Outcome:
+        """Executes one stage and writes down how it went; errors become StageFailed with name and log."""
+        record = StageRecord(
+            name=request.name,
+            stage=request.stage,
+            state="running",
+            key=request.key,
+            key_parts=request.key_parts(),
+            round=round_number,
+            started=time.time(),
+            order=order,
+            log=str(self.run_record.path / "logs" / f"{request.name}.log"),
+        )
+        self.run_record.record(record)
+        log.info("%s …", request.name)
+        try:
+            outcome = self._execute(request, record)
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+            reason = str(describe(error)["message"]).splitlines()[0]
+            self.run_record.record(replace(record, state=state, reason=reason, seconds=time.time() - record.started))
+            if isinstance(error, (StageFailed, UserError, Interrupted)) or not isinstance(error, Exception):
+                raise
+            failed = StageFailed(request.name, reason, record.log)
+            raise failed from error
+        self.run_record.record(
+            replace(
+                record,
+                state="reused" if outcome.reused else "computed",
+                artifact=str(outcome.artifact.path),
+                digest=outcome.artifact.digest,
+                seconds=round(outcome.seconds, 3),
+            )
+        )
+        log.info("%s %s in %.1f s", request.name, "reused" if outcome.reused else "computed", outcome.seconds)
+        return outcome
+
+    def _execute(self, request: Request, record: StageRecord) -> Outcome:
+        def runner(request: Request, context: StageContext) -> StageResult:
+            if not self.isolate:
+                from ssl_tasks.execute import run_inline
+
+                return run_inline(request, context)
+            return run_isolated(request, context, Path(record.log))
+
+        return execute(
+            request,
+            self.run_record.workspace,
+            self.config.runtime,
+            runner,
+            force=request.name in self.force,
+            provenance={"run": self.run_record.id},
+        )
+
+    def _wait_for_approval(self, round_number: int, selection: Artifact) -> None:
+        """Without Prefect: waits for the file that `selftrain approve` writes."""
+        approved = self.run_record.path / "approved" / str(round_number)
+        self.run_record.update(state="waiting")
+        while not approved.exists():
+            time.sleep(0.5)
+        self.run_record.update(state="running")
+
+    def close(self) -> None:
+        """No more stages."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def finished(run: Run, error: BaseException | None, stopped: str = "") -> None:
+    """Writes how the run ended."""
+    if error is None:
+        run.update(state="done", stopped=stopped, finished=time.time())
+    elif isinstance(error, (Interrupted, KeyboardInterrupt)):
+        run.update(state="interrupted", stopped="interrupted", finished=time.time())
+    else:
+        reason = str(error) if isinstance(error, SelftrainError) else f"{type(error).__name__}: {error}"
+        run.update(state="failed", stopped=reason, finished=time.time())

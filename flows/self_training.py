@@ -1,0 +1,178 @@
+"""The rounds: data → teacher → (predict → select → student → evaluate → gate) → …, whoever answers the stages.
+
+Nothing here knows Prefect: `answer` turns a request into its artifact, as plain functions, as Prefect tasks or both.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from ssl_tasks.artifacts import Artifact
+from ssl_tasks.config import LearnerSettings, RoundSettings, RunConfig
+from ssl_tasks.execute import Request
+from ssl_tasks.seeds import derive_seed
+from ssl_tasks.stages import (
+    dataset_request,
+    evaluate_request,
+    gate_request,
+    given_request,
+    predict_request,
+    select_request,
+    train_request,
+)
+
+Pending = Callable[[], Artifact]
+
+
+class Answers(Protocol):
+    """How stages are answered, and what happens between them."""
+
+    def fingerprint(self, config: RunConfig) -> str:
+        """The digest of the source's contents."""
+        ...
+
+    def run(self, request: Request, round_number: int) -> Artifact:
+        """Answers now."""
+        ...
+
+    def submit(self, request: Request, round_number: int) -> Pending:
+        """Answers at the same time as others where there is room; the result raises what the stage raised."""
+        ...
+
+    def hold(self, round_number: int, selection: Artifact) -> None:
+        """Waits until a person approves the selection."""
+        ...
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """One line of the result table; round 0 is the teacher."""
+
+    round: int
+    model: str
+    model_digest: str
+    labeled: int
+    selected: int | None = None
+    pseudo_label_precision: float | None = None  # where the truth is known
+    validation_accuracy: float | None = None
+    test_accuracy: float | None = None
+    decision: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run made of its data, and why it stopped."""
+
+    stopped: str
+    best_round: int
+    rounds: tuple[RoundSummary, ...] = field(default_factory=tuple)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for `--json` and for the run's record."""
+        return asdict(self)
+
+
+def self_training(config: RunConfig, answers: Answers) -> Summary:
+    """The whole run. Without rounds: one model, evaluated."""
+    dataset = answers.run(dataset_request(config, answers.fingerprint(config)), 0)
+    teachers = _first_teachers(config, dataset, answers)
+    evaluation = answers.run(evaluate_request("evaluate-teacher", config.evaluate, dataset, teachers[0]), 0)
+    lines = [_summarise(0, dataset, teachers[0], evaluation)]
+    selection: Artifact | None = None
+    stopped = (
+        f"all {len(config.rounds)} rounds done" if config.rounds else "one model trained: the recipe has no rounds"
+    )
+    for number, settings in enumerate(config.rounds, 1):
+        predictions = answers.run(predict_request(f"predict-{number}", settings.predict, dataset, teachers), number)
+        selection = answers.run(
+            select_request(f"select-{number}", settings.select, dataset, predictions, selection), number
+        )
+        if not selection.summary["selected"]:
+            stopped = f"round {number}: no unlabelled image passed the selection"
+            break
+        if settings.hold:
+            answers.hold(number, selection)
+        students = _students(number, settings, dataset, selection, teachers[0], config.seed, answers)
+        teacher_evaluation = evaluation
+        evaluation = answers.run(evaluate_request(f"evaluate-{number}", config.evaluate, dataset, students[0]), number)
+        gate = answers.run(
+            gate_request(f"gate-{number}", settings.gate, dataset, teacher_evaluation, evaluation, selection), number
+        )
+        lines.append(_summarise(number, dataset, students[0], evaluation, selection, gate))
+        if gate.summary["decision"] == "stop":
+            stopped = f"round {number}: {gate.summary['reason']}"
+            break
+        teachers = students
+    return Summary(stopped, _best_round(lines), tuple(lines))
+
+
+def _first_teachers(config: RunConfig, dataset: Artifact, answers: Answers) -> list[Artifact]:
+    if config.given_teacher is not None:
+        return [answers.run(given_request("teacher", config.given_teacher), 0)]
+    init = None
+    if config.pretrain is not None:
+        seed = derive_seed(config.seed, "pretrain")
+        init = answers.run(train_request("pretrain", config.pretrain, dataset, seed), 0)
+    return _members("teacher", config.teacher, dataset, config.seed, 0, answers, init=init)
+
+
+def _students(
+    number: int,
+    settings: RoundSettings,
+    dataset: Artifact,
+    selection: Artifact,
+    teacher: Artifact,
+    seed: int,
+    answers: Answers,
+) -> list[Artifact]:
+    init = teacher if settings.student.init == "teacher" else None
+    return _members(f"student-{number}", settings.student, dataset, seed, number, answers, selection, init)
+
+
+def _members(
+    name: str,
+    learner: LearnerSettings,
+    dataset: Artifact,
+    seed: int,
+    round_number: int,
+    answers: Answers,
+    selection: Artifact | None = None,
+    init: Artifact | None = None,
+) -> list[Artifact]:
+    """One model, or the members of an ensemble; the first carries the round's name and is the one evaluated."""
+    names = [name] + [f"{name}-member-{number}" for number in range(2, learner.members + 1)]
+    requests = [
+        train_request(one, learner, dataset, derive_seed(seed, one), selection=selection, init=init) for one in names
+    ]
+    pending = [answers.submit(request, round_number) for request in requests]
+    return [result() for result in pending]
+
+
+def _summarise(
+    number: int,
+    dataset: Artifact,
+    model: Artifact,
+    evaluation: Artifact,
+    selection: Artifact | None = None,
+    gate: Artifact | None = None,
+) -> RoundSummary:
+    chosen = selection.summary if selection is not None else {}
+    return RoundSummary(
+        round=number,
+        model=model.summary.get("model", ""),
+        model_digest=model.digest,
+        labeled=dataset.summary["counts"]["labeled"],
+        selected=chosen.get("selected"),
+        pseudo_label_precision=chosen.get("true_precision"),
+        validation_accuracy=evaluation.summary.get("validation_accuracy"),
+        test_accuracy=evaluation.summary.get("test_accuracy"),
+        decision=gate.summary["decision"] if gate is not None else "",
+        seconds=sum(one.manifest["seconds"] for one in (selection, model, evaluation, gate) if one is not None),
+    )
+
+
+def _best_round(lines: list[RoundSummary]) -> int:
+    """The round with the best validation accuracy (the first of equals); never chosen by the test set."""
+    known = [line for line in lines if line.validation_accuracy is not None]
+    return max(known, key=lambda line: (line.validation_accuracy, -line.round)).round if known else lines[-1].round

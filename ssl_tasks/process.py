@@ -1,0 +1,180 @@
+"""Runs a stage's body in a process group of its own: it can be killed whole, and takes its memory with it.
+
+A fork server that has imported torch already starts it in some hundredths of a second. The group dies with us, whatever
+kills us: a thread in the worker waits for our end and then kills the group.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from ssl_tasks import errors
+from ssl_tasks.artifacts import file_lock
+from ssl_tasks.execute import Request, load_body
+from ssl_tasks.stage import StageContext, StageResult
+
+GRACE_SECONDS = 30.0  # between asking a worker to stop and killing it
+PRELOAD = ["ssl_tasks.preload"]
+RESULT = "result.json"
+
+_forkserver = multiprocessing.get_context("forkserver")
+_forkserver.set_forkserver_preload(PRELOAD)
+_live: set[BaseProcess] = set()
+
+
+def run_isolated(request: Request, context: StageContext, log: Path | None = None) -> StageResult:
+    """Runs the body in a worker and waits. Raises the worker's error; asks the worker to stop where we are asked."""
+    attempt = context.output.parent
+    (attempt / RESULT).unlink(missing_ok=True)
+    log = log or attempt / "log.txt"
+    worker = _forkserver.Process(target=_work, args=(request.body, context, attempt, log), name=request.name)
+    worker.start()
+    _live.add(worker)
+    try:
+        worker.join(context.runtime.stage_timeout)
+        if worker.exitcode is None:
+            stop(worker)
+            raise errors.StageFailed(
+                request.name, f"took longer than runtime.stage_timeout = {context.runtime.stage_timeout:g} s", str(log)
+            )
+    finally:
+        if worker.exitcode is None:  # a signal or an exception reached us while we waited
+            stop(worker)
+        _live.discard(worker)
+    return _read_result(request.name, attempt / RESULT, worker.exitcode, log)
+
+
+def stop(worker: BaseProcess) -> None:
+    """Asks the worker to checkpoint and leave; then kills its whole group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(worker.pid or 0, signal.SIGTERM)
+    worker.join(GRACE_SECONDS)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(worker.pid or 0, signal.SIGKILL)
+    worker.join()
+
+
+def stop_all() -> None:
+    """Stops every worker that still runs (stages that run in threads do not get signals)."""
+    for worker in list(_live):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid or 0, signal.SIGTERM)
+    for worker in list(_live):
+        stop(worker)
+
+
+def _work(body: str, context: StageContext, attempt: Path, log: Path) -> None:
+    """The worker's main: own group, own log, one JSON file as the answer."""
+    os.setsid()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        # Waits for a worker whose parent was killed a moment ago: two must never write into one scratch folder.
+        with file_lock(attempt / "worker.lock"), _lease(context.runtime.device, context.runtime.processes):
+            result = load_body(body)(context)
+        answer: dict[str, Any] = {"summary": dict(result.summary), "parts": dict(result.parts)}
+    except BaseException as error:  # noqa: BLE001 - whatever it was, the parent must hear of it
+        traceback.print_exc()
+        answer = describe(error)
+    (attempt / RESULT).write_text(json.dumps(answer, default=str))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "error" in answer:
+        os._exit(1)  # threads of a broken body must not keep the process
+
+
+def _interrupt(*_: Any) -> None:
+    raise errors.Interrupted("asked to stop")
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An error as JSON: the class of our tree that it belongs to, and a message of one line for a person."""
+    if isinstance(error, errors.SelftrainError):
+        return {"error": type(error).__name__, "message": str(error)}
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = error.filename or "the workspace"
+        return {"error": "SelftrainError", "message": f"no space left to write {where}; free some and run again"}
+    if isinstance(error, MemoryError):
+        return {"error": "OutOfMemory", "message": "the host's memory was not enough; lower batch_size or workers"}
+    if isinstance(error, (ConnectionError, TimeoutError, BlockingIOError)):
+        return {"error": "Transient", "message": f"{type(error).__name__}: {error}"}
+    lines = str(error).strip().splitlines() or [""]
+    return {"error": "SelftrainError", "message": f"{type(error).__name__}: {lines[0]}"}
+
+
+def _read_result(name: str, path: Path, exitcode: int | None, log: Path) -> StageResult:
+    if not path.exists():
+        if exitcode is not None and exitcode < 0:
+            number = signal.Signals(-exitcode)
+            memory = " (often the kernel's, when memory runs out)" if number is signal.SIGKILL else ""
+            raise errors.StageFailed(name, f"its process was killed by {number.name}{memory}", str(log))
+        raise errors.StageFailed(name, f"its process ended with code {exitcode} and no answer", str(log))
+    answer = json.loads(path.read_text())
+    if "error" not in answer:
+        return StageResult(summary=answer["summary"], parts=answer["parts"])
+    kind = getattr(errors, answer["error"], errors.SelftrainError)
+    if kind is errors.StageFailed:
+        raise errors.StageFailed(name, answer["message"], str(log))
+    raise kind(answer["message"])
+
+
+@contextlib.contextmanager
+def _lease(device: str, processes: int) -> Iterator[None]:
+    """Holds GPUs that no other stage on this host holds; the kernel frees them on any death. Nothing on a CPU."""
+    gpus = [] if device == "cpu" else visible_gpus()
+    if not gpus:
+        yield
+        return
+    wanted = [device.partition(":")[2]] if ":" in device else gpus
+    with contextlib.ExitStack() as stack:
+        held: list[str] = []
+        for gpu in wanted:
+            if len(held) < processes:
+                with contextlib.suppress(BlockingIOError):
+                    stack.enter_context(file_lock(_gpu_lock(gpu), blocking=False))
+                    held.append(gpu)
+        if not held:  # all are busy: wait for the first
+            stack.enter_context(file_lock(_gpu_lock(wanted[0])))
+            held = wanted[:1]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+        yield
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
+    folder = Path("/proc/driver/nvidia/gpus")
+    return [str(number) for number in range(len(list(folder.iterdir())))] if folder.is_dir() else []
+
+
+def _gpu_lock(gpu: str) -> Path:
+    return Path(os.environ.get("SELFTRAIN_LOCKS", "/tmp/selftrain-locks")) / f"gpu-{gpu}.lock"

@@ -1,0 +1,221 @@
+"""Reading a recipe: YAML, then `--set a.b=c`, then one validation that reports all problems together."""
+
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+import configs
+from ssl_tasks.config import RunConfig
+from ssl_tasks.errors import ConfigError, nearest
+
+RESOLVED = "config.yaml"
+BUILT_IN = Path(configs.__file__).parent
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated configuration, and for every value that is not a default, where it came from."""
+
+    config: RunConfig
+    path: Path
+    origins: Mapping[str, str]  # rounds.1.select.threshold → recipe, --set
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe from a file (or the name of a built-in one: quickstart, cifar10/fixmatch), with overrides `a.b=c`."""
+    path = find_recipe(name)
+    try:
+        raw = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML recipe: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds a {type(raw).__name__}, expected sections such as `data:` and `teacher:`")
+    return parse_recipe(raw, path, overrides)
+
+
+def parse_recipe(raw: Mapping[str, Any], path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe from its raw values. `round:` says what every round starts from; `rounds:` what each does otherwise."""
+    values = {"name": _run_name(path), **raw}
+    if isinstance(values.get("rounds"), int):
+        values["rounds"] = [{} for _ in range(values["rounds"])]
+    origins = dict.fromkeys(_leaves(values), "recipe")
+    for override in overrides:
+        dotted, value = _parse_override(override)
+        if dotted == "rounds" and isinstance(value, int):  # more rounds follow the template, fewer are cut off
+            value = [*values.get("rounds", [])[:value], *[{}] * (value - len(values.get("rounds", [])))]
+        _assign(values, dotted, value)
+        origins[dotted] = "--set"
+    template = values.pop("round", {})
+    if isinstance(values.get("rounds"), (list, tuple)):
+        values["rounds"] = [merged(template, one or {}) for one in values["rounds"]]
+    elif template and "rounds" not in values:
+        raise ConfigError(f"{path} has a `round:` but no `rounds:`; say how many, for example `rounds: 3`")
+    try:
+        config = RunConfig.model_validate(values, context={"folder": _folder(path)})
+    except ValidationError as error:
+        problems = "\n".join(f"  {line}" for line in _problems(error))
+        count = error.error_count()
+        raise ConfigError(f"{path} has {count} problem{'s' if count > 1 else ''}:\n{problems}") from error
+    return Recipe(config, path, origins)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, a run's folder, or the name of a built-in recipe."""
+    path = Path(name)
+    if path.is_dir():
+        path = path / RESOLVED
+    if path.is_file():
+        return path.absolute()
+    built_in = {recipe: file for file in _built_in() for recipe in [_recipe_name(file)]}
+    known = str(name).removeprefix("configs/").removesuffix(".yaml")
+    if known in built_in:
+        return built_in[known]
+    raise ConfigError(
+        f"no recipe '{name}': there is no such file here, nor a built-in recipe." + nearest(known, built_in)
+    )
+
+
+def merged(base: Any, over: Any) -> Any:
+    """`over` on top of `base`, section by section; a section that names another method or source starts anew."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    if "name" in over and over["name"] != base.get("name", over["name"]):
+        return over
+    return {**base, **{name: merged(base[name], value) if name in base else value for name, value in over.items()}}
+
+
+def values_with_origin(recipe: Recipe) -> list[tuple[str, Any, str]]:
+    """Every value of the resolved configuration as (dotted name, value, default | recipe | --set)."""
+    rows = []
+    for dotted, value in _leaves(recipe.config.model_dump(mode="json")).items():
+        parts = dotted.split(".")
+        spellings = [dotted] + ([".".join(["round", *parts[2:]])] if parts[0] == "rounds" else [])
+        origin = next((recipe.origins[one] for one in spellings if one in recipe.origins), "default")
+        rows.append((dotted, value, origin))
+    return rows
+
+
+def _built_in() -> list[Path]:
+    return sorted(BUILT_IN.rglob("*.yaml"))
+
+
+def _recipe_name(file: Path) -> str:
+    return str(file.relative_to(BUILT_IN)).removesuffix(".yaml")
+
+
+def _run_name(path: Path) -> str:
+    built_in = path in _built_in()
+    return _recipe_name(path).replace("/", "-") if built_in else (path.stem if path.stem[:1].isalnum() else "run")
+
+
+def _folder(path: Path) -> Path:
+    """Where relative paths of a recipe start: its folder; for built-in recipes the current one."""
+    return Path.cwd() if path in _built_in() else path.parent
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    dotted, separator, value = text.partition("=")
+    if not separator or not dotted:
+        raise ConfigError(f"--set {text}: expected a.b=value, for example --set rounds.0.select.threshold=0.9")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: '{value}' is not a YAML value") from error
+    if isinstance(parsed, str) and "/" in parsed and Path(parsed).expanduser().exists():
+        parsed = str(Path(parsed).expanduser().absolute())  # a path typed in a shell starts from the current folder
+    return dotted.strip(), parsed
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets a nested value, making the sections on its way."""
+    *sections, last = dotted.split(".")
+    here: Any = values
+    for depth, name in enumerate(sections):
+        if isinstance(here, list):
+            here = _item(here, name, dotted)
+        else:
+            if not isinstance(here.get(name), (dict, list)):
+                here[name] = {}
+            here[name] = here = here[name].copy()  # never through a YAML anchor that other sections share
+        if not isinstance(here, (dict, list)):
+            raise ConfigError(f"--set {dotted}: '{'.'.join(sections[: depth + 1])}' is not a section")
+    if isinstance(here, list):
+        _item(here, last, dotted)
+        here[int(last)] = value
+    else:
+        here[last] = value
+
+
+def _item(items: list[Any], name: str, dotted: str) -> Any:
+    if not name.isdigit() or int(name) >= len(items):
+        raise ConfigError(f"--set {dotted}: '{name}' is not one of the {len(items)} rounds (they count from 0)")
+    items[int(name)] = dict(items[int(name)] or {})
+    return items[int(name)]
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        pairs = ((str(name), inner) for name, inner in value.items())
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        pairs = ((str(index), inner) for index, inner in enumerate(value))
+    else:
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for name, inner in pairs:
+        found.update(_leaves(inner, f"{prefix}.{name}" if prefix else name))
+    return found
+
+
+def _problems(error: ValidationError) -> Iterable[str]:
+    """One line a problem: where, what was found, what was expected."""
+    for item in error.errors(include_url=False):
+        where, owner = _locate(item["loc"])
+        if item["type"] == "extra_forbidden":
+            fields = owner.model_fields if owner else ()
+            yield f"{where}: unknown setting." + nearest(str(item["loc"][-1]), fields)
+        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            context = item.get("ctx", {})
+            known = [tag.strip().strip("'") for tag in context.get("expected_tags", "").split(",") if tag.strip()]
+            found = context.get("tag")
+            head = f"{where}.name: unknown name '{found}'." if found else f"{where}: `name` is missing."
+            yield head + (nearest(str(found or ""), known) if known else "")
+        else:
+            yield f"{where}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _locate(location: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:
+    """The dotted name of a problem, without pydantic's names of union members, and the section that it is in."""
+    here: Any = RunConfig
+    owner: type[BaseModel] | None = RunConfig
+    words: list[str] = []
+    for part in location:
+        if isinstance(part, str) and (member := _member(here, part)):
+            here = owner = member
+            continue
+        words.append(str(part))
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            owner = here
+            field = here.model_fields.get(str(part))
+            here = field.annotation if field else None
+        elif get_origin(here) is tuple:
+            here = get_args(here)[0]
+    return ".".join(words), owner
+
+
+def _member(union: Any, tag: str) -> type[BaseModel] | None:
+    """The member of a discriminated union that a tag names."""
+    if get_origin(union) is Annotated:
+        union = get_args(union)[0]
+    if get_origin(union) not in (Union, types.UnionType):
+        return None
+    for member in get_args(union):
+        if isinstance(member, type) and issubclass(member, BaseModel) and "name" in member.model_fields:
+            names = get_args(member.model_fields["name"].annotation)
+            if tag in names:
+                return member
+    return None

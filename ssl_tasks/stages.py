@@ -1,0 +1,123 @@
+"""The stages: for each, its version, its body, and the digests that its key depends on.
+
+Raise a stage's version when its body would answer the same question otherwise; a test reminds you.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from ssl_tasks.artifacts import Artifact, digest_file
+from ssl_tasks.config import LearnerSettings, RunConfig
+from ssl_tasks.errors import ConfigError
+from ssl_tasks.evaluation.settings import EvaluateSettings, GateSettings
+from ssl_tasks.execute import Request
+from ssl_tasks.methods import LABELS_ONLY
+from ssl_tasks.pseudo_labels.settings import PredictSettings, SelectSettings
+from ssl_tasks.section import RecipePath, Section
+from ssl_tasks.stage import StageContext, StageResult
+from ssl_tasks.trained_files import copy_trained, trained_digest
+
+VERSIONS = {"dataset": 1, "train": 1, "given": 1, "predict": 1, "select": 1, "evaluate": 1, "gate": 1}
+BODIES = {
+    "dataset": "ssl_tasks.data.build:build_dataset",
+    "train": "ssl_tasks.training.stage:train_model",
+    "given": "ssl_tasks.stages:take_given",
+    "predict": "ssl_tasks.pseudo_labels.predict:predict",
+    "select": "ssl_tasks.pseudo_labels.select:select",
+    "evaluate": "ssl_tasks.evaluation.stage:evaluate",
+    "gate": "ssl_tasks.evaluation.gate:gate",
+}
+
+
+def dataset_request(config: RunConfig, fingerprint: str) -> Request:
+    """The source's contents, as `fingerprint` names them, become a manifest."""
+    return _request("dataset", "dataset", config.data, {}, {"source": fingerprint})
+
+
+def train_request(
+    name: str,
+    learner: LearnerSettings,
+    dataset: Artifact,
+    seed: int,
+    selection: Artifact | None = None,
+    init: Artifact | None = None,
+) -> Request:
+    """A network is trained. It depends on the unlabelled images only where its method looks at them."""
+    depends = {role: dataset.parts[role] for role in ("labeled", "validation")}
+    if learner.method.name not in LABELS_ONLY or selection is not None:
+        depends["unlabeled"] = dataset.parts["unlabeled"]
+    inputs = {"dataset": dataset}
+    for role, artifact in (("selection", selection), ("init", init)):
+        if artifact is not None:
+            inputs[role] = artifact
+            depends[role] = artifact.digest
+    if (weights := learner.model.pretrained) is not None:
+        if not weights.is_file():
+            raise ConfigError(f"model.pretrained: {weights} does not exist; expected a .safetensors file")
+        depends["pretrained"] = digest_file(weights)
+    return _request(name, "train", learner, inputs, depends, seed)
+
+
+def given_request(name: str, folder: Path) -> Request:
+    """A trained model from outside takes the teacher's place."""
+    return _request(name, "given", GivenSettings(path=folder), {}, {"model": trained_digest(folder)})
+
+
+def predict_request(name: str, settings: PredictSettings, dataset: Artifact, models: Sequence[Artifact]) -> Request:
+    """One teacher, or the members of an ensemble, label the unlabelled images."""
+    roles = {f"model_{number}" if number > 1 else "model": model for number, model in enumerate(models, 1)}
+    depends = {role: dataset.parts[role] for role in ("unlabeled", "validation")}
+    depends |= {role: model.digest for role, model in roles.items()}
+    return _request(name, "predict", settings, {"dataset": dataset, **roles}, depends)
+
+
+def select_request(
+    name: str, settings: SelectSettings, dataset: Artifact, predictions: Artifact, previous: Artifact | None
+) -> Request:
+    """Some of the pseudo-labels are believed. Corrections of the round before are carried on."""
+    depends = {**dataset.parts, "predictions": predictions.digest}
+    inputs = {"dataset": dataset, "predictions": predictions}
+    if previous is not None:
+        inputs["previous_selection"] = previous
+        depends["previous_selection"] = previous.digest
+    if settings.overrides is not None:
+        if not settings.overrides.is_file():
+            raise ConfigError(f"select.overrides: {settings.overrides} does not exist; expected a CSV or Parquet file")
+        depends["overrides"] = digest_file(settings.overrides)
+    return _request(name, "select", settings, inputs, depends)
+
+
+def evaluate_request(name: str, settings: EvaluateSettings, dataset: Artifact, model: Artifact) -> Request:
+    """A model is measured on validation and test."""
+    depends = {**{role: dataset.parts[role] for role in ("validation", "test")}, "model": model.digest}
+    return _request(name, "evaluate", settings, {"dataset": dataset, "model": model}, depends)
+
+
+def gate_request(
+    name: str, settings: GateSettings, dataset: Artifact, teacher: Artifact, student: Artifact, selection: Artifact
+) -> Request:
+    """Whether another round is worth it."""
+    inputs = {"dataset": dataset, "teacher": teacher, "student": student, "selection": selection}
+    depends = {role: artifact.digest for role, artifact in inputs.items() if role != "dataset"}
+    return _request(name, "gate", settings, inputs, {**depends, "labeled": dataset.parts["labeled"]})
+
+
+class GivenSettings(Section):
+    """Where a trained model lies."""
+
+    path: RecipePath = Field(json_schema_extra={"key": False})
+
+
+def take_given(context: StageContext) -> StageResult:
+    """Body of `given`: copies a trained model into the store."""
+    settings = context.section
+    assert isinstance(settings, GivenSettings)
+    return copy_trained(settings.path, context.output)
+
+
+def _request(
+    name: str, stage: str, section: Section, inputs: dict[str, Artifact], depends: dict[str, str], seed: int = 0
+) -> Request:
+    return Request(name, stage, VERSIONS[stage], BODIES[stage], section, inputs, depends, seed)

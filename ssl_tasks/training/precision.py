@@ -1,0 +1,44 @@
+"""Where tensors live and in which number format networks compute."""
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+
+from ssl_tasks.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a setting: `auto` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device '{name}' is unknown; expected auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device '{name}' is not there: this machine has {torch.cuda.device_count()} CUDA devices. "
+            "Set runtime.device to auto or cpu."
+        )
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The format of matrix products: `auto` is bf16 where the hardware multiplies in it, else fp32."""
+    if name not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"precision '{name}' is unknown; expected auto, fp32 or bf16")
+    wanted = name == "bf16" or (name == "auto" and has_native_bf16(device))
+    return torch.bfloat16 if wanted else torch.float32
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether bf16 is a gain: emulated bf16 is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Products in `dtype`, everything delicate in fp32; nothing at all for fp32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

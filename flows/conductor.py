@@ -12,9 +12,9 @@ from flows.self_training import Pending
 from ssl_tasks.artifacts import Artifact, Store
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import Interrupted, SelftrainError, StageFailed, UserError
-from ssl_tasks.execute import Outcome, Request, execute
+from ssl_tasks.execute import Outcome, Request, execute, run_inline
 from ssl_tasks.process import describe, run_isolated
-from ssl_tasks.runs import Run, StageRecord
+from ssl_tasks.runs import Run, StageRecord, StageState
 from ssl_tasks.stage import StageContext, StageResult
 
 log = logging.getLogger("selftrain")
@@ -73,13 +73,12 @@ class Conductor:
         try:
             outcome = self._execute(request, record)
         except BaseException as error:
-            state = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+            state: StageState = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
             reason = str(describe(error)["message"]).splitlines()[0]
             self.run_record.record(replace(record, state=state, reason=reason, seconds=time.time() - record.started))
             if isinstance(error, (StageFailed, UserError, Interrupted)) or not isinstance(error, Exception):
                 raise
-            failed = StageFailed(request.name, reason, record.log)
-            raise failed from error
+            raise StageFailed(request.name, reason, record.log) from error
         self.run_record.record(
             replace(
                 record,
@@ -94,11 +93,7 @@ class Conductor:
 
     def _execute(self, request: Request, record: StageRecord) -> Outcome:
         def runner(request: Request, context: StageContext) -> StageResult:
-            if not self.isolate:
-                from ssl_tasks.execute import run_inline
-
-                return run_inline(request, context)
-            return run_isolated(request, context, Path(record.log))
+            return run_isolated(request, context, Path(record.log)) if self.isolate else run_inline(request, context)
 
         return execute(
             request,

@@ -1,0 +1,1 @@
+"""From an image source to the batches of a training step."""

@@ -1,0 +1,1 @@
+"""The table of invented labels: predicted in shards, selected, balanced, corrected, inspected."""

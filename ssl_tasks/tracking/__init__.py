@@ -1,0 +1,1 @@
+"""MLflow lives here alone: runs, data sets, models and their lineage."""

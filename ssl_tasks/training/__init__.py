@@ -1,0 +1,1 @@
+"""One network trained by one method, so that killing it at any moment costs nothing."""

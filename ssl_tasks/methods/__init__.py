@@ -17,6 +17,7 @@ METHODS: dict[str, str] = {  # name, which is also the module's → class
     "fixmatch": "FixMatch",
     "mean_teacher": "MeanTeacher",
     "noisy_student": "NoisyStudent",
+    "label_propagation": "LabelPropagation",
 }
 
 LABELS_ONLY = {"supervised", "noisy_student"}

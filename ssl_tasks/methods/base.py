@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from models.classifier import Classifier
 from ssl_tasks.batch import Batch, View, Views
 
 
@@ -51,8 +52,8 @@ class Pools(Protocol):
 class Method(nn.Module):
     """Base of all methods. Running quantities are buffers, so saving, resuming and moving need no code.
 
-    `student` is always a `models.Classifier`: `student(x)` gives logits, `student.features(x)` the penultimate
-    features, `student.head(features)` the logits from these. `progress` runs from 0 (first step) to 1 (last step).
+    `student(x)` gives logits, `student.features(x)` the penultimate features, `student.head(features)` the logits from
+    these. `progress` runs from 0 (first step) to 1 (last step).
     Parameters of the method that require a gradient (a projection head) are optimised together with the student's.
     Before every step the engine seeds torch from (seed, step, rank): methods draw from torch's global generator.
 
@@ -67,24 +68,24 @@ class Method(nn.Module):
         super().__init__()
         self.settings, self.problem = settings, problem
 
-    def before_training(self, student: nn.Module) -> None:
+    def before_training(self, student: Classifier) -> None:
         """Called once before the optimizer is built, and before a state is loaded on resume: build own networks."""
 
     def refresh_every(self) -> int | None:
         """Steps between two calls of `before_epoch`; None for never."""
         return None
 
-    def before_epoch(self, student: nn.Module, pools: Pools) -> None:
+    def before_epoch(self, student: Classifier, pools: Pools) -> None:
         """Called before step 0 and then every `refresh_every()` steps."""
 
-    def loss(self, student: nn.Module, batch: Batch, progress: float) -> Losses:
+    def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         """The method itself."""
         raise TypeError(f"{type(self).__name__} does not define its loss")
 
-    def after_step(self, student: nn.Module) -> None:
+    def after_step(self, student: Classifier) -> None:
         """Called after the optimizer's step: move an own teacher, say."""
 
-    def evaluated(self, average: nn.Module) -> nn.Module:
+    def evaluated(self, average: Classifier) -> Classifier:
         """The network that is evaluated and saved: the student's average, or one of (or with) the method's own."""
         return average
 

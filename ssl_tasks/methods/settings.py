@@ -94,7 +94,7 @@ class LabelPropagationSettings(Section):
     iterations: int = Field(20, ge=1, description="of conjugate gradient")
     entropy_weights: bool = True
     class_weights: bool = True
-    warmup: Probability = Field(0.5, description="share of the run that learns from labelled images alone")
+    warmup: Probability = Field(0.05, description="share of the run that learns from labelled images alone")
     refreshes: int | None = Field(None, ge=1, description="graphs in the rest of the run; default one per epoch")
 
 

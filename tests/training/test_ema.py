@@ -40,7 +40,8 @@ def test_warmed_average_of_the_first_weights_is_their_plain_mean() -> None:
 def test_buffers_are_copied_or_averaged(buffers: str, expected: float) -> None:
     network = nn.BatchNorm1d(1)
     average = frozen_copy(network)
-    assert network.running_mean is not None and network.num_batches_tracked is not None
+    assert network.running_mean is not None
+    assert network.num_batches_tracked is not None
     network.running_mean.fill_(8.0)
     network.num_batches_tracked.fill_(5)
     move_average(average, network, 0.5, buffers)  # type: ignore[arg-type]

@@ -14,10 +14,11 @@ from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import Interrupted, SelftrainError, StageFailed, UserError
 from ssl_tasks.execute import Outcome, Request, execute, run_inline
 from ssl_tasks.process import describe, run_isolated
-from ssl_tasks.runs import Run, StageRecord, StageState
+from ssl_tasks.runs import Run, StageRecord, StageState, approval_file, corrections_file
 from ssl_tasks.stage import StageContext, StageResult
 
 log = logging.getLogger("selftrain")
+Around = Callable[[Request, int, Callable[[], Outcome]], Outcome]
 
 
 class Conductor:
@@ -35,7 +36,9 @@ class Conductor:
         self.store = Store(run.workspace / "store")
         self.pool = ThreadPoolExecutor(max_workers=config.runtime.parallel, thread_name_prefix="stage")
         self.orders: dict[str, int] = {}
-        self.around: Callable[[Request, Callable[[], Outcome]], Outcome] = lambda request, answer: answer()
+        self.around: Callable[[Request, int, Callable[[], Outcome]], Outcome] = lambda _request, _round, answer: (
+            answer()
+        )
         self.on_wait: Callable[[int, Artifact], None] = self._wait_for_approval
 
     def fingerprint(self, config: RunConfig) -> str:
@@ -45,12 +48,15 @@ class Conductor:
 
     def run(self, request: Request, round_number: int) -> Artifact:
         order = self.orders.setdefault(request.name, len(self.orders))
-        return self.around(request, lambda: self.answer(request, round_number, order)).artifact
+        return self.around(request, round_number, lambda: self.answer(request, round_number, order)).artifact
 
     def submit(self, request: Request, round_number: int) -> Pending:
         order = self.orders.setdefault(request.name, len(self.orders))
-        future = self.pool.submit(self.around, request, lambda: self.answer(request, round_number, order))
+        future = self.pool.submit(self.around, request, round_number, lambda: self.answer(request, round_number, order))
         return lambda: future.result().artifact
+
+    def corrections(self) -> Path | None:
+        return corrections_file(self.run_record.workspace, self.config.name)
 
     def hold(self, round_number: int, selection: Artifact) -> None:
         self.on_wait(round_number, selection)
@@ -105,12 +111,16 @@ class Conductor:
         )
 
     def _wait_for_approval(self, round_number: int, selection: Artifact) -> None:
-        """Without Prefect: waits for the file that `selftrain approve` writes."""
-        approved = self.run_record.path / "approved" / str(round_number)
-        self.run_record.update(state="waiting")
-        while not approved.exists():
+        """Waits for the mark that `selftrain approve` leaves; it stays, so a run that died while waiting goes on."""
+        approval = approval_file(self.run_record.workspace, selection)
+        if not approval.exists():
+            self.run_record.update(state="waiting", waits_for={"round": round_number, "selection": selection.digest})
+            log.warning(
+                "round %d waits: look at its labels, then `selftrain approve %s`", round_number, self.run_record.id
+            )
+        while not approval.exists():
             time.sleep(0.5)
-        self.run_record.update(state="running")
+        self.run_record.update(state="running", waits_for=None)
 
     def close(self) -> None:
         """No more stages."""

@@ -5,6 +5,7 @@ Nothing here knows Prefect: `answer` turns a request into its artifact, as plain
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from ssl_tasks.artifacts import Artifact
@@ -37,6 +38,10 @@ class Answers(Protocol):
 
     def submit(self, request: Request, round_number: int) -> Pending:
         """Answers at the same time as others where there is room; the result raises what the stage raised."""
+        ...
+
+    def corrections(self) -> Path | None:
+        """People's corrections of this run's labels as they are now (`selftrain labels apply`)."""
         ...
 
     def hold(self, round_number: int, selection: Artifact) -> None:
@@ -85,14 +90,10 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
     )
     for number, settings in enumerate(config.rounds, 1):
         predictions = answers.run(predict_request(f"predict-{number}", settings.predict, dataset, teachers), number)
-        selection = answers.run(
-            select_request(f"select-{number}", settings.select, dataset, predictions, selection), number
-        )
+        selection = _select(number, settings, dataset, predictions, selection, answers)
         if not selection.summary["selected"]:
             stopped = f"round {number}: no unlabelled image passed the selection"
             break
-        if settings.hold:
-            answers.hold(number, selection)
         students = _students(number, settings, dataset, selection, teachers[0], config.seed, answers)
         teacher_evaluation = evaluation
         evaluation = answers.run(evaluate_request(f"evaluate-{number}", config.evaluate, dataset, students[0]), number)
@@ -115,6 +116,29 @@ def _first_teachers(config: RunConfig, dataset: Artifact, answers: Answers) -> l
         seed = derive_seed(config.seed, "pretrain")
         init = answers.run(train_request("pretrain", config.pretrain, dataset, seed), 0)
     return _members("teacher", config.teacher, dataset, config.seed, 0, answers, init=init)
+
+
+def _select(
+    number: int,
+    settings: RoundSettings,
+    dataset: Artifact,
+    predictions: Artifact,
+    previous: Artifact | None,
+    answers: Answers,
+) -> Artifact:
+    """The round's selection, with people's corrections as they are now; and again after a person has looked."""
+
+    def ask() -> Artifact:
+        corrected = settings.select
+        if (corrections := answers.corrections()) is not None:
+            corrected = settings.select.model_copy(update={"overrides": corrections})
+        return answers.run(select_request(f"select-{number}", corrected, dataset, predictions, previous), number)
+
+    selection = ask()
+    if settings.hold:
+        answers.hold(number, selection)
+        selection = ask()  # the same question, answered from the store, unless corrections came in
+    return selection
 
 
 def _students(

@@ -149,6 +149,10 @@ class Run:
         path = self.path / "summary.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json."""
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
     def mend(self) -> bool:
         """If the run's process died, says so in the records: states tell the truth. True where something was mended."""
         info = self.info
@@ -159,6 +163,22 @@ class Run:
                 self.record(replace(stage, state="crashed", reason="its process died"))
         self.update(state="crashed", stopped="its process died")
         return True
+
+
+def corrections_file(workspace: Path, name: str) -> Path | None:
+    """People's corrections for all runs of a name, or None where there are none."""
+    path = corrections_path(workspace, name)
+    return path if path.exists() else None
+
+
+def corrections_path(workspace: Path, name: str) -> Path:
+    """Where `labels apply` puts corrections."""
+    return workspace / "corrections" / f"{name}.csv"
+
+
+def approval_file(workspace: Path, selection: Artifact) -> Path:
+    """The mark that a person has approved a selection; by its contents, so that it outlives the run."""
+    return workspace / "approvals" / selection.digest
 
 
 def owner() -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""Prefect's API inside our own process: no server to start, no port to choose, no orphan left after a kill."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssl_tasks.artifacts import file_lock
+from ssl_tasks.errors import SelftrainError
+
+START_SECONDS = 120.0
+
+
+@contextlib.contextmanager
+def prefect_api(workspace: Path, services: bool = False) -> Iterator[str]:
+    """The API's URL: the user's server where PREFECT_API_URL names one, else one in a thread of this process.
+
+    `services` adds schedules, the UI and the other loops of a real server (for `selftrain up`).
+    """
+    if url := os.environ.get("PREFECT_API_URL"):
+        _check_reachable(url)
+        yield url
+        return
+    os.environ["PREFECT_UI_ENABLED"] = "1" if services else "0"
+    if not services:
+        os.environ["PREFECT__SERVER_EPHEMERAL"] = "1"
+    import uvicorn
+    from prefect.server.api.server import create_app  # not public: the version is pinned, a test guards it
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with file_lock(workspace / "prefect.lock"):  # two processes must not migrate a fresh database together
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        server = uvicorn.Server(uvicorn.Config(create_app(), log_level="error", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True, name="prefect-api")
+        thread.start()
+        _wait_until_started(server, thread)
+    os.environ["PREFECT_API_URL"] = url  # children inherit it
+    try:
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield url
+    finally:
+        _drain()
+        server.should_exit = True
+        thread.join(10)
+        os.environ.pop("PREFECT_API_URL", None)
+
+
+def _wait_until_started(server: object, thread: threading.Thread) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not getattr(server, "started", False):
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise SelftrainError("Prefect's API did not start inside this process; `selftrain doctor` looks further")
+        time.sleep(0.02)
+
+
+def _check_reachable(url: str) -> None:
+    import httpx
+
+    try:
+        httpx.get(f"{url.rstrip('/')}/health", timeout=10).raise_for_status()
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code not in (401, 403):  # the client will send the credentials that Prefect knows
+            raise SelftrainError(f"PREFECT_API_URL={url} answers {error.response.status_code}") from error
+    except httpx.HTTPError as error:
+        raise SelftrainError(
+            f"PREFECT_API_URL={url} cannot be reached ({type(error).__name__}). Start that server, or unset the "
+            "variable to run without one."
+        ) from error
+
+
+def _drain() -> None:
+    """The last logs and states are sent by threads; wait for them before the API goes."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for drain in (APILogWorker.instance().drain, EventsWorker.drain_all):
+        with contextlib.suppress(Exception):  # their own shutdown must not hide how the run ended
+            drain()

@@ -1,0 +1,58 @@
+"""Stages as Prefect tasks: order, names, retries and states. The store alone decides what is done."""
+
+from collections.abc import Callable
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
+from prefect.tasks import Task, exponential_backoff
+
+from ssl_tasks.config import LearnerSettings
+from ssl_tasks.errors import Transient
+from ssl_tasks.execute import Outcome, Request
+
+VERBS = {"dataset": "read the data", "train": "train", "given": "take", "predict": "label", "select": "select"}
+
+
+def person_name(request: Request, round_number: int) -> str:
+    """train student · round 2 · wrn-28-4"""
+    subject = request.name.rsplit("-", 1)[0] if round_number else request.name
+    words = [f"{VERBS[request.stage]} {subject}" if request.stage in ("train", "given") else request.stage]
+    if request.stage not in ("train", "given") and not round_number and request.name != request.stage:
+        words = [request.name.replace("-", " ")]
+    if round_number:
+        words.append(f"round {round_number}")
+    if isinstance(request.section, LearnerSettings):
+        words.append(request.section.model.name)
+    return " · ".join(words)
+
+
+def as_task(request: Request, round_number: int, answer: Callable[[], Outcome], retries: int) -> Outcome:
+    """Runs a stage as a Prefect task; a reused stage ends in a state named Cached that carries its key."""
+    outcomes: list[Outcome] = []
+
+    @task(
+        name=request.stage,
+        task_run_name=person_name(request, round_number),
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=retries,
+        retry_delay_seconds=exponential_backoff(2),
+        retry_jitter_factor=0.3,
+        retry_condition_fn=_can_be_cured,
+    )
+    def stage() -> State[Any]:
+        outcomes.append(answer())
+        reused = outcomes[-1].reused
+        return Completed(name="Cached" if reused else "Completed", message=f"{request.name} {request.key[:12]}")
+
+    state: State[Any] = stage(return_state=True)
+    state.result()  # raises what the stage raised
+    return outcomes[-1]
+
+
+def _can_be_cured(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, Transient) or isinstance(getattr(error, "__cause__", None), Transient)

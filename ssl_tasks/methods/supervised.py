@@ -8,8 +8,9 @@ area 1 - λ comes from another image, and λ becomes the share that is left afte
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.classifier import Classifier
 from ssl_tasks.batch import Batch
 from ssl_tasks.methods.base import Losses, Method
 from ssl_tasks.methods.settings import SupervisedSettings
@@ -37,7 +38,7 @@ def mix_images(images: Tensor, partner: Tensor, share: float) -> Tensor:
 
 
 def paste_rectangle(images: Tensor, partner: Tensor, share: float, centre: tuple[float, float]) -> tuple[Tensor, float]:
-    """CutMix: the partner's pixels in a rectangle of area 1 - λ around `centre` (0 … 1); returns also the λ that became."""
+    """CutMix: the partner's pixels in a rectangle of area 1 - λ around `centre` (0 … 1); and the true λ."""
     height, width = images.shape[-2:]
     side = (1 - share) ** 0.5
     (top, bottom), (left, right) = (
@@ -59,7 +60,7 @@ class Supervised(Method):
 
     settings: SupervisedSettings
 
-    def loss(self, student: nn.Module, batch: Batch, progress: float) -> Losses:
+    def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         (images,), settings = batch.labeled, self.settings
         if not settings.mixup and not settings.cutmix:
             loss = weighted_cross_entropy(student(images), batch.labels, batch.label_weights, settings.label_smoothing)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.classifier import Classifier
 from ssl_tasks.batch import Batch
 from ssl_tasks.methods.base import Problem
 from ssl_tasks.methods.settings import SupervisedSettings
@@ -27,11 +28,10 @@ def batch_of(images: Tensor, labels: Tensor, weights: Tensor | None = None) -> B
     return Batch((images,), labels, torch.arange(len(labels)), label_weights=weights)
 
 
-class Flatten(nn.Module):
-    """A network whose logits are the image's pixels."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1)
+def pixels() -> Classifier:
+    """A network whose features are the image's pixels, and whose logits are linear in them."""
+    torch.manual_seed(0)
+    return Classifier(nn.pixels(), 9, 3)
 
 
 def test_loss_is_the_mean_cross_entropy() -> None:
@@ -78,13 +78,14 @@ def test_cutmix_at_the_border_counts_what_is_left_of_the_rectangle() -> None:
 
 @pytest.mark.parametrize("knobs", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 0.5}])
 def test_mixing_changes_the_loss_and_repeats_under_one_seed(knobs: dict[str, float]) -> None:
-    images, labels = torch.randn(4, 1, 1, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+    images, labels = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
 
     def loss(**settings: float) -> float:
+        student = pixels()
         torch.manual_seed(3)
         return (
             Supervised(SupervisedSettings(**settings), PROBLEM)
-            .loss(Flatten(), batch_of(images, labels), 0.0)
+            .loss(student, batch_of(images, labels), 0.0)
             .total.item()
         )
 

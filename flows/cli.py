@@ -1,0 +1,76 @@
+"""The command `selftrain`: verbs in, one function of `flows.verbs` out.
+
+Exit codes: 0 done · 2 the user's input · 3 a stage failed · 130 interrupted. Logs go to stderr, results to stdout.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows import commands
+from flows.commands.verb import Verbs
+from flows.environment import workspace_folder
+from ssl_tasks.errors import SelftrainError, StageFailed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code; no traceback ever reaches the user."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        code = options.verb(options)
+        sys.stdout.flush()
+        return code or 0
+    except KeyboardInterrupt:
+        return _fail("interrupted; run the same command again to go on", 130)
+    except StageFailed as error:
+        return _fail(f"{error}\ngo on with: {_again(arguments)}   (finished stages are reused)", error.exit_code)
+    except SelftrainError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader of a pipe (head, less) has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - a defect of ours; the user gets one line, we get the rest in a file
+        path = _write_crash(workspace_folder(options.workspace))
+        return _fail(f"unexpected {type(error).__name__}: {error}\nthe details are in {path}", 3)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs; importing nothing heavy, so that --help answers at once."""
+    top = argparse.ArgumentParser(
+        prog="selftrain",
+        description="A few labelled images and many unlabelled ones in, the best classifier they allow out.",
+    )
+    top.add_argument("--workspace", metavar="DIR", help="store, runs and tracking (SELFTRAIN_HOME, or ./.selftrain)")
+    parsers = top.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for add in commands.ALL:
+        add(Verbs(parsers))
+    return top
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"selftrain: {message}", file=sys.stderr)
+    return code
+
+
+def _again(arguments: Sequence[str] | None) -> str:
+    import shlex
+
+    return shlex.join(["selftrain", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def _write_crash(workspace: Path) -> Path:
+    path = workspace / "logs" / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(traceback.format_exc())
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Verbs that compute: run, train, rerun, approve, clean."""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+
+from flows.commands.tables import print_table, seconds, share
+from flows.commands.verb import Verbs
+from ssl_tasks.runs import Run
+
+
+def add_recipe(verb: ArgumentParser) -> None:
+    """The arguments of every verb that reads a recipe."""
+    verb.add_argument("config", metavar="CONFIG", help="a YAML recipe, or the name of a built-in one (quickstart)")
+    verb.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="override a setting; may be given often"
+    )
+
+
+def add_run(verbs: Verbs) -> None:
+    verb = verbs.add("run", _run, "run a recipe through all of its rounds; what is done already is reused")
+    add_recipe(verb)
+    verb.add_argument("--name", help="what the run is called; default the recipe's name")
+    verb.add_argument("--json", action="store_true", help="end with one JSON object")
+    verb.add_argument("--no-prefect", action="store_true", help="plain functions, without Prefect")
+
+
+def add_train(verbs: Verbs) -> None:
+    verb = verbs.add("train", _train, "train and evaluate the recipe's first model alone")
+    add_recipe(verb)
+    verb.add_argument("--name")
+    verb.add_argument("--json", action="store_true")
+
+
+def add_rerun(verbs: Verbs) -> None:
+    verb = verbs.add("rerun", _rerun, "compute one stage anew, then what depends on it")
+    verb.add_argument("run", metavar="RUN", help="id, unique prefix, name or last")
+    verb.add_argument("stage", metavar="STAGE", help="as `status` names it: teacher, select-1, student-2")
+    verb.add_argument("--set", action="append", default=[], metavar="A.B=C")
+    verb.add_argument("--json", action="store_true")
+
+
+def add_approve(verbs: Verbs) -> None:
+    verb = verbs.add("approve", _approve, "let a run go on that waits for a person")
+    verb.add_argument("run", metavar="RUN", nargs="?", default="last")
+
+
+def add_clean(verbs: Verbs) -> None:
+    verb = verbs.add("clean", _clean, "remove artifacts that no run names; says what first")
+    verb.add_argument("--yes", action="store_true", help="really remove; without it nothing is touched")
+
+
+def _run(options: Namespace) -> None:
+    from flows import verbs
+
+    run = verbs.run(options.config, options.set, options.name, options.workspace, not options.no_prefect, command="run")
+    show_summary(run, options.json)
+
+
+def _train(options: Namespace) -> None:
+    from flows import verbs
+
+    show_summary(verbs.train(options.config, options.set, options.name, options.workspace), options.json)
+
+
+def _rerun(options: Namespace) -> None:
+    from flows import verbs
+
+    show_summary(verbs.rerun(options.run, options.stage, options.set, options.workspace), options.json)
+
+
+def _approve(options: Namespace) -> None:
+    from flows import verbs
+
+    print(f"round {verbs.approve(options.run, options.workspace)} approved")
+
+
+def _clean(options: Namespace) -> None:
+    from flows import verbs
+
+    cleaned = verbs.clean(options.workspace, dry_run=not options.yes)
+    for path in cleaned.paths:
+        print(path)
+    done = "removed" if options.yes else "would be removed; add --yes to remove them"
+    print(f"{len(cleaned.paths)} folders, {cleaned.bytes / 1e6:.1f} MB {done}")
+
+
+def show_summary(run: Run, as_json: bool) -> None:
+    """The table that a run ends with, and where to look further."""
+    summary = run.summary
+    if as_json:
+        print(json.dumps({"run": run.id, **summary}))
+        return
+    rows = [
+        {
+            "round": "teacher" if line["round"] == 0 else str(line["round"]),
+            "model": line["model"],
+            "labels": str(line["labeled"]),
+            "invented": "" if line["selected"] is None else f"{line['selected']:,}",
+            "their precision": share(line["pseudo_label_precision"]),
+            "validation": share(line["validation_accuracy"]),
+            "test": share(line["test_accuracy"]),
+            "time": seconds(line["seconds"]),
+            "": "← best" if line["round"] == summary["best_round"] else "",
+        }
+        for line in summary["rounds"]
+    ]
+    print_table(rows, right=("labels", "invented", "their precision", "validation", "test", "time"))
+    print(f"stopped: {summary['stopped']}")
+    print(f"look further: selftrain status {run.id}", file=sys.stderr)
+    for verb in ("labels", "report", "lineage"):
+        print(f"              selftrain {verb} {run.id}", file=sys.stderr)
+
+
+VERBS = [add_run, add_train, add_rerun, add_approve, add_clean]

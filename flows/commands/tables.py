@@ -1,0 +1,44 @@
+"""Tables on a terminal. Text that comes from data is stripped of control characters first."""
+
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: object) -> str:
+    """Text that cannot move the cursor, colour the screen or turn its direction."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text)).replace("\n", " ")
+
+
+def print_table(rows: Sequence[Mapping[str, object]], right: Collection[str] = ()) -> None:
+    """Rows of equal keys as an aligned table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        print("nothing to show")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0]:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(value)) for value in row.values()))
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False).print(table)
+
+
+def share(value: float | None) -> str:
+    """0.9533 → 95.3 %"""
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def seconds(value: float) -> str:
+    """75 → 1:15; 3.2 → 3.2 s"""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

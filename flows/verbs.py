@@ -1,0 +1,174 @@
+"""What the command line does, as functions that return data: for notebooks, and for programs.
+
+from flows.verbs import run, status
+finished = run("quickstart", ["seed=1"])
+status("last")                              # a pandas DataFrame
+"""
+
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.environment import set_environment, workspace_folder
+from flows.planning import PlannedStage, stage_names
+from flows.planning import plan as plan_stages
+from ssl_tasks.artifacts import Store, write_atomically
+from ssl_tasks.errors import NotFound, nearest
+from ssl_tasks.recipes import Recipe, load_recipe, parse_recipe
+from ssl_tasks.runs import Run, StageRecord, all_runs, approval_file, find_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Workspace = str | Path | None
+
+
+def run(
+    recipe: str | Path | Recipe,
+    overrides: Iterable[str] = (),
+    name: str | None = None,
+    workspace: Workspace = None,
+    prefect: bool = True,
+    force: Iterable[str] = (),
+    command: str = "",
+) -> Run:
+    """Runs a recipe through all of its rounds; what an earlier run has answered is reused.
+
+    With `prefect`, the run is a Prefect flow run: on the server of PREFECT_API_URL, or on an API inside this process.
+    """
+    folder = workspace_folder(workspace)
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, _named(overrides, name))
+    folder.mkdir(parents=True, exist_ok=True)
+    set_environment(folder)
+    if not prefect:
+        from flows.pipeline import run_pipeline
+
+        return run_pipeline(loaded.config, folder, frozenset(force), command=command)
+    from flows.local_api import prefect_api
+
+    with prefect_api(folder):
+        from flows.prefect_flow import self_training_flow
+
+        outcome = self_training_flow(loaded.config, folder, tuple(force))
+    return find_run(folder, outcome["run"])
+
+
+def train(
+    recipe: str | Path, overrides: Iterable[str] = (), name: str | None = None, workspace: Workspace = None
+) -> Run:
+    """Trains and evaluates the recipe's first model alone, whatever rounds it has."""
+    return run(recipe, [*overrides, "rounds=[]"], name, workspace)
+
+
+def rerun(run_name: str, stage: str, overrides: Iterable[str] = (), workspace: Workspace = None) -> Run:
+    """Computes one stage of a run anew, then what depends on it; everything else is reused."""
+    folder = workspace_folder(workspace)
+    before = find_run(folder, run_name)
+    recipe = load_recipe(before.path, overrides)
+    known = list(stage_names(recipe.config))
+    if stage not in known:
+        raise NotFound(f"run {before.id} has no stage '{stage}'." + nearest(stage, known))
+    return run(recipe, workspace=folder, force=[stage], command=f"rerun {before.id} {stage}")
+
+
+def plan(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> list[PlannedStage]:
+    """What a run would reuse and compute, and why, before anything runs."""
+    return plan_stages(load_recipe(recipe, overrides).config, workspace_folder(workspace))
+
+
+def stages(run_name: str = "last", workspace: Workspace = None) -> list[StageRecord]:
+    """The stages of a run, those not yet begun as `pending`."""
+    record = find_run(workspace_folder(workspace), run_name)
+    record.mend()
+    met = record.stages()
+    names = {stage.name for stage in met}
+    if record.info["state"] == "done":
+        return met
+    ahead = [StageRecord(name=name, stage="", state="pending") for name in stage_names(record.config)]
+    return met + [stage for stage in ahead if stage.name not in names]
+
+
+def status(run_name: str = "last", workspace: Workspace = None) -> "pd.DataFrame":
+    """The stages of a run as a table."""
+    import pandas as pd
+
+    columns = ["name", "state", "seconds", "key", "digest", "reason", "log"]
+    return pd.DataFrame([asdict(stage) for stage in stages(run_name, workspace)])[columns]
+
+
+def runs(workspace: Workspace = None) -> list[dict[str, Any]]:
+    """All runs of a workspace, oldest first; states tell the truth about dead ones."""
+    found = list(all_runs(workspace_folder(workspace)))
+    for one in found:
+        one.mend()
+    return [one.info for one in found]
+
+
+def approve(run_name: str = "last", workspace: Workspace = None) -> int:
+    """Lets a run go on that waits for a person; returns the round."""
+    folder = workspace_folder(workspace)
+    record = find_run(folder, run_name)
+    waits_for = record.info.get("waits_for")
+    if not waits_for:
+        raise NotFound(f"run {record.id} does not wait for approval (it is {record.info['state']})")
+    selection = record.artifact(f"select-{waits_for['round']}")
+    assert selection is not None, "a run waits only after its selection"
+    write_atomically(approval_file(folder, selection), f"{record.id} {time.time():.0f}\n")
+    return int(waits_for["round"])
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What `clean` removed, or would remove."""
+
+    paths: tuple[Path, ...]
+    bytes: int
+
+
+def clean(workspace: Workspace = None, dry_run: bool = True) -> Cleaned:
+    """Removes artifacts that no run names, quarantined ones, and what dead attempts left. A dry run by default."""
+    folder = workspace_folder(workspace)
+    store = Store(folder / "store")
+    named: set[str] = set()
+    for one in all_runs(folder):
+        named.update(stage.artifact for stage in one.stages())
+    unreferenced = [artifact.path for artifact in store.artifacts() if str(artifact.path) not in named]
+    debris = [path for kind in ("attempts", "quarantine") for path in (store.root / kind).glob("*")]
+    idle = [path for path in debris if not _in_use(store, path)]
+    size = sum(file.stat().st_size for path in (*unreferenced, *idle) for file in path.rglob("*") if file.is_file())
+    if not dry_run:
+        for path in (*unreferenced, *idle):
+            shutil.rmtree(path)
+    return Cleaned((*unreferenced, *idle), size)
+
+
+def _in_use(store: Store, path: Path) -> bool:
+    """Whether a process works in an attempt's folder right now."""
+    from ssl_tasks.artifacts import file_lock
+
+    try:
+        with file_lock(store.root / "locks" / path.name, blocking=False):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def _named(overrides: Iterable[str], name: str | None) -> list[str]:
+    return [*overrides, *([f"name={name}"] if name else [])]
+
+
+__all__ = [
+    "approve",
+    "clean",
+    "parse_recipe",
+    "plan",
+    "rerun",
+    "run",
+    "runs",
+    "stages",
+    "status",
+    "train",
+]

@@ -1,6 +1,6 @@
 """The contract of a method: tensors in, losses out; never backward, step, device or logger."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.classifier import Classifier
 from ssl_tasks.batch import Batch, View, Views
+from ssl_tasks.functional import weighted_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Losses:
 
     Names used by all methods, so that runs compare: `supervised`, `unsupervised` (before its weight), `mask`
     (share of unlabelled images that count), `pseudo_accuracy` (of those that count, where the truth is known),
-    `pseudo_largest_class` (share of the most frequent pseudo-label among those that count).
+    `pseudo_largest_class` (share of the most frequent pseudo-label among those that count), `gradient_share` (of
+    the weighted unsupervised loss, at the logits). The two on pseudo-labels are NaN where none counts.
     """
 
     total: Tensor
@@ -91,5 +93,40 @@ class Method(nn.Module):
 
 
 def forward_together(network: nn.Module, *parts: Tensor) -> tuple[Tensor, ...]:
-    """One forward pass over all parts, so that batch norm sees them together; the logits, part by part."""
-    return torch.split(network(torch.cat(parts)), [len(part) for part in parts])
+    """One forward pass over all parts, so that batch norm sees them together; the logits in fp32, part by part."""
+    return torch.split(network(torch.cat(parts)).float(), [len(part) for part in parts])
+
+
+def supervised_alone(student: nn.Module, batch: Batch) -> Losses:
+    """What a method is at weight 0: bit for bit the supervised one."""
+    supervised = weighted_cross_entropy(student(batch.labeled[0]).float(), batch.labels, batch.label_weights)
+    return Losses(supervised, {"supervised": supervised.detach()})
+
+
+def combine(
+    supervised: Tensor,
+    unsupervised: Tensor,
+    weight: float | Tensor,
+    logits: Sequence[Tensor],
+    logs: Mapping[str, Tensor],
+) -> Losses:
+    """supervised + weight · unsupervised, with the numbers that every method logs.
+
+    `logits` are the student's outputs that the two losses are made of. Through them goes every gradient, so the
+    share of the unlabelled images in the gradient is measured there, at the cost of no backward pass.
+    """
+    weighted = weight * unsupervised
+    logs = {"supervised": supervised.detach(), "unsupervised": unsupervised.detach(), **logs}
+    if weighted.requires_grad:
+        logs["gradient_share"] = gradient_share(supervised, weighted, logits)
+    return Losses(supervised + weighted, logs)
+
+
+def gradient_share(supervised: Tensor, unsupervised: Tensor, logits: Sequence[Tensor]) -> Tensor:
+    """‖∇unsupervised‖ / (‖∇supervised‖ + ‖∇unsupervised‖), gradients with respect to the logits."""
+    norms = [
+        torch.stack([grad.norm() for grad in grads if grad is not None]).norm()
+        for loss in (supervised, unsupervised)
+        for grads in [torch.autograd.grad(loss, list(logits), retain_graph=True, allow_unused=True)]
+    ]
+    return norms[1] / (norms[0] + norms[1]).clamp_min(torch.finfo(norms[0].dtype).tiny)

@@ -1,0 +1,46 @@
+"""Noisy Student (Xie et al. 2019, arXiv 1911.04252): the student's half; the teacher's is `predict` and `select`.
+
+A student learns from labelled images and from images with a teacher's stored pseudo-labels, both under strong
+augmentation, dropout and stochastic depth (the model's settings):
+loss = CE(labelled, smoothed) + weight · CE(pseudo-labels). Soft pseudo-labels are taken as they are; hard ones
+(rows that are one-hot) are smoothed like true labels. How many pseudo-labelled images a batch has is the training's
+`unlabeled_ratio`.
+
+Deviations: the paper's equation weighs the two means alike, which is `weight: 1`; the official code multiplies the
+second by its ratio (`unlabel_ratio`, 1 to 14), which is `weight: <unlabeled_ratio>`.
+"""
+
+import torch
+from torch import Tensor
+
+from models.classifier import Classifier
+from ssl_tasks.batch import Batch, Views
+from ssl_tasks.functional import pseudo_label_logs, soft_cross_entropy, weighted_cross_entropy
+from ssl_tasks.methods.base import Losses, Method, combine, forward_together
+from ssl_tasks.methods.settings import NoisyStudentSettings
+
+
+def smooth_hard(targets: Tensor, smoothing: float) -> Tensor:
+    """(1 - ε) t + ε/K for the rows that are one-hot; soft rows stay."""
+    hard = targets.amax(dim=1, keepdim=True) == 1
+    return torch.where(hard, (1 - smoothing) * targets + smoothing / targets.shape[1], targets)
+
+
+class NoisyStudent(Method):
+    """Learns labelled and pseudo-labelled images under the same noise. Without a selection, labelled ones alone."""
+
+    views = Views(labeled=("strong",), pseudo=("strong",))
+    settings: NoisyStudentSettings
+
+    def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
+        pseudo = batch.pseudo if self.settings.weight else ()
+        logits, *logits_pseudo = forward_together(student, *batch.labeled, *pseudo)
+        smoothing = self.settings.label_smoothing
+        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights, smoothing)
+        if not logits_pseudo:
+            return Losses(supervised, {"supervised": supervised.detach()})
+        targets = smooth_hard(batch.pseudo_targets, smoothing)
+        unsupervised = soft_cross_entropy(logits_pseudo[0], targets).mean()
+        labels = batch.pseudo_targets.argmax(dim=1)
+        logs = pseudo_label_logs(labels, torch.ones_like(labels), labels[:0], self.problem.num_classes)
+        return combine(supervised, unsupervised, self.settings.weight, (logits, *logits_pseudo), logs)

@@ -1,0 +1,40 @@
+"""Bodies of stages that behave as real ones do at their worst; run in real processes by the tests."""
+
+import os
+import signal
+import time
+
+from ssl_tasks.errors import Transient, UserError
+from ssl_tasks.section import Section
+from ssl_tasks.stage import StageContext, StageResult
+
+
+class Behaviour(Section):
+    """How a body shall behave."""
+
+    how: str = "write"
+    text: str = "hello"
+
+
+def behave(context: StageContext) -> StageResult:
+    """Writes a file, fails, hangs or dies, as its section says; counts its executions beside the workspace."""
+    section = context.section
+    assert isinstance(section, Behaviour)
+    with (context.cache.parent / "executions.txt").open("a") as file:
+        file.write(f"{section.how} {os.getpid()}\n")
+    (context.output / "result.txt").write_text(section.text)
+    match section.how:
+        case "user_error":
+            raise UserError("found a pear, expected an apple; buy apples")
+        case "transient":
+            raise Transient("the network blinked")
+        case "defect":
+            raise KeyError("surprise")
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "disk_full":
+            raise OSError(28, "No space left on device", str(context.output / "result.txt"))
+        case "hang":
+            (context.scratch / "pid.txt").write_text(str(os.getpid()))
+            time.sleep(600)
+    return StageResult(summary={"length": len(section.text)}, parts={"all": section.text})

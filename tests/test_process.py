@@ -1,0 +1,84 @@
+"""Stages in real processes: errors come back, dead workers are told of, nobody outlives the parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ssl_tasks.errors import SelftrainError, StageFailed, Transient, UserError
+from ssl_tasks.execute import Request, execute
+from ssl_tasks.process import run_isolated
+from ssl_tasks.training.settings import RuntimeSettings
+from tests.bodies import Behaviour
+
+
+def request(how: str) -> Request:
+    """A request to a body that behaves so."""
+    return Request("greet", "greet", 1, "tests.bodies:behave", Behaviour(how=how))
+
+
+def test_a_worker_answers_like_a_function(workspace: Path) -> None:
+    outcome = execute(request("write"), workspace, runner=run_isolated)
+    assert outcome.artifact.file("result.txt").read_text() == "hello"
+    assert outcome.artifact.summary == {"length": 5}
+    assert f"write {os.getpid()}" not in (workspace / "executions.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("user_error", UserError, "buy apples"),
+        ("transient", Transient, "the network blinked"),
+        ("defect", SelftrainError, "KeyError: 'surprise'"),
+        ("killed", StageFailed, "killed by SIGKILL"),
+        ("disk_full", SelftrainError, "no space left to write .*; free some"),
+    ],
+)
+def test_what_went_wrong_comes_back_as_what_it_was(
+    workspace: Path, how: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        execute(request(how), workspace, runner=run_isolated)
+
+
+def test_a_stage_that_takes_too_long_is_stopped(workspace: Path) -> None:
+    runtime = RuntimeSettings(stage_timeout=1.0)
+    with pytest.raises(StageFailed, match=r"longer than runtime.stage_timeout = 1 s"):
+        execute(request("hang"), workspace, runtime, runner=run_isolated)
+    assert not psutil.pid_exists(worker_pid(workspace))
+
+
+def test_no_process_outlives_a_killed_parent(workspace: Path, tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "from ssl_tasks.execute import execute; from ssl_tasks.process import run_isolated\n"
+        "from tests.test_process import request\n"
+        "if __name__ == '__main__': execute(request('hang'), Path(sys.argv[1]), runner=run_isolated)\n"
+    )
+    root = Path(__file__).parent.parent
+    parent = subprocess.Popen(
+        [sys.executable, script, workspace], env={**os.environ, "PYTHONPATH": str(root)}, start_new_session=True
+    )
+    pid = worker_pid(workspace)
+    family = [psutil.Process(pid), *psutil.Process(parent.pid).children(recursive=True)]
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    _, left = psutil.wait_procs(family, timeout=10)
+    assert not left
+
+
+def worker_pid(workspace: Path) -> int:
+    """The pid that a hanging body wrote down."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for path in workspace.glob("store/attempts/*/scratch/pid.txt"):
+            if text := path.read_text():
+                return int(text)
+        time.sleep(0.05)
+    raise AssertionError("the body never began")

@@ -1,0 +1,107 @@
+"""Recipes: merged, overridden, validated all at once."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ssl_tasks.config import RunConfig
+from ssl_tasks.errors import ConfigError
+from ssl_tasks.recipes import BUILT_IN, load_recipe, merged, parse_recipe, values_with_origin
+
+QUICK = "quickstart"
+
+
+@pytest.mark.parametrize("path", sorted(BUILT_IN.rglob("*.yaml")), ids=lambda path: str(path.relative_to(BUILT_IN)))
+def test_every_built_in_recipe_is_valid_and_says_how_to_run_it(path: Path) -> None:
+    assert load_recipe(path).config.name
+    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert "selftrain " in head
+
+
+def test_each_round_starts_from_round_and_says_what_differs() -> None:
+    raw = {"rounds": [{}, {"select": {"threshold": 0.9}}], "round": {"select": {"threshold": 0.5, "balance": "none"}}}
+    first, second = parse_recipe(raw, Path("x.yaml")).config.rounds
+    assert (first.select.threshold, first.select.balance) == (0.5, "none")
+    assert (second.select.threshold, second.select.balance) == (0.9, "none")
+
+
+def test_another_method_does_not_inherit_the_first_ones_settings() -> None:
+    base = {"method": {"name": "fixmatch", "threshold": 0.9}, "train": {"steps": 5}}
+    assert merged(base, {"method": {"name": "supervised"}}) == {"method": {"name": "supervised"}, "train": {"steps": 5}}
+    assert merged(base, {"method": {"name": "fixmatch"}})["method"]["threshold"] == 0.9
+
+
+def test_overrides_reach_one_round_or_all() -> None:
+    one = load_recipe(QUICK, ["rounds.1.select.threshold=0.77"]).config
+    assert [settings.select.threshold for settings in one.rounds] == [0.3, 0.77, 0.3]
+    all_of_them = load_recipe(QUICK, ["round.select.threshold=0.77"]).config
+    assert {settings.select.threshold for settings in all_of_them.rounds} == {0.77}
+    assert len(load_recipe(QUICK, ["rounds=1"]).config.rounds) == 1
+
+
+def test_each_value_tells_where_it_came_from() -> None:
+    origins = {name: origin for name, _, origin in values_with_origin(load_recipe(QUICK, ["seed=3"]))}
+    assert (origins["seed"], origins["data.split.labels_per_class"]) == ("--set", "recipe")
+    assert (origins["runtime.device"], origins["rounds.2.select.threshold"]) == ("default", "recipe")
+
+
+def test_all_problems_are_reported_together_with_the_nearest_name(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    raw = {
+        "naem": "x",
+        "data": {"source": {"name": "digit"}},
+        "teacher": {"method": {"name": "fixmatch", "treshold": 0.9}, "train": {"steps": -1}},
+        "rounds": [{"select": {"threshold": 3}}],
+    }
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    message = str(caught.value)
+    assert "has 5 problems" in message
+    for part in (
+        "data.source.name: unknown name 'digit'. Did you mean 'digits'?",
+        "teacher.method.treshold: unknown setting. Did you mean 'threshold'?",
+        "teacher.train.steps: found -1",
+        "rounds.0.select.threshold: found 3",
+        "naem: unknown setting. Did you mean 'name'?",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rounds.7.select.threshold=1"], "'7' is not one of the 3 rounds"),
+        (["seed"], "expected a.b=value"),
+        (["seed=[1"], "not a YAML value"),
+        (["teacher.train.steps=many"], r"teacher.train.steps: found 'many'"),
+        (["teacher.train.stepz=3"], "Did you mean 'steps'"),
+    ],
+)
+def test_a_bad_override_is_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(QUICK, overrides)
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not a YAML recipe"), ("- 1", "holds a list"), ("", "")])
+def test_a_file_that_is_no_recipe_is_said_to_be_none(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text(text)
+    if not message:
+        assert load_recipe(path).config == RunConfig(name="some")
+        return
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(path)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'quickstart'"):
+        load_recipe("quickstrat")
+
+
+def test_paths_in_a_recipe_start_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {source: {name: folder, path: images}}")
+    monkeypatch.chdir("/")
+    assert load_recipe(path).config.data.source.path == tmp_path / "images"

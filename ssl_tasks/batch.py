@@ -42,6 +42,7 @@ class Batch:
     pseudo_targets: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     pseudo_index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     unlabeled_truth: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    unlabeled_turns: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # of `rotated`: 0 … 3
     label_weights: Tensor | None = None  # [B] float, where imbalanced labels are weighted
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Batch":

@@ -1,0 +1,174 @@
+"""The strong view: RandAugment (arXiv 1909.13719) over the operations of FixMatch (2001.07685), then cutout.
+
+The operations are albumentations', called as functions on arrays with arguments that we draw ourselves: its `Compose`
+costs more than augmenting a 32×32 image, and its own random numbers would not be a pure function of the step.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+os.environ.setdefault(
+    "NO_ALBUMENTATIONS_UPDATE", "1"
+)  # importing it must not look for a newer version over the network
+
+import albumentations.augmentations.dropout.functional as dropout
+import albumentations.augmentations.geometric.functional as geometric
+import albumentations.augmentations.pixel.functional as pixel
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_tasks.data.settings import AugmentSettings
+
+cv2.setNumThreads(0)  # OpenCV's threads fight the workers'
+
+Bytes = NDArray[np.uint8]
+GREY = 127.0  # what fills a cut square, as in the reference; what a shift uncovers is black
+RAMP = np.arange(256, dtype=np.uint8)
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL's, to which sharpness blends
+CENTRE = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
+
+
+def autocontrast(image: Bytes, _: float) -> Bytes:
+    """Each channel stretched to the full range."""
+    return pixel.auto_contrast(image, 0, None, "pil").reshape(image.shape)
+
+
+def contrast(image: Bytes, factor: float) -> Bytes:
+    """Blended with its mean grey."""
+    return pixel.adjust_contrast_torchvision(image, factor)
+
+
+def equalize(image: Bytes, _: float) -> Bytes:
+    """Each channel's histogram made flat."""
+    return np.asarray(pixel.equalize(image, mode="cv", by_channels=True), np.uint8)
+
+
+def posterize(image: Bytes, bits: float) -> Bytes:
+    """Only the highest bits kept."""
+    return pixel.posterize(image, int(bits))
+
+
+@functools.cache
+def _solarize_table(threshold: int) -> Bytes:
+    return pixel.solarize(RAMP[:, None], threshold / 256).ravel()
+
+
+def solarize(image: Bytes, threshold: float) -> Bytes:
+    """Pixels above the threshold inverted; albumentations' table is made once for each of 257 thresholds."""
+    return np.asarray(cv2.LUT(image, _solarize_table(round(threshold * 256))), np.uint8).reshape(image.shape)
+
+
+def sharpness(image: Bytes, factor: float) -> Bytes:
+    """Blended with its smoothed self: below 1 softer, above 1 sharper."""
+    return pixel.convolve(image, factor * CENTRE + (1 - factor) * SMOOTH)
+
+
+def warp(image: Bytes, matrix: list[list[float]]) -> Bytes:
+    """An affine map of the image, given from output to input coordinates."""
+    size = (image.shape[1], image.shape[0])
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    warped = geometric.warp_affine_with_value_extension(image, np.array(matrix), size, flags, cv2.BORDER_CONSTANT, 0)
+    return warped.reshape(image.shape)
+
+
+def rotate(image: Bytes, degrees: float) -> Bytes:
+    """About the centre."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    y, x = (image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2
+    return warp(image, [[cosine, -sine, x - cosine * x + sine * y], [sine, cosine, y - sine * x - cosine * y]])
+
+
+def shear_x(image: Bytes, slope: float) -> Bytes:
+    """Rows shifted in proportion to their distance from the middle."""
+    return warp(image, [[1, slope, -slope * (image.shape[0] - 1) / 2], [0, 1, 0]])
+
+
+def shear_y(image: Bytes, slope: float) -> Bytes:
+    """Columns shifted in proportion to their distance from the middle."""
+    return warp(image, [[1, 0, 0], [slope, 1, -slope * (image.shape[1] - 1) / 2]])
+
+
+def translate_x(image: Bytes, share: float) -> Bytes:
+    """Shifted sideways by a share of the width."""
+    return warp(image, [[1, 0, share * image.shape[1]], [0, 1, 0]])
+
+
+def translate_y(image: Bytes, share: float) -> Bytes:
+    """Shifted up or down by a share of the height."""
+    return warp(image, [[1, 0, 0], [0, 1, share * image.shape[0]]])
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation, FixMatch's range of its argument, and the argument that changes nothing."""
+
+    apply: Callable[[Bytes, float], Bytes]
+    low: float = 0.0
+    high: float = 0.0
+    neutral: float = 0.0
+    signed: bool = True  # a fixed magnitude goes to either side of neutral
+
+
+OPERATIONS: dict[str, Operation] = {
+    "identity": Operation(lambda image, _: image),
+    "autocontrast": Operation(autocontrast),
+    "brightness": Operation(pixel.adjust_brightness_torchvision, 0.05, 0.95, neutral=1),
+    "color": Operation(pixel.adjust_saturation_torchvision, 0.05, 0.95, neutral=1),
+    "contrast": Operation(contrast, 0.05, 0.95, neutral=1),
+    "equalize": Operation(equalize),
+    "posterize": Operation(posterize, 4, 8, neutral=8, signed=False),
+    "rotate": Operation(rotate, -30, 30),
+    "sharpness": Operation(sharpness, 0.05, 0.95, neutral=1),
+    "shear_x": Operation(shear_x, -0.3, 0.3),
+    "shear_y": Operation(shear_y, -0.3, 0.3),
+    "solarize": Operation(solarize, 0, 1, neutral=1, signed=False),
+    "translate_x": Operation(translate_x, -0.3, 0.3),
+    "translate_y": Operation(translate_y, -0.3, 0.3),
+}
+TABLE = list(OPERATIONS.values())
+LOW, HIGH, NEUTRAL = (np.array([getattr(op, name) for op in TABLE]) for name in ("low", "high", "neutral"))
+SIGNED = np.array([op.signed for op in TABLE])
+
+
+def arguments(operation: NDArray[np.int64], draw: NDArray[np.float64], magnitude: float | str) -> NDArray[np.float64]:
+    """What each operation is called with: anywhere in FixMatch's range, or M/30 of the way from neutral."""
+    if isinstance(magnitude, str):
+        return LOW[operation] + draw * (HIGH[operation] - LOW[operation])
+    sign = np.where(SIGNED[operation] & (draw < 0.5), 1.0, -1.0)
+    return NEUTRAL[operation] + sign * (magnitude / 30) * np.abs(NEUTRAL[operation] - LOW[operation])
+
+
+def cutout_boxes(draws: NDArray[np.float64], size: int, largest: float) -> NDArray[np.int64]:
+    """[n, 4] squares (x1, y1, x2, y2): any side up to `largest` of the image's, any centre, cut at the border."""
+    half = draws[:, 0] * largest * size / 2
+    x, y = draws[:, 1] * size, draws[:, 2] * size
+    return np.stack([x - half, y - half, x + half, y + half], axis=1).round().clip(0, size).astype(np.int64)
+
+
+def cutout(image: Bytes, box: NDArray[np.int64]) -> Bytes:
+    """The image with a grey square."""
+    return dropout.cutout(image, box[None], GREY, np.random.default_rng(0))  # a number as fill draws nothing
+
+
+def strong_draws(settings: AugmentSettings) -> int:
+    """Uniform numbers an image needs."""
+    return 2 * settings.operations + 3
+
+
+def strong_view(images: Bytes, draws: NDArray[np.float64], settings: AugmentSettings) -> Bytes:
+    """N operations drawn with replacement and a square cut out; `draws` are [n, strong_draws] in [0, 1)."""
+    count = settings.operations
+    operation = (draws[:, :count] * len(TABLE)).astype(np.int64)
+    argument = arguments(operation, draws[:, count : 2 * count], settings.magnitude)
+    boxes = cutout_boxes(draws[:, 2 * count :], images.shape[1], settings.cutout)
+    out = np.empty_like(images)
+    for number, (chosen, values) in enumerate(zip(operation.tolist(), argument.tolist(), strict=True)):
+        image = images[number]
+        for which, value in zip(chosen, values, strict=True):
+            image = TABLE[which].apply(image, value)
+        out[number] = cutout(image, boxes[number])
+    return out

@@ -1,0 +1,113 @@
+"""The batch stream: batch t of rank r is a pure function of (seed, t, r), whatever was or will be read."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from ssl_tasks.batch import Batch, View, Views
+from ssl_tasks.data.pools import Images, Integers, LabeledPool, PseudoPool, Source, class_weights
+from ssl_tasks.data.sampling import Sampler, build_sampler
+from ssl_tasks.data.settings import AugmentSettings
+from ssl_tasks.data.views import Augmenter, Bytes, Draws, quarter_turns
+from ssl_tasks.errors import ConfigError
+from ssl_tasks.training.settings import TrainSettings
+
+
+class BatchStream(TorchDataset[Batch]):
+    """`stream[step]` is the rank's slice of the step's batch: uint8 NHWC images on the CPU.
+
+    The batch of a step is the same for any number of ranks: order, views and all. Where a method takes no `pseudo`
+    view, the selection's labels join the labelled pool.
+    """
+
+    def __init__(
+        self,
+        dataset: Source,
+        views: Views,
+        train: TrainSettings,
+        augment: AugmentSettings,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        selection: PseudoPool | None = None,
+    ) -> None:
+        if views.pseudo and selection is None:
+            raise ConfigError(
+                "this method learns from stored pseudo-labels, and there is no selection. Use it as a round's student, "
+                "or choose a method that needs none (supervised, fixmatch, …) for the teacher."
+            )
+        self.views, self.train, self.seed, self.num_classes = views, train, seed, dataset.num_classes
+        self.augmenter = Augmenter(augment, dataset.flip)
+        self.unlabeled: Images = dataset.pool("unlabeled")
+        self.labeled = LabeledPool(dataset.pool("labeled"), self.unlabeled, None if views.pseudo else selection)
+        self.selection = selection if views.pseudo else None
+        self.weights = class_weights(self.labeled.counts(self.num_classes), train.class_weights)
+        self.samplers = self._samplers()
+        self.first, self.last = (train.batch_size * part // world for part in (rank, rank + 1))
+
+    def _samplers(self) -> dict[str, Sampler]:
+        labeled, selection = self.labeled, self.selection
+        classes = labeled.labels if self.train.class_balanced else None
+        samplers = {"labeled": build_sampler(self.seed, "labeled", len(labeled), labeled.copies, classes)}
+        if self.views.unlabeled:
+            samplers["unlabeled"] = build_sampler(self.seed, "unlabeled", len(self.unlabeled))
+        if selection is not None:
+            samplers["pseudo"] = build_sampler(self.seed, "pseudo", len(selection), selection.copies)
+        return samplers
+
+    def __len__(self) -> int:
+        return self.train.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        index = self._entries("labeled", step, 1)
+        labels = self.labeled.labels[index]
+        batch = Batch(
+            labeled=self._render("labeled", self.labeled.images(index), self.views.labeled, step, 1),
+            labels=torch.from_numpy(labels),
+            labeled_index=torch.from_numpy(index),
+            label_weights=None if self.weights is None else torch.from_numpy(self.weights[labels]),
+        )
+        if self.views.unlabeled:
+            batch = self._with_unlabeled(batch, step)
+        return batch if self.selection is None else self._with_pseudo(batch, step, self.selection)
+
+    def _with_unlabeled(self, batch: Batch, step: int) -> Batch:
+        views, ratio = self.views.unlabeled, self.train.unlabeled_ratio
+        index = self._entries("unlabeled", step, ratio)
+        batch = replace(
+            batch,
+            unlabeled=self._render("unlabeled", self.unlabeled.images(index), views, step, ratio),
+            unlabeled_index=torch.from_numpy(index),
+            unlabeled_truth=torch.from_numpy(self.unlabeled.truth()[index]),
+        )
+        if "rotated" not in views:
+            return batch
+        turns = quarter_turns(self._draws("unlabeled", step, ratio, views.index("rotated")))
+        return replace(batch, unlabeled_turns=torch.from_numpy(turns))
+
+    def _with_pseudo(self, batch: Batch, step: int, selection: PseudoPool) -> Batch:
+        ratio = self.train.unlabeled_ratio
+        index = self._entries("pseudo", step, ratio)
+        images = self.unlabeled.images(selection.positions[index])
+        return replace(
+            batch,
+            pseudo=self._render("pseudo", images, self.views.pseudo, step, ratio),
+            pseudo_targets=torch.from_numpy(selection.targets(index, self.num_classes)),
+            pseudo_index=torch.from_numpy(index),
+        )
+
+    def _entries(self, pool: str, step: int, ratio: int) -> Integers:
+        start = step * self.train.batch_size
+        return self.samplers[pool].entries((start + self.first) * ratio, (start + self.last) * ratio)
+
+    def _render(self, pool: str, images: Bytes, views: Sequence[View], step: int, ratio: int) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.from_numpy(self.augmenter.view(view, images, self._draws(pool, step, ratio, number)))
+            for number, view in enumerate(views)
+        )
+
+    def _draws(self, pool: str, step: int, ratio: int, number: int) -> Draws:
+        return Draws(self.first * ratio, self.last * ratio, self.seed, (pool, step, number))

@@ -18,6 +18,8 @@ METHODS: dict[str, str] = {  # name, which is also the module's → class
     "mean_teacher": "MeanTeacher",
     "noisy_student": "NoisyStudent",
     "label_propagation": "LabelPropagation",
+    "mixmatch": "MixMatch",
+    "remixmatch": "ReMixMatch",
 }
 
 LABELS_ONLY = {"supervised", "noisy_student"}

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from models.classifier import Classifier
 from ssl_tasks.batch import Batch, Views
-from ssl_tasks.methods.base import Losses, Method, Pools, Problem, forward_together
+from ssl_tasks.functional import pseudo_label_logs, weighted_cross_entropy
+from ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, forward_together, supervised_alone
 from ssl_tasks.methods.settings import LabelPropagationSettings
 
 CHUNK = 2048  # rows of the similarity matrix at a time: 400 MB of float32 for 50,000 images
@@ -124,18 +125,13 @@ class LabelPropagation(Method):
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         if progress < self.settings.warmup:
-            supervised = F.cross_entropy(student(batch.labeled[0]), batch.labels)
-            return Losses(supervised, {"supervised": supervised.detach()})
+            return supervised_alone(student, batch)
         labeled, unlabeled = forward_together(student, batch.labeled[0], batch.unlabeled[0])
         guesses, weights = self.pseudo_labels[batch.unlabeled_index], self.weights[batch.unlabeled_index]
-        supervised = weighted_cross_entropy(labeled, batch.labels, self.class_weights[batch.labels])
+        true_weights = self.class_weights[batch.labels]
+        if batch.label_weights is not None:
+            true_weights = true_weights * batch.label_weights
+        supervised = weighted_cross_entropy(labeled, batch.labels, true_weights)
         unsupervised = weighted_cross_entropy(unlabeled, guesses, weights * self.class_weights[guesses])
-        return Losses(
-            supervised + self.settings.weight * unsupervised,
-            {"supervised": supervised.detach(), "unsupervised": unsupervised.detach(), "mask": weights.mean()},
-        )
-
-
-def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """The mean over the whole batch of weight · cross-entropy."""
-    return (F.cross_entropy(logits, labels, reduction="none") * weights).mean()
+        logs = pseudo_label_logs(guesses, weights, batch.unlabeled_truth, self.problem.num_classes)
+        return combine(supervised, unsupervised, self.settings.weight, (labeled, unlabeled), logs)

@@ -20,6 +20,9 @@ METHODS: dict[str, str] = {  # name, which is also the module's → class
     "label_propagation": "LabelPropagation",
     "mixmatch": "MixMatch",
     "remixmatch": "ReMixMatch",
+    "confirmation_bias": "ConfirmationBias",
+    "simclr": "SimCLR",
+    "distillation": "Distillation",
 }
 
 LABELS_ONLY = {"supervised", "noisy_student"}

@@ -1,0 +1,109 @@
+"""Pseudo-Labeling and Confirmation Bias (Arazo et al. 2020, arXiv 1908.02983).
+
+Every unlabelled image has a soft label: the network's own prediction from the last time the image was seen, of the
+image without augmentation and the network in train mode without dropout. Labelled and unlabelled images train
+together under MixUp with one raw λ ~ Beta(α, α) a batch: loss = λ CE(ŷ) + (1 - λ) CE(ŷ of the partner)
++ class_regulariser · KL(uniform ‖ mean prediction) + entropy_regulariser · mean entropy. Both regularisers are needed:
+the first against one class for all, the second against flat predictions. So is a minimum of labelled images in every
+batch: it is `train.batch_size`, 16 of 100 in the paper, against unlabeled_ratio · batch_size. The warm-up
+learns from labelled images alone (10 of 400 epochs); the first soft labels come from a pass over all images after it.
+
+As in the official code the passes over plain images move the batch-norm statistics. The KL's constant,
+-log C, is left out there and kept here, so that the term is 0 where the mean is uniform.
+
+Deviations: the official code keeps an epoch's new labels apart until its end; in a pass that shows each image once
+this is the same as overwriting them. It averages weights late in the run (SWA); here the engine's moving average does.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.classifier import Classifier
+from models.noise import without_noise
+from ssl_tasks.batch import Batch, Views
+from ssl_tasks.distributed import gather_rows
+from ssl_tasks.functional import entropy, pseudo_label_logs, soft_cross_entropy
+from ssl_tasks.methods.base import Losses, Method, Pools, Problem, gradient_share
+from ssl_tasks.methods.settings import ConfirmationBiasSettings
+from ssl_tasks.mixing import draw_lambda, frozen_statistics, mix_with_shuffled
+
+
+def distance_from_uniform(logits: Tensor) -> Tensor:
+    """KL(uniform ‖ mean prediction)."""
+    mean = logits.softmax(dim=1).mean(dim=0)
+    return -mean.clamp_min(torch.finfo(mean.dtype).tiny).log().mean() - math.log(len(mean))
+
+
+@torch.no_grad()
+def plain_prediction(student: Classifier, images: Tensor) -> Tensor:
+    """What becomes a soft label: no augmentation, no dropout, batch norm as in training."""
+    with without_noise(student):
+        return student(images).float().softmax(dim=1)
+
+
+class ConfirmationBias(Method):
+    """The memory of soft labels, [unlabelled images, classes], and the count of refreshes are buffers."""
+
+    views = Views(labeled=("weak",), unlabeled=("weak", "none"))
+    settings: ConfirmationBiasSettings
+    memory: Tensor
+    refreshed: Tensor
+
+    def __init__(self, settings: ConfirmationBiasSettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
+        uniform = torch.full((problem.num_unlabeled, problem.num_classes), 1 / problem.num_classes)
+        self.register_buffer("memory", uniform)
+        self.register_buffer("refreshed", torch.tensor(0))
+        self.warmup_steps = math.ceil(settings.warmup * (problem.steps - 1))
+
+    def refresh_every(self) -> int:
+        return self.warmup_steps or self.problem.steps
+
+    def before_epoch(self, student: Classifier, pools: Pools) -> None:
+        """The first soft labels, when the warm-up has ended; later ones are made on the way."""
+        self.refreshed += 1
+        if int(self.refreshed) != (2 if self.warmup_steps else 1):
+            return
+        training = student.training
+        student.train()
+        with frozen_statistics(student):
+            for index, images in pools.unlabeled():
+                self.memory[index] = plain_prediction(student, images)
+        student.train(training)
+
+    def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
+        count, classes = len(batch.labels), self.problem.num_classes
+        images, targets = batch.labeled[0], F.one_hot(batch.labels, classes).float()
+        logs = {}
+        if progress >= self.settings.warmup:
+            soft_labels = self.memory[batch.unlabeled_index]
+            self.remember(batch.unlabeled_index, plain_prediction(student, batch.unlabeled[1]))
+            images, targets = torch.cat([images, batch.unlabeled[0]]), torch.cat([targets, soft_labels])
+            hard = soft_labels.argmax(dim=1)
+            logs = pseudo_label_logs(hard, torch.ones_like(hard), batch.unlabeled_truth, classes)
+        images, targets = mix_with_shuffled(images, targets, draw_lambda(self.settings.alpha, 1, images.device))
+        logits = student(images).float()
+        losses = soft_cross_entropy(logits, targets)
+        return self.regularised(logits, losses[:count], losses[count:], batch.label_weights, logs)
+
+    def remember(self, index: Tensor, probs: Tensor) -> None:
+        """Puts predictions, of all ranks, where their images look for them the next time."""
+        self.memory[gather_rows(index)] = gather_rows(probs)
+
+    def regularised(
+        self, logits: Tensor, labeled: Tensor, unlabeled: Tensor, weights: Tensor | None, logs: dict[str, Tensor]
+    ) -> Losses:
+        """One mean over labelled and unlabelled images alike, and the two regularisers."""
+        known = labeled if weights is None else weights * labeled
+        supervised, unsupervised = known.sum() / len(logits), unlabeled.sum() / len(logits)
+        uniform, flat = distance_from_uniform(logits), entropy(logits).mean()
+        logs = logs | {"supervised": known.mean().detach(), "uniform": uniform.detach(), "entropy": flat.detach()}
+        if len(unlabeled):
+            logs["unsupervised"] = unlabeled.mean().detach()
+            logs["gradient_share"] = gradient_share(supervised, unsupervised, [logits])
+        settings = self.settings
+        penalty = settings.class_regulariser * uniform + settings.entropy_regulariser * flat
+        return Losses(supervised + unsupervised + penalty, logs)

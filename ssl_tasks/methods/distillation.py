@@ -1,0 +1,39 @@
+"""Distillation of a teacher into a student by its stored soft labels (SimCLRv2: Chen et al. 2020, arXiv 2006.10029).
+
+loss = (1 - α) · CE(labelled) + α · mean of -Σ p_teacher(T) · log p_student(T), where p(T) = softmax(logits / T).
+The teacher's probabilities come from the selection (`select.soft`), one temperature having been applied or not when
+they were stored; p^(1/T), normalised, is softmax(logits / T), so logits need not be kept. The paper's main
+distillation is α = 1, unlabelled images alone; it mixes in true labels where there are many.
+
+Deviations: hard stored labels stay one-hot at any T. As in the paper, and against Hinton et al., the loss is not
+multiplied by T².
+"""
+
+from torch import Tensor
+
+from models.classifier import Classifier
+from ssl_tasks.batch import Batch, Views
+from ssl_tasks.functional import sharpen, soft_cross_entropy, weighted_cross_entropy
+from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
+from ssl_tasks.methods.settings import DistillationSettings
+
+
+def distillation_loss(logits: Tensor, teacher_probs: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of teacher and student, both at the temperature; the mean over images."""
+    return soft_cross_entropy(logits / temperature, sharpen(teacher_probs, temperature)).mean()
+
+
+class Distillation(Method):
+    """A student of stored soft labels."""
+
+    views = Views(labeled=("weak",), pseudo=("weak",))
+    settings: DistillationSettings
+
+    def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
+        weight = self.settings.weight
+        if weight == 0:
+            return supervised_alone(student, batch)
+        logits, logits_pseudo = forward_together(student, batch.labeled[0], batch.pseudo[0])
+        supervised = (1 - weight) * weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        unsupervised = distillation_loss(logits_pseudo, batch.pseudo_targets, self.settings.temperature)
+        return combine(supervised, unsupervised, weight, (logits, logits_pseudo), {})

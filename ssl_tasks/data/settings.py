@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ssl_tasks.section import Section
+from ssl_tasks.section import RecipePath, Section
 
 
 class DigitsSource(Section):
@@ -18,32 +18,46 @@ class FolderSource(Section):
     """Class folders of images; unlabelled ones in `unlabeled/` or in a list of paths."""
 
     name: Literal["folder"]
-    path: Path
-    unlabeled: Path | None = Field(
-        None, description="a folder, or a text file with one path a line; default unlabeled/"
+    path: RecipePath = Field(json_schema_extra={"key": False})
+    unlabeled: RecipePath | None = Field(
+        None,
+        description="a folder, or a text file with one path a line; default unlabeled/",
+        json_schema_extra={"key": False},
     )
-    test: Path | None = Field(None, description="class folders of the test set; default test/ if there is one")
+    test: RecipePath | None = Field(
+        None,
+        description="class folders of the test set; default test/ if there is one",
+        json_schema_extra={"key": False},
+    )
 
 
 class TableSource(Section):
     """A CSV or Parquet file: a path or an image-bytes column, a label column that may be empty."""
 
     name: Literal["table"]
-    path: Path
-    root: Path | None = Field(None, description="what relative paths start from; default the table's folder")
+    path: RecipePath = Field(json_schema_extra={"key": False})
+    root: RecipePath | None = Field(
+        None,
+        description="what relative paths start from; default the table's folder",
+        json_schema_extra={"key": False},
+    )
     image: str = Field("image", description="the column with a path or with the bytes of an image file")
-    label: str = "label"
+    label: str = Field("label", description="empty, null or a negative number: no label")
     id: str | None = Field(None, description="the column with unique ids; default the image path or row number")
-    split: str | None = Field(None, description="a column with labeled, unlabeled, validation or test")
-    test_path: Path | None = Field(None, description="a second table whose rows are the test set")
+    split: str | None = Field(
+        None, description="a column with labeled, unlabeled, validation, test, or train (and empty): to be drawn"
+    )
+    test_path: RecipePath | None = Field(
+        None, description="a second table whose rows are the test set", json_schema_extra={"key": False}
+    )
 
 
 class TorchvisionSource(Section):
     """A data set that torchvision knows, in `path`, downloaded where there is a network."""
 
     name: Literal["cifar10", "cifar100", "svhn", "stl10", "mnist", "fashion_mnist"]
-    path: Path = Path("data")
-    download: bool = True
+    path: RecipePath = Field(Path("data"), json_schema_extra={"key": False})
+    download: bool = Field(True, json_schema_extra={"key": False})
 
 
 class SyntheticSource(Section):
@@ -54,8 +68,8 @@ class SyntheticSource(Section):
     test_size: int = Field(1_000, ge=1)
     classes: int = Field(10, ge=2, le=1000)
     image_size: int = Field(32, ge=4)
-    noise: float = Field(0.3, ge=0)
-    seed: int = Field(0, ge=0)
+    noise: float = Field(0.3, ge=0, description="standard deviation, on a scale where white is 1")
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 Source = Annotated[
@@ -66,14 +80,25 @@ Source = Annotated[
 class SplitSettings(Section):
     """Who is labelled. Drawn once from the seed by a keyed order of the ids, so that added images move no other."""
 
-    labels_per_class: int | None = Field(None, ge=1)
+    labels_per_class: int | None = Field(
+        None, ge=1, description="at the mean where stratified, the head's where long_tailed"
+    )
     labeled_fraction: float | None = Field(None, gt=0, le=1)
-    validation: float | int = Field(0.1, ge=0, description="share (< 1) or number of the images with a label")
-    test: float | int = Field(0.2, ge=0, description="share or number; only where the source brings no test set")
+    validation: int | float = Field(0.1, ge=0, description="share (< 1) or number of the images with a label")
+    test: int | float = Field(0.2, ge=0, description="share or number; only where the source brings no test set")
     strategy: Literal["balanced", "stratified", "long_tailed"] = "balanced"
     imbalance: float = Field(1.0, ge=1, description="γ of long_tailed: most frequent class ÷ rarest")
     unlabeled_includes_labeled: bool = True
     seed: int = Field(0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "SplitSettings":
+        if self.labels_per_class is not None and self.labeled_fraction is not None:
+            raise ValueError("labels_per_class and labeled_fraction exclude each other; set one of them")
+        for name in ("validation", "test"):
+            if (value := getattr(self, name)) >= 1 and value != int(value):
+                raise ValueError(f"{name} is {value}; expected a share below 1 or a whole number of images")
+        return self
 
 
 class DataSettings(Section):
@@ -82,8 +107,13 @@ class DataSettings(Section):
     source: Source = DigitsSource()
     split: SplitSettings = SplitSettings()
     classes: tuple[str, ...] | None = Field(None, description="the class list; default what the labels say, sorted")
-    image_size: int | None = Field(None, ge=1, description="images are resized (shorter side) and centre-cropped to it")
-    channels: Literal[1, 3] | None = None
+    image_size: int | None = Field(
+        None,
+        ge=1,
+        description="images are resized (shorter side) and centre-cropped to it; default the labelled images' median "
+        "shorter side, 224 at the most",
+    )
+    channels: Literal[1, 3] | None = Field(None, description="default 1 where the labelled images are grey, else 3")
     max_unreadable: float = Field(0.01, ge=0, le=1, description="share of unreadable images above which a run fails")
     max_pixels: int = Field(100_000_000, ge=1, description="larger images are refused unread")
 

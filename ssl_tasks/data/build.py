@@ -1,0 +1,72 @@
+"""The dataset stage: a source becomes a manifest, its splits are drawn, and its images are decoded once."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ssl_tasks.data.fingerprint import fingerprint
+from ssl_tasks.data.images import Images
+from ssl_tasks.data.manifest import count_splits, manifest_table, part_digests, truth_table, write_table
+from ssl_tasks.data.settings import DataSettings
+from ssl_tasks.data.splits import LABELED
+from ssl_tasks.data.survey import Survey, survey
+from ssl_tasks.errors import DataError
+from ssl_tasks.stage import StageContext, StageResult
+
+STATISTICS_OF = 4096  # labelled images, the first in the keyed order, give mean and standard deviation
+BATCH = 256
+
+
+def build_dataset(context: StageContext) -> StageResult:
+    """Writes manifest, hidden truth and info; parts are the digests of the four splits."""
+    settings = context.section
+    assert isinstance(settings, DataSettings)
+    found = survey(settings, context.cache, context.runtime, context.progress)
+    if found.problems:
+        raise DataError("\n".join(found.problems))
+    mean, std = pixel_statistics(found, context)
+    identity: dict[str, Any] = {
+        "classes": list(found.classes),
+        "channels": found.decoder.channels,
+        "image_size": found.decoder.image_size,
+        "mean": mean,
+        "std": std,
+        "flip": found.source.flip,
+    }
+    includes = settings.split.unlabeled_includes_labeled
+    counts = count_splits(found)
+    info = {
+        **identity,
+        "unlabeled_includes_labeled": includes,
+        "max_pixels": settings.max_pixels,
+        "fingerprint": fingerprint(settings, context.cache),
+        "counts": counts,
+    }
+    table = manifest_table(found)
+    write_table(table, context.output / "manifest.parquet")
+    write_table(truth_table(found), context.output / "truth.parquet")
+    (context.output / "info.json").write_text(json.dumps(info, indent=1, sort_keys=True) + "\n")
+    summary = {name: counts[name]["images"] for name in counts}
+    left_out = {key: sum(entry[key] for entry in counts.values()) for key in ("unreadable", "in_held_out")}
+    summary |= {"classes": len(found.classes), **left_out, "decoded": found.swept.decoded}
+    return StageResult(summary, part_digests(table, identity, includes))
+
+
+def pixel_statistics(found: Survey, context: StageContext) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel over labelled images, on a scale where white is 1."""
+    labeled = np.flatnonzero((found.split == LABELED) & found.usable)
+    chosen = np.sort(labeled[np.argsort(found.samples.order[labeled], kind="stable")][:STATISTICS_OF])
+    images = Images(found.source, found.decoder, context.cache, context.runtime)
+    kept = images.find(found.swept.contents.take(pa.array(chosen)).to_pylist())
+    uris = found.listing.uris.take(pa.array(chosen))
+    total = np.zeros((2, found.decoder.channels), np.int64)
+    for start in range(0, len(chosen), BATCH):
+        index = np.arange(start, min(start + BATCH, len(chosen)))
+        pixels = images.load(kept, index, lambda at: uris.take(pa.array(at)).to_pylist()).astype(np.int64)
+        total += np.stack([pixels.sum(axis=(0, 1, 2)), np.square(pixels).sum(axis=(0, 1, 2))])
+    count = len(chosen) * found.decoder.image_size**2
+    mean = total[0] / count
+    std = np.sqrt(np.maximum(total[1] / count - mean**2, 0))
+    return (mean / 255).round(6).tolist(), np.maximum(std / 255, 1e-3).round(6).tolist()

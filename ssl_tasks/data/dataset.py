@@ -1,0 +1,123 @@
+"""A dataset artifact, opened: its classes, and pools of images by split."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ssl_tasks.artifacts import Artifact
+from ssl_tasks.data.decode import Decoder
+from ssl_tasks.data.fingerprint import last_place, parse_source
+from ssl_tasks.data.images import Images, Kept
+from ssl_tasks.data.sources import open_source
+from ssl_tasks.training.settings import RuntimeSettings
+
+PoolName = Literal["labeled", "unlabeled", "validation", "test"]
+
+
+class Dataset:
+    """What training and evaluation see of a data set."""
+
+    def __init__(self, folder: Path, images: Images, info: dict) -> None:
+        self.folder, self._images, self._info = folder, images, info
+        self.classes: tuple[str, ...] = tuple(info["classes"])
+        self.num_classes = len(self.classes)
+        self.channels: int = info["channels"]
+        self.image_size: int = info["image_size"]
+        self.mean: tuple[float, ...] = tuple(info["mean"])
+        self.std: tuple[float, ...] = tuple(info["std"])
+        self.flip: bool = info["flip"]
+
+    @classmethod
+    def open(cls, artifact: Artifact, cache: Path, runtime: RuntimeSettings | None = None) -> "Dataset":
+        """Opens an artifact of the dataset stage. No column is read before a pool asks for it."""
+        info = json.loads(artifact.file("info.json").read_text())
+        source = parse_source(artifact.manifest["settings"]["source"])
+        found = open_source(last_place(source, info["fingerprint"], cache))
+        decoder = Decoder(info["image_size"], info["channels"], info["max_pixels"])
+        return cls(artifact.path, Images(found, decoder, cache, runtime or RuntimeSettings()), info)
+
+    def pool(self, name: PoolName) -> "Pool":
+        """The readable images of a split; "unlabeled" has the labelled ones too where the settings say so."""
+        table = self._rows(name, ["label", "content"], usable=True)
+        labels = table["label"].to_numpy().astype(np.int64)
+        if name == "unlabeled":
+            labels = np.full_like(labels, -1)
+        return Pool(self.folder, table["position"].to_numpy(), labels, self._images)
+
+    def unreadable(self, name: PoolName) -> list[tuple[str, str]]:
+        """The samples of a split that its pool does not hold, and why."""
+        table = self._rows(name, ["sample_id", "error"], usable=False)
+        return list(zip(table["sample_id"].to_pylist(), table["error"].to_pylist(), strict=True))
+
+    def _rows(self, name: PoolName, columns: list[str], usable: bool) -> pa.Table:
+        """Columns of a split, and each row's position in the manifest; no sample is held as a Python object."""
+        names = [name]
+        if name == "unlabeled" and self._info["unlabeled_includes_labeled"]:
+            names.append("labeled")
+        read = ["split", *columns, *({"error"} - set(columns))]
+        pieces, start = [], 0
+        with pq.ParquetFile(self.folder / "manifest.parquet") as file:
+            for batch in file.iter_batches(columns=read):
+                position = pa.array(np.arange(start, start + len(batch)))
+                inside = pc.and_(
+                    pc.is_in(batch["split"], pa.array(names)),
+                    (pc.is_null if usable else pc.is_valid)(batch["error"]),
+                )
+                piece = pa.table({"position": position, **{column: batch[column] for column in columns}})
+                pieces.append(piece.filter(inside))
+                start += len(batch)
+        return pa.concat_tables(pieces)
+
+
+class Pool:
+    """Images of one split by their position in it: 0 … len - 1. Picklable; other columns are read when asked for."""
+
+    def __init__(self, folder: Path, positions: np.ndarray, labels: np.ndarray, images: Images) -> None:
+        self.labels = labels  # int64 [n]; -1 where unknown
+        self._folder, self._positions, self._images = folder, positions, images
+        self._kept: Kept | None = None
+        self._uris: pa.Array | None = None
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_uris": None}
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def images(self, index: np.ndarray) -> np.ndarray:
+        """uint8 [n, S, S, C]. The first call puts into the decoded cache what it lost."""
+        index = np.asarray(index, np.int64)
+        if self._kept is None or not (self._kept.pixels is None or self._kept.pixels.exists()):
+            contents = self.contents() if self._images.cached else [""] * len(self)
+            self._kept = self._images.keep(contents, lambda: self._all_uris().to_pylist())
+        return self._images.load(self._kept, index, lambda at: self._all_uris().take(pa.array(at)).to_pylist())
+
+    def sample_ids(self, index: np.ndarray | None = None) -> list[str]:
+        """The ids of `index`, or of all, in the pool's order."""
+        return self._column("sample_id", index).to_pylist()
+
+    def contents(self) -> list[str]:
+        """What each image holds, as a digest: equal contents, equal images."""
+        return self._column("content").to_pylist()
+
+    def truth(self) -> np.ndarray:
+        """int64 [n]: labels that training must not know, -1 where nobody does. For audit and diagnosis alone."""
+        known = self._column("label").to_numpy().astype(np.int64)
+        truth = pq.read_table(self._folder / "truth.parquet")
+        found = pc.fill_null(pc.index_in(self._column("sample_id"), truth["sample_id"]), -1).to_numpy()
+        return np.where(found < 0, known, np.append(truth["label"].to_numpy(), -1)[found])
+
+    def _all_uris(self) -> pa.Array:
+        if self._uris is None:
+            self._uris = self._column("uri")
+        return self._uris
+
+    def _column(self, name: str, index: np.ndarray | None = None) -> pa.Array:
+        """A column of the manifest at this pool's positions."""
+        positions = self._positions if index is None else self._positions[index]
+        return pq.read_table(self._folder / "manifest.parquet", columns=[name])[name].take(pa.array(positions))

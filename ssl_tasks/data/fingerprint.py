@@ -1,0 +1,39 @@
+"""What a source holds, as one digest, and where it was last seen."""
+
+import json
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from ssl_tasks.artifacts import digest_json, write_atomically
+from ssl_tasks.data.file_digests import FileDigests
+from ssl_tasks.data.settings import DataSettings, Source
+from ssl_tasks.data.sources import open_source
+
+
+def fingerprint(settings: DataSettings, cache: Path) -> str:
+    """A digest of the source's contents, never of its place: a moved folder has the same. Cheap where nothing changed.
+
+    Remembers the place under `cache`, so that a data set that was built elsewhere finds its images here.
+    """
+    digest = digest_json([settings.source.name, open_source(settings.source).fingerprint(FileDigests(cache))])
+    place = _place(cache, settings.source, digest)
+    text = settings.source.model_dump_json()
+    if not place.exists() or place.read_text() != text:
+        write_atomically(place, text)
+    return digest
+
+
+def last_place(source: Source, digest: str, cache: Path) -> Source:
+    """The source's settings with the paths at which these contents were seen last."""
+    place = _place(cache, source, digest)
+    return TypeAdapter[Source](Source).validate_json(place.read_text()) if place.exists() else source
+
+
+def _place(cache: Path, source: Source, digest: str) -> Path:
+    return cache / "places" / f"{digest_json([source.identity(), digest])[:32]}.json"
+
+
+def parse_source(settings: object) -> Source:
+    """A source from the plain values of an artifact's manifest."""
+    return TypeAdapter[Source](Source).validate_json(json.dumps(settings))

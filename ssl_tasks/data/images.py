@@ -1,0 +1,103 @@
+"""Pixels by name: from the decoded cache where it holds them, else read and decoded on the fly."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ssl_tasks.artifacts import file_lock
+from ssl_tasks.data.decode import Decoder, quiet_decoding
+from ssl_tasks.data.decoded import DecodedCache
+from ssl_tasks.data.sources.base import DrawnSource, ImageSource
+from ssl_tasks.data.sweep import CHUNK_UNKEPT, cache_limit, decode_uri, look
+from ssl_tasks.errors import DataError
+from ssl_tasks.training.settings import RuntimeSettings
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where the cache keeps some images: a row of the pixel file for each, -1 where it does not."""
+
+    rows: np.ndarray
+    pixels: Path | None
+
+
+class Images:
+    """Reads images of one source. Picklable; a process maps the cache once, at its first image."""
+
+    def __init__(self, source: ImageSource, decoder: Decoder, cache: Path, runtime: RuntimeSettings) -> None:
+        self.source, self.decoder, self.cache, self.runtime = source, decoder, cache, runtime
+        self._mapped: tuple[Path, np.ndarray] | None = None
+
+    def __reduce__(self) -> tuple[type["Images"], tuple[ImageSource, Decoder, Path, RuntimeSettings]]:
+        return type(self), (self.source, self.decoder, self.cache, self.runtime)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the decoded cache is in use."""
+        return cache_limit(self.runtime) > 0 and not isinstance(self.source, DrawnSource)
+
+    def find(self, contents: Sequence[str]) -> Kept:
+        """Where the cache keeps the images of these contents."""
+        if not self.cached:
+            return Kept(np.full(len(contents), -1, np.int64), None)
+        raw = pa.py_buffer(bytes.fromhex("".join(contents)))
+        names = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(contents), [None, raw])
+        index = DecodedCache(self.cache, self.decoder).index()
+        return Kept(index.rows_of(names), index.pixels)
+
+    def keep(self, contents: Sequence[str], uris: Callable[[], Sequence[str]]) -> Kept:
+        """As `find`, after decoding into the cache what it lost; processes that ask together decode once."""
+        kept = self.find(contents)
+        store, limit = DecodedCache(self.cache, self.decoder), cache_limit(self.runtime)
+        if not self.cached or not (kept.rows < 0).any():
+            return kept
+        with file_lock(store.folder.parent / f"{store.folder.name}.refill.lock"):
+            kept = self.find(contents)
+            missing = np.flatnonzero(kept.rows < 0)
+            room = int(limit // store.row_bytes) - store.index().rows
+            names = uris() if len(missing) and room > 0 else ()
+            wanted = [names[at] for at in missing[:room]] if names else []
+            with quiet_decoding(), ThreadPoolExecutor(self.runtime.threads) as threads:
+                for start in range(0, len(wanted), CHUNK_UNKEPT):
+                    look(self.source, self.decoder, store, wanted[start : start + CHUNK_UNKEPT], limit, threads)
+        return self.find(contents)
+
+    def load(self, kept: Kept, index: np.ndarray, uris: Callable[[np.ndarray], Sequence[str]]) -> np.ndarray:
+        """uint8 [n, S, S, C]: the images of `index`, an index into `kept`."""
+        rows = kept.rows[index]
+        if kept.pixels is not None and (rows >= 0).all():
+            return self._map(kept.pixels)[rows]
+        if isinstance(self.source, DrawnSource):
+            return self._fitted(self.source.draw(uris(index)))
+        size, channels = self.decoder.image_size, self.decoder.channels
+        images = np.empty((len(index), size, size, channels), np.uint8)
+        cached = rows >= 0
+        if kept.pixels is not None and cached.any():
+            images[cached] = self._map(kept.pixels)[rows[cached]]
+        elsewhere = np.flatnonzero(~cached)
+        with quiet_decoding():
+            for at, uri in zip(elsewhere, uris(index[elsewhere]), strict=True):
+                images[at] = self._decode(uri)
+        return images
+
+    def _map(self, pixels: Path) -> np.ndarray:
+        if self._mapped is None or self._mapped[0] != pixels:
+            self._mapped = pixels, DecodedCache(self.cache, self.decoder).map(pixels)
+        return self._mapped[1]
+
+    def _decode(self, uri: str) -> np.ndarray:
+        image = decode_uri(self.source, self.decoder, uri)
+        if image.pixels is None:
+            raise DataError(f"{uri} could be read when the data set was made, and cannot now: {image.error}")
+        return image.pixels
+
+    def _fitted(self, drawn: np.ndarray) -> np.ndarray:
+        size, channels = self.decoder.image_size, self.decoder.channels
+        if drawn.shape[1:] == (size, size, channels):
+            return drawn
+        fitted = [self.decoder(image).pixels for image in drawn]
+        return np.stack([image for image in fitted if image is not None])

@@ -1,0 +1,99 @@
+"""The files of a dataset artifact: what each column means, and how they are written without holding them as rows."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ssl_tasks.data.sources.base import SPLITS
+from ssl_tasks.data.splits import UNLABELED
+from ssl_tasks.data.survey import Survey
+
+ROWS = 65_536  # of a row group, and of a piece of a digest
+
+MANIFEST = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("label", pa.int32()),  # -1 where training knows none
+        ("split", pa.string()),
+        ("content", pa.string()),  # equal contents, equal images; null where unreadable
+        ("uri", pa.string()),  # what the source reads it by
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("error", pa.string()),  # why no pool holds it
+    ]
+)
+TRUTH = pa.schema([("sample_id", pa.string()), ("label", pa.int32())])
+
+
+def manifest_table(found: Survey) -> pa.Table:
+    """One row per sample, in the source's order. Hidden labels are not in it."""
+    label = np.where(found.split == UNLABELED, -1, found.samples.labels).astype(np.int32)
+    columns = [
+        found.listing.ids,
+        pa.array(label),
+        pa.array(SPLITS).take(pa.array(found.split)),
+        found.swept.contents,
+        found.listing.uris,
+        found.swept.width,
+        found.swept.height,
+        found.swept.mode,
+        found.errors,
+    ]
+    return pa.Table.from_arrays(columns, schema=MANIFEST)
+
+
+def truth_table(found: Survey) -> pa.Table:
+    """The labels that are known and that training must not know."""
+    hidden = pa.array(np.flatnonzero((found.split == UNLABELED) & (found.samples.labels >= 0)))
+    labels = pa.array(found.samples.labels).take(hidden)
+    return pa.Table.from_arrays([found.listing.ids.take(hidden), labels], schema=TRUTH)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Parquet, a row group at a time."""
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        for start in range(0, max(1, len(table)), ROWS):
+            writer.write_table(table.slice(start, ROWS))
+
+
+def part_digests(table: pa.Table, info: Mapping[str, Any], with_labeled: bool) -> dict[str, str]:
+    """What each split's samples are, so that a stage may depend on one of them alone."""
+    parts = {}
+    for name in SPLITS:
+        names = [name, "labeled"] if name == "unlabeled" and with_labeled else [name]
+        digest = hashlib.sha256(json.dumps(info, sort_keys=True).encode())
+        rows = table.select(["sample_id", "label", "content", "error"])
+        rows = rows.filter(pc.is_in(table["split"], pa.array(names)))
+        for start in range(0, len(rows), ROWS):
+            piece = rows.slice(start, ROWS).to_pydict()
+            if name == "unlabeled":
+                del piece["label"]  # who among them is labelled is the labelled part's matter
+            digest.update(json.dumps(piece, sort_keys=True).encode())
+        parts[name] = digest.hexdigest()
+    return parts
+
+
+def count_splits(found: Survey) -> dict[str, Any]:
+    """How many images each split has for use, how many of each class, and what was left out."""
+    counts: dict[str, Any] = {}
+    for number, name in enumerate(SPLITS):
+        inside = found.split == number
+        used = inside & found.usable
+        entry: dict[str, Any] = {
+            "images": int(used.sum()),
+            "unreadable": int((inside & (found.samples.groups < 0)).sum()),
+            "in_held_out": int((inside & (found.shadow >= 0)).sum()),
+        }
+        if number != UNLABELED:
+            labels = found.samples.labels[used]
+            entry["per_class"] = np.bincount(labels[labels >= 0], minlength=len(found.classes)).tolist()
+        counts[name] = entry
+    return counts

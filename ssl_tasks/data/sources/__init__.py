@@ -1,0 +1,40 @@
+"""Where images come from: one file per source."""
+
+from typing import assert_never
+
+from ssl_tasks.data.settings import (
+    DigitsSource,
+    FolderSource,
+    Source,
+    SyntheticSource,
+    TableSource,
+    TorchvisionSource,
+)
+from ssl_tasks.data.sources.base import ImageSource
+
+
+def open_source(settings: Source) -> ImageSource:
+    """The source that the settings name. Only its own module is imported."""
+    match settings:
+        case DigitsSource():
+            from ssl_tasks.data.sources.digits import Digits
+
+            return Digits(settings)
+        case FolderSource():
+            from ssl_tasks.data.sources.folder import Folder
+
+            return Folder(settings)
+        case TableSource():
+            from ssl_tasks.data.sources.table import Table
+
+            return Table(settings)
+        case TorchvisionSource():
+            from ssl_tasks.data.sources.torchvision_sets import TorchvisionSet
+
+            return TorchvisionSet(settings)
+        case SyntheticSource():
+            from ssl_tasks.data.sources.synthetic import Synthetic
+
+            return Synthetic(settings)
+        case _:
+            assert_never(settings)

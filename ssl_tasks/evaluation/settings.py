@@ -12,6 +12,7 @@ class EvaluateSettings(Section):
     bootstrap: int = Field(1_000, ge=0, description="resamplings behind the 95 % intervals")
     attacks: tuple[float, ...] = Field((), description="FGSM steps, as a share of the pixel range")
     corruptions: bool = False
+    robustness_images: int = Field(1_000, ge=1, description="most test images that are attacked and corrupted")
     seed: int = Field(0, ge=0, lt=2**63)
 
 

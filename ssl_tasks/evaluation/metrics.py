@@ -1,0 +1,116 @@
+"""How good rows of probabilities are: accuracy, per class, likelihood, Brier, calibration, each with its uncertainty.
+
+The interval of the accuracy is Wilson's; those of balanced accuracy, NLL, Brier and ECE are percentiles of a bootstrap
+over the images. Both are 95 % intervals.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_tasks.evaluation.calibration import BINS, expected_calibration_error, reliability_bins
+
+Z = 1.959963984540054  # the standard normal's 97.5 % point
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+def wilson_interval(right: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a share; sensible at 0 and 1 and for a handful of images (Wilson 1927)."""
+    if not total:
+        return 0.0, 1.0
+    share, square = right / total, Z * Z / total
+    centre, width = share + square / 2, Z * math.sqrt(share * (1 - share) / total + square / (4 * total))
+    return max(0.0, (centre - width) / (1 + square)), min(1.0, (centre + width) / (1 + square))
+
+
+def confusion_matrix(labels: Integers, predicted: Integers, num_classes: int) -> Integers:
+    """[K, K] counts: rows are the truth, columns what was predicted."""
+    cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def class_scores(confusion: Integers, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Recall and precision of every class; None where nothing was there or nothing was predicted."""
+    right, there, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    return [
+        {
+            "class": name,
+            "count": int(there[one]),
+            "predicted": int(predicted[one]),
+            "recall": float(right[one] / there[one]) if there[one] else None,
+            "precision": float(right[one] / predicted[one]) if predicted[one] else None,
+        }
+        for one, name in enumerate(classes)
+    ]
+
+
+def balanced_accuracy(confusion: Integers | Floats) -> float:
+    """The mean recall over the classes that occur."""
+    there = confusion.sum(axis=1)
+    present = there > 0
+    return float((confusion.diagonal()[present] / there[present]).mean())
+
+
+def log_losses(probs: Floats, labels: Integers) -> Floats:
+    """[n] -log p(truth); a probability of exactly 0 counts as float32's smallest normal number."""
+    return -np.log(np.maximum(probs[np.arange(len(labels)), labels], np.finfo(np.float32).tiny))
+
+
+def brier_scores(probs: Floats, labels: Integers) -> Floats:
+    """[n] squared distance to the one-hot truth, summed over the classes (0 … 2)."""
+    return (probs**2).sum(axis=1) - 2 * probs[np.arange(len(labels)), labels] + 1
+
+
+def measure(
+    probs: NDArray[np.floating], labels: Integers, classes: Sequence[str], resamples: int = 1_000, seed: int = 0
+) -> dict[str, Any]:
+    """Everything above of one split, as plain JSON values; only {"count": 0} of an empty one."""
+    if not len(labels):
+        return {"count": 0}
+    chances = np.asarray(probs, dtype=np.float64)
+    predicted = chances.argmax(axis=1)
+    right, confusion = int((predicted == labels).sum()), confusion_matrix(labels, predicted, len(classes))
+    low, high = wilson_interval(right, len(labels))
+    return {
+        "count": len(labels),
+        "accuracy": right / len(labels),
+        "accuracy_interval": {"low": low, "high": high, "method": "wilson", "level": 0.95},
+        "balanced_accuracy": balanced_accuracy(confusion),
+        "nll": float(log_losses(chances, labels).mean()),
+        "brier": float(brier_scores(chances, labels).mean()),
+        "ece": expected_calibration_error(chances, labels),
+        "intervals": bootstrap_intervals(chances, labels, resamples, seed),
+        "per_class": class_scores(confusion, classes),
+        "reliability": reliability_bins(chances, labels),
+    }
+
+
+def bootstrap_intervals(probs: Floats, labels: Integers, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Percentile intervals of the scores that have no closed form; none with 0 resamples."""
+    if not resamples:
+        return {}
+    n, num_classes = probs.shape
+    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    gap, nll, brier = right - confidence, log_losses(probs, labels), brier_scores(probs, labels)
+    generator = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {"balanced_accuracy": [], "nll": [], "brier": [], "ece": []}
+    for _ in range(resamples):
+        weight = np.bincount(generator.integers(n, size=n), minlength=n)
+        there = np.bincount(labels, weight, num_classes)
+        recall = np.bincount(labels, weight * right, num_classes)[there > 0] / there[there > 0]
+        drawn["balanced_accuracy"].append(float(recall.mean()))
+        drawn["nll"].append(float(weight @ nll) / n)
+        drawn["brier"].append(float(weight @ brier) / n)
+        drawn["ece"].append(float(np.abs(np.bincount(bins, weight * gap, BINS)).sum()) / n)
+    return {name: percentile_interval(np.array(values)) for name, values in drawn.items()}
+
+
+def percentile_interval(drawn: Floats) -> dict[str, Any]:
+    """The middle 95 % of bootstrap values."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"low": float(low), "high": float(high), "method": "bootstrap", "level": 0.95}

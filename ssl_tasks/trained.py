@@ -1,5 +1,6 @@
 """A trained network and its card: what predicting, evaluating and serving need, and nothing of how it was trained."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,14 +69,19 @@ class Trained:
 
 def save_trained(folder: Path, network: nn.Module, card: Card) -> None:
     """Writes model.safetensors and model.json."""
-    save_weights(folder / WEIGHTS, network)
+    save_weights(folder / WEIGHTS, network.state_dict())
+    save_card(folder, card)
+
+
+def save_card(folder: Path, card: Card) -> None:
+    """Writes model.json. Where the first weights came from is no part of it: no path of this machine leaves it."""
+    card = card.model_copy(update={"model": card.model.model_copy(update={"pretrained": None})})
     (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n")
 
 
-def save_weights(path: Path, network: nn.Module) -> None:
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """A network's whole state, in one plain memory layout, so that equal weights are equal bytes."""
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    save_file(state, path)
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, path)
 
 
 def load_card(folder: Path) -> Card:
@@ -94,8 +100,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def load_trained(folder: Path, device: str = "auto", precision: str = "auto") -> Trained:
     """The network of a model artifact, ready to predict; `precision=auto` is what it was trained for."""
     card = load_card(folder)
-    fresh = card.model.model_copy(update={"pretrained": None})
-    network = build_model(fresh, len(card.classes), card.in_channels, card.image_size)
+    network = build_model(card.model, len(card.classes), card.in_channels, card.image_size)
     network.load_state_dict(load_weights(folder / WEIGHTS))
     return as_trained(network, card, device, precision)
 

@@ -1,10 +1,12 @@
 """The exponential moving average of a network's weights: what is evaluated, and what a mean teacher is."""
 
 import copy
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def warmed_decay(decay: float, updates: int, warmup: bool) -> float:
@@ -12,7 +14,7 @@ def warmed_decay(decay: float, updates: int, warmup: bool) -> float:
     return min(1 - 1 / (updates + 1), decay) if warmup else decay
 
 
-def frozen_copy(network: nn.Module) -> nn.Module:
+def frozen_copy(network: Network) -> Network:
     """A copy that no gradient reaches, in evaluation mode."""
     return copy.deepcopy(network).requires_grad_(False).eval()
 

@@ -1,6 +1,7 @@
 """Where tensors live and in which number format networks compute."""
 
 import contextlib
+import os
 from contextlib import AbstractContextManager
 
 import torch
@@ -42,3 +43,22 @@ def has_native_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Products in `dtype`, everything delicate in fp32; nothing at all for fp32."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def prepare_backends(precision: str, threads: int | None) -> None:
+    """Makes a run repeatable bit for bit on the same machine and settings.
+
+    On CUDA, cuDNN may choose only algorithms that repeat, and never by racing them: some per cent of speed. Torch's
+    other operators repeat where they can; the few that cannot warn. On a CPU all that we use repeats for one number of
+    threads. fp32 means fp32: TF32 is left to runs that ask for less precision anyway.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for in order to repeat
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a check for other people's bugs, at a price
+    format = "ieee" if precision == "fp32" else "tf32"
+    torch.backends.cuda.matmul.fp32_precision = format
+    torch.backends.cudnn.conv.fp32_precision = format  # type: ignore[attr-defined]

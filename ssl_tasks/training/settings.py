@@ -1,8 +1,8 @@
 """What a recipe may say of training, and of the machine that it runs on."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ssl_tasks.section import Section
 
@@ -20,18 +20,28 @@ class TrainSettings(Section):
     weight_decay: float = Field(5e-4, ge=0, description="on kernels alone; AdamW's is decoupled")
     schedule: Literal["constant", "cosine", "cosine_7_16"] = "cosine_7_16"
     warmup_steps: int = Field(0, ge=0)
-    clip_gradient: float | None = Field(None, gt=0)
-    accumulate: int = Field(1, ge=1, description="micro-batches a step")
+    clip_gradient: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
+    accumulate: int = Field(1, ge=1, description="micro-batches a step: less memory, the same batch (but batch norm's)")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="0 evaluates the student itself")
     ema_warmup: bool = True
     ema_buffers: Literal["copy", "average"] = "copy"
     class_balanced: bool = Field(False, description="labelled images drawn class by class alike")
     class_weights: Literal["none", "inverse", "effective"] = "none"
+    log_every: int = Field(20, ge=1, description="steps between two rows of the history, each a mean over them")
     evaluate_every: int = Field(200, ge=1)
     patience: int | None = Field(None, ge=1, description="evaluations without a gain before stopping early")
     keep: Literal["best", "last"] = Field("best", description="which checkpoint becomes the model; both are reported")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto", "off", "on"] = "off"
+    compile: Literal["auto", "off", "on"] = Field("off", description="auto: on CUDA, for long runs")
+
+    @model_validator(mode="after")
+    def _micro_batches_are_alike(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be split into {self.accumulate} equal micro-batches; "
+                "expected a batch_size that accumulate divides"
+            )
+        return self
 
 
 class RuntimeSettings(Section):

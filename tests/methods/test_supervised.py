@@ -31,7 +31,7 @@ def batch_of(images: Tensor, labels: Tensor, weights: Tensor | None = None) -> B
 def pixels() -> Classifier:
     """A network whose features are the image's pixels, and whose logits are linear in them."""
     torch.manual_seed(0)
-    return Classifier(nn.pixels(), 9, 3)
+    return Classifier(nn.Flatten(), 9, 3)
 
 
 def test_loss_is_the_mean_cross_entropy() -> None:

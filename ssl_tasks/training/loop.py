@@ -1,0 +1,170 @@
+"""The training loop: load → step → log → evaluate → save → stop."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from ssl_tasks.distributed import grouped, rank, sum_over_ranks
+from ssl_tasks.errors import Interrupted, OutOfMemory, TrainingDiverged
+from ssl_tasks.training.checkpoints import Checkpoints
+from ssl_tasks.training.diagnosis import diagnose
+from ssl_tasks.training.interruption import StopRequest, stop_requests
+from ssl_tasks.training.optimization import learning_rate
+from ssl_tasks.training.precision import autocast
+from ssl_tasks.training.progress import show_progress
+from ssl_tasks.training.run import TrainingRun
+from ssl_tasks.training.settings import TrainSettings
+from ssl_tasks.training.state import Best
+from ssl_tasks.training.step import seed_step, take_step
+from ssl_tasks.training.validation import validate
+
+GROWTH = 1_000.0  # times the first loss: no loss of ours grows so much and comes back
+Report = Callable[[int, Mapping[str, float]], None]
+log = logging.getLogger(__name__)
+
+
+def train(run: TrainingRun, checkpoints: Checkpoints, report: Report, workers: int = 0) -> str:
+    """Trains until the steps or the patience end, or someone asks us to stop; returns which of the first two it was."""
+    state, settings = run.state, run.learner.train
+    if (snapshot := checkpoints.newest()) is not None:
+        state.restore(snapshot)
+        log.info("resumed at step %d of %d", state.step, settings.steps)
+    batches, clock = run.batches(workers), Clock(run)
+    with (
+        stop_requests() as request,
+        show_progress("train", settings.steps, rank() == 0) as bar,
+        memory_advice(settings),
+    ):
+        while state.step < settings.steps and not out_of_patience(run):
+            refresh(run)
+            take_step(run, next(batches))
+            values: dict[str, float] = {}
+            if due(state.step, settings.log_every, settings):
+                values |= write_log(run, checkpoints)
+            if due(state.step, settings.evaluate_every, settings):
+                values |= evaluate(run)
+            if values:
+                report(state.step, values | clock.images_per_second())
+            bar.advance(state.step, values)
+            # Several processes pause at rows of the history alone, together, when no rank holds numbers of its own.
+            if not grouped() or due(state.step, settings.log_every, settings):
+                asked = asked_to_stop(run, request)
+                if checkpoints.writes and (asked or checkpoints.due()):
+                    refuse_divergence(run, checkpoints)
+                    checkpoints.save(state.snapshot())
+                if asked:
+                    checkpoints.wait()
+                    raise Interrupted(f"asked to stop at step {state.step}; {checkpoints.describe()}")
+    checkpoints.wait()
+    return "steps" if state.step == settings.steps else "patience"
+
+
+def due(step: int, every: int, settings: TrainSettings) -> bool:
+    """Every so many steps, and at the end."""
+    return step % every == 0 or step == settings.steps
+
+
+def out_of_patience(run: TrainingRun) -> bool:
+    """Whether validation has not gained for as many evaluations as the settings wait."""
+    patience = run.learner.train.patience
+    return patience is not None and run.state.stale >= patience
+
+
+def refresh(run: TrainingRun) -> None:
+    """Lets the method look at whole pools, where it wants to and the time has come."""
+    state, every = run.state, run.state.method.refresh_every()
+    if every is not None and state.step % every == 0:
+        seed_step(run.seed, state.step, "refresh")
+        with autocast(run.device, run.dtype):
+            state.method.before_epoch(state.student, run.pools())
+
+
+def write_log(run: TrainingRun, checkpoints: Checkpoints) -> dict[str, float]:
+    """A row of the history: the means since the row before. Here the loop waits for the device."""
+    state, settings = run.state, run.learner.train
+    refuse_divergence(run, checkpoints)
+    values = {"learning_rate": learning_rate(settings, state.step - 1), **state.meter.read()}
+    state.meter.clear()
+    state.history.add(state.step, values)
+    return values
+
+
+def refuse_divergence(run: TrainingRun, checkpoints: Checkpoints) -> None:
+    """TrainingDiverged where a loss since the last look was not finite, or where it has grown beyond all reason."""
+    state, settings = run.state, run.learner.train
+    losses = state.history.column("loss")
+    grown = len(losses) > 1 and losses[-1] > GROWTH * max(losses[0], 1.0)
+    if (step := state.meter.bad_step()) is None and not grown:
+        return
+    checkpoints.wait()
+    what = f"grew from {losses[0]:.3g} to {losses[-1]:.3g}" if step is None else "is not a finite number"
+    step = state.step - 1 if step is None else step
+    raise TrainingDiverged(
+        f"the loss {what} at step {step} (learning rate {learning_rate(settings, step):.3g}); "
+        f"{checkpoints.describe()}. Lower train.learning_rate, set train.clip_gradient or train.warmup_steps, or "
+        "lower the method's weight."
+    )
+
+
+def evaluate(run: TrainingRun) -> dict[str, float]:
+    """Validation, and whether it is the best so far."""
+    state, scores = run.state, validate(run)
+    for kind, warning in diagnose_run(run).items():
+        if kind not in state.warned and rank() == 0:
+            log.warning("%s", warning)
+        state.warned.add(kind)
+    if not scores:
+        return {}
+    state.history.add(state.step, scores)
+    accuracy, loss = scores["validation_accuracy"], scores["validation_loss"]
+    if state.best is None or (accuracy, -loss) > (state.best.accuracy, -state.best.loss):
+        weights = {name: tensor.detach().clone() for name, tensor in run.evaluated().state_dict().items()}
+        state.best, state.stale = Best(state.step, accuracy, loss, weights), 0
+    else:
+        state.stale += 1
+    return scores
+
+
+def diagnose_run(run: TrainingRun) -> dict[str, str]:
+    """What the history says against the run so far."""
+    problem = run.problem
+    return diagnose(
+        run.state.history, run.learner.method, problem.steps, problem.unlabeled_batch, max(problem.class_prior)
+    )
+
+
+def asked_to_stop(run: TrainingRun, request: StopRequest) -> bool:
+    """Whether a signal reached any of the processes."""
+    if not grouped():
+        return request.received is not None
+    return bool(sum_over_ranks(torch.tensor(float(request.received is not None), device=run.device)))
+
+
+class Clock:
+    """Images a second since the last look."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.run, self.step, self.time = run, run.state.step, time.perf_counter()
+
+    def images_per_second(self) -> dict[str, float]:
+        """For the tracker; never part of the history, which is the same on every machine."""
+        step, now = self.run.state.step, time.perf_counter()
+        speed = (step - self.step) * self.run.images_a_step / (now - self.time)
+        self.step, self.time = step, now
+        return {"images_per_second": speed}
+
+
+@contextmanager
+def memory_advice(settings: TrainSettings) -> Iterator[None]:
+    """Says what to lower where an accelerator's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"the accelerator's memory is not enough ({str(error).splitlines()[0]}). Raise train.accumulate (now "
+            f"{settings.accumulate}; same batch, less memory), set train.precision to bf16, or lower train.batch_size "
+            f"(now {settings.batch_size}), train.unlabeled_ratio (now {settings.unlabeled_ratio}) or data.image_size."
+        ) from error

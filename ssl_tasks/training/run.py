@@ -1,0 +1,134 @@
+"""One run of training, put together: the network, the method, the optimizer and the images that its settings name."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models import build_model
+from models.classifier import Classifier
+from ssl_tasks.batch import Batch
+from ssl_tasks.config import LearnerSettings
+from ssl_tasks.data.dataset import Dataset
+from ssl_tasks.data.loading import StreamPools, loader, to_device
+from ssl_tasks.data.pools import Images, LabeledPool, PseudoPool
+from ssl_tasks.data.stream import BatchStream
+from ssl_tasks.distributed import grouped, rank, world
+from ssl_tasks.errors import ConfigError
+from ssl_tasks.methods import build_method, method_class
+from ssl_tasks.methods.base import Method, Problem
+from ssl_tasks.seeds import derive_seed
+from ssl_tasks.training.ema import frozen_copy
+from ssl_tasks.training.optimization import build_optimizer
+from ssl_tasks.training.precision import resolve_precision
+from ssl_tasks.training.settings import TrainSettings
+from ssl_tasks.training.state import RunState
+
+LONG_RUN = 5_000  # steps, from which compiling pays on CUDA
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a step, an evaluation and the loop need to know."""
+
+    learner: LearnerSettings
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+    state: RunState
+    problem: Problem
+    stream: BatchStream
+    validation: Images
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def evaluated(self) -> Classifier:
+        """The network that counts: the average, the student where there is none, or one of the method's own."""
+        return self.state.method.evaluated(self.state.average)
+
+    def batches(self, workers: int) -> Iterator[Batch]:
+        """The steps that are left, on the device."""
+        cuda = self.device.type == "cuda"
+        for batch in loader(self.stream, self.state.step, self.learner.train.steps, workers, pin_memory=cuda):
+            yield to_device(batch, self.device, self.mean, self.std)
+
+    def pools(self) -> StreamPools:
+        """Ordered passes as they are at this step."""
+        return StreamPools(self.stream, self.device, self.mean, self.std, step=self.state.step)
+
+    @property
+    def images_a_step(self) -> int:
+        """Images (not views) that a step reads, over all ranks."""
+        views = self.stream.views
+        return self.problem.batch_size + (self.problem.unlabeled_batch if views.unlabeled or views.pseudo else 0)
+
+
+def build_run(
+    learner: LearnerSettings,
+    dataset: Dataset,
+    seed: int,
+    device: torch.device,
+    selection: PseudoPool | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> TrainingRun:
+    """A run at step 0; `weights` are the student's first, where it does not start from scratch."""
+    train = learner.train
+    problem = build_problem(learner, dataset, selection)
+    torch.manual_seed(derive_seed(seed, "weights"))
+    student = build_model(learner.model, dataset.num_classes, dataset.channels, dataset.image_size)
+    if weights is not None:
+        student.load_state_dict(dict(weights))
+    if grouped() and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(student)  # in place: the student itself is no batch norm
+    student = student.to(device).to(memory_format=torch.channels_last)
+    method = build_method(learner.method, problem)
+    method.before_training(student)
+    method.to(device)
+    refuse_what_own_steps_ignore(method, train)
+    average = frozen_copy(student) if train.ema_decay else student
+    if train.compile == "on" or (train.compile == "auto" and device.type == "cuda" and train.steps >= LONG_RUN):
+        student.compile()
+    optimizer = build_optimizer(train, [*student.parameters(), *method.parameters()])
+    return TrainingRun(
+        learner=learner,
+        seed=seed,
+        device=device,
+        dtype=resolve_precision(train.precision, device),
+        state=RunState(student, average, method, optimizer),
+        problem=problem,
+        stream=BatchStream(dataset, method.views, train, learner.augment, seed, rank(), world(), selection),
+        validation=dataset.pool("validation"),
+        mean=dataset.mean,
+        std=dataset.std,
+    )
+
+
+def build_problem(learner: LearnerSettings, dataset: Dataset, selection: PseudoPool | None) -> Problem:
+    """What the method is told; without a `pseudo` view, selected images are labelled ones."""
+    train, unlabeled = learner.train, dataset.pool("unlabeled")
+    joined = None if method_class(learner.method.name).views.pseudo else selection
+    labeled = LabeledPool(dataset.pool("labeled"), unlabeled, joined)
+    counts = np.bincount(labeled.labels, labeled.copies, minlength=dataset.num_classes)
+    return Problem(
+        num_classes=dataset.num_classes,
+        num_labeled=len(labeled),
+        num_unlabeled=len(unlabeled),
+        steps=train.steps,
+        batch_size=train.batch_size,
+        unlabeled_batch=train.batch_size * train.unlabeled_ratio,
+        class_prior=tuple((counts / counts.sum()).tolist()),
+    )
+
+
+def refuse_what_own_steps_ignore(method: Method, train: TrainSettings) -> None:
+    """A method with its own `train_step` neither accumulates nor clips: say so rather than ignore a setting."""
+    if not hasattr(method, "train_step"):
+        return
+    for name, value, off in (("accumulate", train.accumulate, 1), ("clip_gradient", train.clip_gradient, None)):
+        if value != off:
+            raise ConfigError(
+                f"train.{name} is {value}, and {method.settings.name} takes its own steps, which know no {name}. "
+                f"Leave train.{name} at its default."
+            )

@@ -1,0 +1,134 @@
+"""The stage `train`: from a data set, and perhaps a selection and first weights, to a model."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_tasks.artifacts import Artifact
+from ssl_tasks.config import LearnerSettings
+from ssl_tasks.data.dataset import Dataset
+from ssl_tasks.data.pools import PseudoPool
+from ssl_tasks.distributed import rank
+from ssl_tasks.errors import ConfigError
+from ssl_tasks.stage import StageContext, StageResult
+from ssl_tasks.trained import WEIGHTS, Card, load_card, load_weights, save_card, save_weights
+from ssl_tasks.training.checkpoints import Checkpoints
+from ssl_tasks.training.launch import train_in_processes
+from ssl_tasks.training.loop import diagnose_run, train
+from ssl_tasks.training.precision import prepare_backends, resolve_device
+from ssl_tasks.training.run import TrainingRun, build_run
+
+LAST = "last.safetensors"
+
+
+def train_model(context: StageContext) -> StageResult:
+    """Trains one network in this process, or in several on this host; resumes what an attempt before left."""
+    if context.runtime.processes > 1:
+        return train_in_processes(context)
+    return train_here(context, resolve_device(context.runtime.device))
+
+
+def train_here(context: StageContext, device: torch.device) -> StageResult:
+    """Trains in this process, which may be one rank of several; rank 0 alone writes."""
+    learner = context.section
+    assert isinstance(learner, LearnerSettings)
+    prepare_backends(learner.train.precision, context.runtime.threads)
+    dataset = Dataset.open(context.inputs["dataset"], context.cache, context.runtime)
+    selection = PseudoPool.open(context.inputs["selection"]) if "selection" in context.inputs else None
+    weights = first_weights(learner, context.inputs.get("init"))
+    run = build_run(learner, dataset, context.seed, device, selection, weights)
+    checkpoints = Checkpoints(context.scratch / "checkpoints", context.runtime.checkpoint_every, writes=rank() == 0)
+
+    speeds: list[float] = []
+
+    def report(step: int, values: Mapping[str, float]) -> None:
+        speeds.append(values["images_per_second"])
+        if rank() == 0:
+            context.metrics(step, {name: value for name, value in values.items() if math.isfinite(value)})
+            context.progress(step, learner.train.steps, "train")
+
+    stopped = train(run, checkpoints, report, context.runtime.workers)
+    return write_model(context, run, dataset, stopped, speeds) if rank() == 0 else StageResult()
+
+
+def first_weights(learner: LearnerSettings, init: Artifact | None) -> dict[str, Tensor] | None:
+    """The weights that a student starts from: all of a network of the same architecture."""
+    if init is None:
+        if getattr(learner, "init", "scratch") == "teacher":
+            raise ConfigError("init: teacher needs the teacher's model as the input `init`, and none was given")
+        return None
+    card = load_card(init.path)
+    found, wanted = ((model.name, model.width) for model in (card.model, learner.model))
+    if found != wanted:
+        raise ConfigError(
+            f"init: the given weights are of {spell(*found)}, the network to train is {spell(*wanted)}; expected the "
+            "same architecture. Set model.name and model.width alike, or init: scratch."
+        )
+    return load_weights(init.file(WEIGHTS))
+
+
+def spell(name: str, width: int | None) -> str:
+    """An architecture in words."""
+    return name if width is None else f"{name} of width {width}"
+
+
+def write_model(
+    context: StageContext, run: TrainingRun, dataset: Dataset, stopped: str, speeds: list[float]
+) -> StageResult:
+    """The artifact's files: the kept network and its card, the last one, the history and the metrics."""
+    state, train = run.state, run.learner.train
+    last = run.evaluated().state_dict()
+    keep_best = train.keep == "best" and state.best is not None
+    save_weights(context.output / WEIGHTS, state.best.weights if keep_best and state.best else last)
+    save_weights(context.output / LAST, last)
+    save_card(context.output, card_of(run, dataset))
+    state.history.write(context.output / "history.parquet")
+    metrics = summarise(run, stopped, keep_best)
+    (context.output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    speed = {"images_per_second": round(statistics.median(speeds), 1)} if speeds else {}
+    logs = context.output / "logs"
+    logs.mkdir()
+    (logs / "throughput.json").write_text(json.dumps(speed) + "\n")
+    return StageResult(summary={**metrics, **speed})
+
+
+def card_of(run: TrainingRun, dataset: Dataset) -> Card:
+    """What must be known to use the network."""
+    return Card(
+        model=run.learner.model,
+        classes=dataset.classes,
+        in_channels=dataset.channels,
+        image_size=dataset.image_size,
+        mean=dataset.mean,
+        std=dataset.std,
+        precision=run.learner.train.precision,
+    )
+
+
+def summarise(run: TrainingRun, stopped: str, keep_best: bool) -> dict[str, Any]:
+    """Best and last evaluation, how much was trained, why it stopped, and what a person should know."""
+    state = run.state
+    best = None if state.best is None else evaluation(state.best.step, state.best.accuracy, state.best.loss)
+    names = ("step", "validation_accuracy", "validation_loss")
+    rows = [row for row in zip(*map(state.history.column, names), strict=True) if not math.isnan(row[1])]
+    last = evaluation(*rows[-1]) if rows else None
+    return {
+        "kept": "best" if keep_best else "last",
+        "validation_accuracy": kept["accuracy"] if (kept := best if keep_best else last) else None,
+        "best": best,
+        "last": last,
+        "steps": state.step,
+        "images_seen": state.step * run.images_a_step,
+        "stopped": stopped,
+        "warnings": list(diagnose_run(run).values()),
+    }
+
+
+def evaluation(step: float, accuracy: float, loss: float) -> dict[str, float]:
+    """One evaluation, as JSON."""
+    return {"step": int(step), "accuracy": accuracy, "loss": loss}

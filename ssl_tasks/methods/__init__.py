@@ -23,9 +23,11 @@ METHODS: dict[str, str] = {  # name, which is also the module's → class
     "confirmation_bias": "ConfirmationBias",
     "simclr": "SimCLR",
     "distillation": "Distillation",
+    "meta_pseudo_labels": "MetaPseudoLabels",
+    "dividemix": "DivideMix",
 }
 
-LABELS_ONLY = {"supervised", "noisy_student"}
+LABELS_ONLY = {"supervised", "noisy_student", "distillation"}
 """Methods that never look at the unlabelled pool: new unlabelled images do not make them train again."""
 
 

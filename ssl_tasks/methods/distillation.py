@@ -34,6 +34,7 @@ class Distillation(Method):
         if weight == 0:
             return supervised_alone(student, batch)
         logits, logits_pseudo = forward_together(student, batch.labeled[0], batch.pseudo[0])
-        supervised = (1 - weight) * weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
         unsupervised = distillation_loss(logits_pseudo, batch.pseudo_targets, self.settings.temperature)
-        return combine(supervised, unsupervised, weight, (logits, logits_pseudo), {})
+        logs = {"supervised": supervised.detach()}
+        return combine((1 - weight) * supervised, unsupervised, weight, (logits, logits_pseudo), logs)

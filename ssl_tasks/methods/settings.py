@@ -111,6 +111,7 @@ class MetaPseudoLabelsSettings(Section):
     student_wait: Probability = Field(0.01, description="share of the run that trains the teacher alone")
     finetune: Probability = Field(0.1, description="last share of the run: the student on labelled images alone")
     finetune_rate: float = Field(0.01, ge=0, description="factor on the learning rate meanwhile")
+    teacher: Literal["scratch", "student"] = Field("scratch", description="first weights of the teacher")
 
 
 class DivideMixSettings(Section):

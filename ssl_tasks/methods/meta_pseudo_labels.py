@@ -1,0 +1,129 @@
+"""Meta Pseudo Labels (Pham et al. 2021, arXiv 2003.10580).
+
+A teacher labels the strong views; a student, which never sees a true label, takes a step on these hard labels; what
+the step did to the student's loss on labelled images is the teacher's feedback. In one step:
+1. teacher forward on labelled, weak and strong views; ŷ = its argmax on the strong views;
+2. student step on CE(strong, ŷ); feedback h = CE(labelled, new student) - CE(labelled, old student), minus its moving
+   average;
+3. teacher step on CE(labelled) + uda_weight(t) · UDA + feedback_weight · h · CE(teacher on strong, ŷ), where UDA is the
+   mean of 1[max q ≥ threshold] · CE(q, strong) with q the weak view's prediction at `uda_temperature`.
+The teacher trains alone for the first `student_wait` of the run; in the last `finetune` the student learns from
+labelled images alone, at `finetune_rate` times the learning rate and without decay.
+
+ŷ must be hard: with soft labels the gradient of CE(p, p) that remains is exactly zero; and the logits of h's factor
+must not be detached, as one much-used port has them. Feedback has no label smoothing. The sign is debated: by
+REINFORCE the teacher should become surer of labels that helped, h = old - new (`feedback_sign: theory`); the official
+code has new - old.
+
+Deviations: both networks share one optimizer and its learning rate (in the official recipes the two rates are equal).
+The student learns hard labels, where the official code gives it the teacher's soft ones and takes only the feedback
+for hard. The moving average starts at 0, not at a random number. The student has no warm-up of its own.
+`train.clip_gradient` and `train.accumulate` do not reach these steps.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.classifier import Classifier
+from ssl_tasks.batch import Batch, Views
+from ssl_tasks.distributed import average_buffers, average_gradients, mean_over_ranks
+from ssl_tasks.functional import confident, pseudo_label_logs, soft_cross_entropy, weighted_cross_entropy
+from ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
+from ssl_tasks.methods.settings import MetaPseudoLabelsSettings
+from ssl_tasks.methods.twin import twin
+from ssl_tasks.schedules import linear_ramp
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step along the gradient of the loss. Parameters that it does not depend on are left alone."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    average_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
+    optimizer.step()
+
+
+@contextlib.contextmanager
+def gently(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
+    """Steps at a share of the learning rate, without weight decay."""
+    before = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    try:
+        for group in optimizer.param_groups:
+            group["lr"], group["weight_decay"] = group["lr"] * factor, 0.0
+        yield
+    finally:
+        for group, (rate, decay) in zip(optimizer.param_groups, before, strict=True):
+            group["lr"], group["weight_decay"] = rate, decay
+
+
+def uda_loss(weak: Tensor, strong: Tensor, temperature: float, threshold: float) -> tuple[Tensor, Tensor]:
+    """Mean over all images of mask · CE(softmax(weak / T), strong); and the mask. The target has no gradient."""
+    targets = (weak.detach() / temperature).softmax(dim=1)
+    mask = confident(targets, threshold)
+    return (mask * soft_cross_entropy(strong, targets)).mean(), mask
+
+
+class MetaPseudoLabels(Method):
+    """The teacher is the method's, the student the engine's; the one optimizer holds both."""
+
+    views = Views(labeled=("weak",), unlabeled=("weak", "strong"))
+    settings: MetaPseudoLabelsSettings
+    teacher: Classifier
+    usual: Tensor
+
+    def __init__(self, settings: MetaPseudoLabelsSettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
+        self.register_buffer("usual", torch.tensor(0.0))
+
+    def before_training(self, student: Classifier) -> None:
+        self.teacher = twin(student, self.settings.teacher)
+
+    def train_step(
+        self, student: Classifier, optimizer: torch.optim.Optimizer, batch: Batch, progress: float
+    ) -> Losses:
+        """One step of the student, then one of the teacher."""
+        if progress > 1 - self.settings.finetune:
+            losses = supervised_alone(student, batch)
+            with gently(optimizer, self.settings.finetune_rate):
+                descend(optimizer, losses.total)
+            return losses
+        self.teacher.train()
+        labeled, weak, strong = forward_together(self.teacher, *batch.labeled, *batch.unlabeled)
+        hard = strong.detach().argmax(dim=1)
+        feedback = torch.zeros_like(self.usual)
+        if progress >= self.settings.student_wait:
+            feedback = self.teach(student, optimizer, batch, hard)
+        losses = self.teacher_losses((labeled, weak, strong), hard, feedback, batch, progress)
+        descend(optimizer, losses.total)
+        return losses
+
+    def teach(self, student: Classifier, optimizer: torch.optim.Optimizer, batch: Batch, hard: Tensor) -> Tensor:
+        """The student's step, and what it did to its loss on labelled images, apart from what steps usually do."""
+        labeled, strong = forward_together(student, *batch.labeled, batch.unlabeled[1])
+        before = F.cross_entropy(labeled.detach(), batch.labels)
+        descend(optimizer, F.cross_entropy(strong, hard, label_smoothing=self.settings.label_smoothing))
+        with torch.no_grad():
+            after = F.cross_entropy(student(batch.labeled[0]).float(), batch.labels)
+            change = mean_over_ranks(after - before)
+            self.usual.lerp_(change, 1 - self.settings.feedback_decay)
+            unusual = change - self.usual
+        return unusual if self.settings.feedback_sign == "official" else -unusual
+
+    def teacher_losses(
+        self, logits: tuple[Tensor, Tensor, Tensor], hard: Tensor, feedback: Tensor, batch: Batch, progress: float
+    ) -> Losses:
+        """What the teacher descends: labels, UDA, and the student's feedback."""
+        (labeled, weak, strong), settings = logits, self.settings
+        supervised = weighted_cross_entropy(labeled, batch.labels, batch.label_weights, settings.label_smoothing)
+        uda, mask = uda_loss(weak, strong, settings.uda_temperature, settings.uda_threshold)
+        logs = pseudo_label_logs(hard, mask, batch.unlabeled_truth, self.problem.num_classes)
+        weight = settings.uda_weight * linear_ramp(progress, settings.uda_ramp_up)
+        taught = combine(supervised, uda, weight, (labeled, strong), logs | {"feedback": feedback})
+        meta = settings.feedback_weight * feedback * F.cross_entropy(strong, hard)
+        return Losses(taught.total + meta, taught.logs)
+
+    def after_step(self, student: Classifier) -> None:
+        average_buffers(self.teacher)

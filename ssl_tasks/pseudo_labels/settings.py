@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ssl_tasks.section import RecipePath, Section
 
@@ -16,11 +16,14 @@ class PredictSettings(Section):
     temperature: float | Literal["fit"] = Field(1.0, description="fit: chosen on validation (calibration)")
     top_k: int | None = Field(None, ge=1, description="probabilities stored; default all up to 256 classes, then 16")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of the weak views")
 
 
 class SelectSettings(Section):
-    """Which pseudo-labels are believed, and how often each is shown. All rules that are set must hold."""
+    """Which pseudo-labels are believed, and how often each is shown. All rules that are set must hold.
+
+    Margin and agreement judge first; the rules that look at a whole class see what these leave.
+    """
 
     threshold: float | None = Field(0.3, ge=0, le=1, description="least confidence; 0.3 is Noisy Student's")
     top_k: int | None = Field(None, ge=1, description="most confident per class")
@@ -35,7 +38,9 @@ class SelectSettings(Section):
     )
     precision_confidence: float = Field(0.9, gt=0, lt=1)
     balance: Literal["none", "equal", "prior"] = "equal"
-    per_class: int | None = Field(None, ge=1, description="N of equal balance; default the median class's count")
+    per_class: int | None = Field(
+        None, ge=1, description="N of a balance, on average; default the median class's count (equal) or none (prior)"
+    )
     prior: tuple[float, ...] | None = Field(None, description="class shares for `prior`; default the labelled set's")
     scheme: Literal["exact", "bernoulli"] = Field(
         "exact", description="bernoulli: the official floor + Bernoulli copies"
@@ -48,4 +53,21 @@ class SelectSettings(Section):
         json_schema_extra={"key": False},  # its contents are in the key
         description="CSV or Parquet of sample_id, label (or reject) from people",
     )
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of Bernoulli copies")
+
+    @model_validator(mode="after")
+    def _rules_fit_together(self) -> "SelectSettings":
+        problems = []
+        if self.adaptive and self.threshold is None:
+            problems.append("adaptive scales `threshold`: set one (FlexMatch's is 0.95)")
+        if self.balance == "none" and self.scheme == "bernoulli":
+            problems.append("scheme=bernoulli copies towards a balance: set balance to equal or prior")
+        if self.balance == "none" and self.per_class is not None:
+            problems.append("per_class is the size of a balance: set balance to equal or prior, or use top_k")
+        if self.prior is not None and self.balance != "prior":
+            problems.append(f"prior is read by balance=prior alone; balance is {self.balance}")
+        if self.prior is not None and (min(self.prior) < 0 or sum(self.prior) <= 0):
+            problems.append("prior needs shares of 0 or more, not all 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -1,0 +1,45 @@
+"""The rows of a selection as training reads them: with dense, sharpened probabilities, or with a label alone."""
+
+from ssl_tasks.pseudo_labels.schema import Predictions
+from ssl_tasks.pseudo_labels.settings import SelectSettings
+
+COLUMNS = (
+    "sample_id, {position} AS position, label::INTEGER AS label, confidence, rank_in_class::INTEGER AS rank_in_class, "
+    "copies::INTEGER AS copies, source"
+)
+SOFT = """
+    SELECT * EXCLUDE (powers), list_transform(powers, lambda power: (power / list_sum(powers))::FLOAT) AS probs
+    FROM (
+        SELECT * EXCLUDE (dense), CASE source
+            WHEN 'override' THEN list_transform(range({classes}), lambda number: (number = label)::INTEGER::DOUBLE)
+            ELSE list_transform(dense, lambda prob: pow(prob, {exponent!r}))
+        END AS powers
+        FROM (
+            SELECT {columns}, {dense} AS dense
+            FROM chosen JOIN (SELECT file_index, file_row_number, {stored} FROM {table})
+            USING (file_index, file_row_number)
+        )
+    )
+"""
+# What the top k leave of 1 is spread over the other classes.
+SPARSE = (
+    "list_transform(range({classes}), lambda number: coalesce("
+    "probs[list_position(classes, number::SMALLINT)], greatest(0, 1 - list_sum(probs)) / {others})::DOUBLE)"
+)
+
+
+def output_rows(predictions: Predictions, settings: SelectSettings) -> str:
+    """SQL over table `chosen`: the rows of selection.parquet, in no order."""
+    columns = COLUMNS.format(position=predictions.position())
+    if not settings.soft:
+        return f"SELECT {columns} FROM chosen"
+    classes = len(predictions.classes)
+    others = classes - predictions.description["stored_classes"]
+    return SOFT.format(
+        columns=columns,
+        classes=classes,
+        exponent=1 / settings.sharpen,
+        table=predictions.table(),
+        stored="probs, classes" if predictions.sparse else "probs",
+        dense=SPARSE.format(classes=classes, others=others) if predictions.sparse else "probs::DOUBLE[]",
+    )

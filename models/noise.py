@@ -25,7 +25,14 @@ class Head(nn.Linear):
 
 def drop_rates(last: float, blocks: int) -> list[float]:
     """Rates that rise linearly to the last block's; the first of several is never dropped."""
-    return [last * (number + 1) / blocks if blocks == 1 else last * number / (blocks - 1) for number in range(blocks)]
+    return [last * number / (blocks - 1) for number in range(blocks)] if blocks > 1 else [last] * blocks
+
+
+def set_batch_norm_momentum(network: nn.Module, momentum: float) -> None:
+    """How fast the statistics that evaluation uses follow the batches."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = momentum
 
 
 @contextlib.contextmanager

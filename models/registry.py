@@ -5,29 +5,48 @@ from collections.abc import Callable
 
 from models.classifier import Classifier
 from models.mlp import build_mlp
+from models.noise import set_batch_norm_momentum
+from models.pretrained import load_pretrained
 from models.settings import ModelSettings
 from models.small_cnn import build_small_cnn
+from models.timm_models import build_timm
+from models.torchvision_models import build_torchvision
 from models.wide_resnet import build_wide_resnet
 from ssl_tasks.errors import ConfigError, nearest
 
 Builder = Callable[[ModelSettings, int, int, int], Classifier]  # settings, classes, channels, image size
 
-MODELS: dict[str, Builder] = {  # the name, or its pattern with D (depth) and K (width) as numbers
+MODELS: dict[str, Builder] = {  # the name, with numbers for D (depth) and K (width)
     "wrn-D-K": build_wide_resnet,
     "small_cnn": build_small_cnn,
     "mlp": build_mlp,
     "mlp-D": build_mlp,
+    "torchvision:<name>": build_torchvision,
+    "timm:<name>": build_timm,
 }
+WITH_WIDTH = {"small_cnn", "mlp", "mlp-D"}
 
 
-def find_builder(name: str) -> Builder:
-    """The builder whose name or pattern fits."""
-    for known, builder in MODELS.items():
-        if re.fullmatch(re.sub(r"-[DK]", r"-[0-9]+", known), name):
-            return builder
+def find_family(name: str) -> str:
+    """The entry of MODELS that a network's name belongs to."""
+    for known in MODELS:
+        pattern = re.sub(r"-[DK]\b", r"-[1-9][0-9]*", known).replace("<name>", ".+")
+        if re.fullmatch(pattern, name):
+            return known
     raise ConfigError(f"model '{name}' is unknown." + nearest(name, MODELS))
 
 
 def build(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> Classifier:
-    """The network that the settings name, its noise set, its first weights drawn from torch's generator."""
-    return find_builder(settings.name)(settings, num_classes, in_channels, image_size)
+    """The network that the settings name, its noise set, its first weights drawn from torch's generator or read."""
+    family = find_family(settings.name)
+    if settings.width is not None and family not in WITH_WIDTH:
+        raise ConfigError(
+            f"model '{settings.name}' has no width to set: model.width belongs to {', '.join(sorted(WITH_WIDTH))}. "
+            "A wide ResNet's width is the K of its name."
+        )
+    network = MODELS[family](settings, num_classes, in_channels, image_size)
+    if settings.batch_norm_momentum is not None:
+        set_batch_norm_momentum(network, settings.batch_norm_momentum)
+    if settings.pretrained is not None:
+        load_pretrained(network, settings.pretrained)
+    return network

@@ -10,10 +10,16 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    name: str = Field("small_cnn", description="wrn-D-K, small_cnn, mlp, torchvision:<name>, timm:<name>")
+    name: str = Field("small_cnn", description="wrn-D-K, small_cnn, mlp, mlp-D, torchvision:<name>, timm:<name>")
     width: int | None = Field(None, ge=1, description="channels of the first stage (small_cnn) or hidden units (mlp)")
     dropout: float = Field(0.0, ge=0, lt=1)
     stochastic_depth: float = Field(0.0, ge=0, lt=1, description="drop rate of the last block; earlier ones less")
+    batch_norm_momentum: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="default the family's: .001 for wrn as in the reference (raise it for short runs), else .1",
+    )
     pretrained: Path | None = Field(
         None, json_schema_extra={"key": False}, description="a local .safetensors file to start from"
     )

@@ -49,6 +49,73 @@ class MeanTeacherSettings(Section):
     consistency: Literal["mse", "kl"] = "mse"
 
 
+class PiModelSettings(Section):
+    name: Literal["pi_model"] = "pi_model"
+    weight: Weight = 100.0
+    ramp_up: Probability = Field(80 / 300, description="share of the run over which the weight rises")
+
+
+class TemporalEnsemblingSettings(Section):
+    name: Literal["temporal_ensembling"] = "temporal_ensembling"
+    weight: Weight = 30.0
+    alpha: float = Field(0.6, ge=0, lt=1, description="of the average over epochs; 0 is the last epoch alone")
+    ramp_up: Probability = Field(80 / 300, description="share of the run over which the weight rises")
+
+
+class VATSettings(Section):
+    name: Literal["vat"] = "vat"
+    weight: Weight = 1.0
+    epsilon: float = Field(8.0, gt=0, description="length of the change, in normalised pixels")
+    xi: float = Field(1.0, gt=0, description="step of the finite difference")
+    iterations: int = Field(1, ge=1, description="of the power method")
+    entropy_weight: Weight = Field(0.0, description="1 is VAT+EntMin")
+
+
+class ICTSettings(Section):
+    name: Literal["ict"] = "ict"
+    weight: Weight = 100.0
+    alpha: float = Field(1.0, ge=0, description="Beta(a, a) of unlabelled mixtures; 0 mixes nothing")
+    labeled_alpha: float = Field(1.0, ge=0, description="Beta(a, a) of labelled mixtures; 0 mixes nothing")
+    decay: Probability = 0.999
+    decay_warmup: bool = True
+    ramp_up: Probability = Field(0.25, description="share of the run over which the weight rises")
+
+
+class UDASettings(Section):
+    name: Literal["uda"] = "uda"
+    weight: Weight = 1.0
+    threshold: Probability = 0.8
+    temperature: Temperature = Field(0.4, description="of the target alone")
+    tsa: Literal["none", "linear", "exp", "log"] = Field("none", description="training signal annealing")
+    entropy_weight: Weight = 0.0
+    in_domain_share: float = Field(1.0, gt=0, le=1, description="most confident share of a batch that may count")
+
+
+class FlexMatchSettings(Section):
+    name: Literal["flexmatch"] = "flexmatch"
+    threshold: Probability = 0.95
+    weight: Weight = 1.0
+    warmup: bool = Field(True, description="images without a label yet count as a class of their own")
+    mapping: Literal["convex", "linear"] = "convex"
+
+
+class FreeMatchSettings(Section):
+    name: Literal["freematch"] = "freematch"
+    weight: Weight = 1.0
+    fairness_weight: Weight = 0.001
+    decay: Probability = 0.999
+    quantile: Probability | None = Field(None, description="of the largest probabilities; None is their mean")
+    clip: Probability | None = Field(None, description="the most that the global threshold may become")
+
+
+class SoftMatchSettings(Section):
+    name: Literal["softmatch"] = "softmatch"
+    weight: Weight = 1.0
+    sigmas: float = Field(2.0, gt=0, description="the Gaussian's width is the running deviation over this")
+    decay: Probability = 0.999
+    uniform_alignment: bool = True
+
+
 class NoisyStudentSettings(Section):
     name: Literal["noisy_student"] = "noisy_student"
     weight: Weight = 1.0
@@ -148,6 +215,14 @@ MethodSettings = Annotated[
     | PseudoLabelSettings
     | FixMatchSettings
     | MeanTeacherSettings
+    | PiModelSettings
+    | TemporalEnsemblingSettings
+    | VATSettings
+    | ICTSettings
+    | UDASettings
+    | FlexMatchSettings
+    | FreeMatchSettings
+    | SoftMatchSettings
     | NoisyStudentSettings
     | MixMatchSettings
     | ReMixMatchSettings

@@ -1,0 +1,77 @@
+"""Interpolation Consistency Training, ICT (Verma et al. 2019, arXiv 1903.03825).
+
+Two unlabelled images are mixed, λ u + (1 - λ) u'; the student's prediction for the mixture is pulled to the same
+mixture of the mean teacher's: loss = CE(mixed labelled) + w(t) · mean over images and classes of
+(softmax student(mixture) - softmax(λ teacher(u) + (1 - λ) teacher(u')))², where w rises by exp(-5 (1 - t)²).
+As in the official code the teacher's LOGITS are mixed and λ ~ Beta(α, α), one for the batch, is taken as drawn;
+FixMatch's baseline mixes probabilities by max(λ, 1 - λ). The teacher runs in train mode and is what is evaluated.
+
+`weight` w_max; `alpha` α of the unlabelled and `labeled_alpha` of the labelled images (official: both 1 for CIFAR,
+both .1 for SVHN; 0 mixes nothing); `decay`, `decay_warmup` of the teacher; `ramp_up` share of the run over which w
+rises. Deviations: none known.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.classifier import Classifier
+from ssl_tasks.batch import Batch, Views
+from ssl_tasks.functional import pseudo_label_logs, soft_cross_entropy, squared_difference
+from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
+from ssl_tasks.methods.moving_teacher import MovingTeacher
+from ssl_tasks.methods.settings import ICTSettings
+from ssl_tasks.mixing import draw_lambda, mix
+from ssl_tasks.schedules import sigmoid_ramp
+
+
+def draw_partners(images: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Whom each image is mixed with, and the λ of the batch."""
+    return torch.randperm(len(images), device=images.device), draw_lambda(alpha, 1, images.device)
+
+
+def interpolation_loss(mixed_logits: Tensor, teacher_logits: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
+    """The mean squared difference to the softmax of the teacher's logits, mixed as the images were."""
+    target = mix(teacher_logits, teacher_logits[partner], lam).detach().softmax(dim=1)
+    return squared_difference(mixed_logits.softmax(dim=1), target).mean()
+
+
+class ICT(Method):
+    """A student of mixtures and its moving average."""
+
+    views = Views(labeled=("weak",), unlabeled=("weak",))
+    settings: ICTSettings
+
+    def before_training(self, student: Classifier) -> None:
+        self.teacher = MovingTeacher(student)
+
+    def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
+        settings = self.settings
+        if settings.weight == 0:
+            return supervised_alone(student, batch)
+        (labeled,), (unlabeled,) = batch.labeled, batch.unlabeled
+        teacher_logits = self.teacher(unlabeled).float()
+        partner_labeled, lam_labeled = draw_partners(labeled, settings.labeled_alpha)
+        partner, lam = draw_partners(unlabeled, settings.alpha)
+        logits, mixed_logits = forward_together(
+            student, mix(labeled, labeled[partner_labeled], lam_labeled), mix(unlabeled, unlabeled[partner], lam)
+        )
+        supervised = self.supervised(logits, batch, partner_labeled, lam_labeled)
+        unsupervised = interpolation_loss(mixed_logits, teacher_logits, partner, lam)
+        weight = settings.weight * sigmoid_ramp(progress, settings.ramp_up)
+        labels = teacher_logits.argmax(dim=1)
+        logs = pseudo_label_logs(labels, labels >= 0, batch.unlabeled_truth, self.problem.num_classes)
+        return combine(supervised, unsupervised, weight, (logits, mixed_logits), logs)
+
+    def supervised(self, logits: Tensor, batch: Batch, partner: Tensor, lam: Tensor) -> Tensor:
+        """Cross-entropy with the mixed labels, each with the weight of its class."""
+        targets = F.one_hot(batch.labels, self.problem.num_classes).float()
+        if batch.label_weights is not None:
+            targets = targets * batch.label_weights[:, None]
+        return soft_cross_entropy(logits, mix(targets, targets[partner], lam)).mean()
+
+    def after_step(self, student: Classifier) -> None:
+        self.teacher.follow(student, self.settings.decay, self.settings.decay_warmup)
+
+    def evaluated(self, average: Classifier) -> Classifier:
+        return self.teacher.network if self.settings.weight else average

@@ -1,0 +1,44 @@
+"""Π-model (Laine & Aila 2016, arXiv 1610.02242).
+
+Two weak views of an unlabelled image, under different dropout, shall be predicted alike: loss = CE(labelled) +
+w(t) · mean over images and classes of (softmax first - softmax second)², where w rises by exp(-5 (1 - t)²) and is 0
+at the first step. As in the official code both predictions carry a gradient (later baselines stop one of the two).
+
+`weight` w_max; `ramp_up` share of the run over which w rises (official: 80 of 300 epochs).
+
+The official code has w_max · labelled/all, but also divides the labelled loss by the size of the whole batch, whose
+labelled share is labelled/all: between means, as here, the two cancel and w_max is the weight itself.
+Deviations: consistency is asked of the unlabelled pool, which holds the labelled images where the split says so.
+"""
+
+from torch import Tensor
+
+from models.classifier import Classifier
+from ssl_tasks.batch import Batch, Views
+from ssl_tasks.functional import pseudo_label_logs, squared_difference, weighted_cross_entropy
+from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
+from ssl_tasks.methods.settings import PiModelSettings
+from ssl_tasks.schedules import sigmoid_ramp
+
+
+def disagreement(logits: Tensor, logits_again: Tensor) -> Tensor:
+    """The mean over images and classes of the squared difference of probabilities; both sides carry a gradient."""
+    return squared_difference(logits.softmax(dim=1), logits_again.softmax(dim=1)).mean()
+
+
+class PiModel(Method):
+    """A network that is its own teacher, one dropout mask and one view away."""
+
+    views = Views(labeled=("weak",), unlabeled=("weak", "weak"))
+    settings: PiModelSettings
+
+    def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
+        if self.settings.weight == 0:
+            return supervised_alone(student, batch)
+        logits, logits_first, logits_second = forward_together(student, *batch.labeled, *batch.unlabeled)
+        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        unsupervised = disagreement(logits_first, logits_second)
+        weight = self.settings.weight * sigmoid_ramp(progress, self.settings.ramp_up) if progress else 0.0
+        labels = logits_first.detach().argmax(dim=1)
+        logs = pseudo_label_logs(labels, labels >= 0, batch.unlabeled_truth, self.problem.num_classes)
+        return combine(supervised, unsupervised, weight, (logits, logits_first, logits_second), logs)

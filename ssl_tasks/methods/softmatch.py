@@ -1,0 +1,69 @@
+"""SoftMatch (Chen et al. 2023, arXiv 2301.10921).
+
+FixMatch with a weight in place of the mask: a Gaussian, cut off above its mean, of the largest probability:
+w = exp(-min(max q - μ, 0)² / (2 σ² / n²)), where μ and σ² are moving averages of the batches' mean and unbiased
+variance of the largest probabilities. loss = CE(labelled) + weight · mean of w · CE(argmax q, strong).
+With uniform alignment, q's running mean is pulled to 1/K before w is computed; the labels stay the unaligned q's.
+
+As in the official code: μ starts at 1/K and σ² at 1; all averages take in the batch before they are used; the running
+mean of q starts at the first batch's.
+`weight` λ; `sigmas` n, so that the Gaussian's width is σ / n; `decay` of the averages; `uniform_alignment`.
+Deviations: none known.
+"""
+
+import torch
+from torch import Tensor
+
+from models.classifier import Classifier
+from ssl_tasks.batch import Batch, Views
+from ssl_tasks.distributed import gather_rows, mean_over_ranks
+from ssl_tasks.functional import align_distribution, pseudo_label_logs, weighted_cross_entropy
+from ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
+from ssl_tasks.methods.settings import SoftMatchSettings
+
+
+def truncated_gaussian(confidence: Tensor, mean: Tensor, variance: Tensor, sigmas: float) -> Tensor:
+    """1 at and above the mean, a Gaussian of width σ / n below it."""
+    return (-(confidence - mean).clamp_max(0).square() / (2 * variance / sigmas**2)).exp()
+
+
+class SoftMatch(Method):
+    """Every unlabelled image counts, the unsure ones less."""
+
+    views = Views(labeled=("weak",), unlabeled=("weak", "strong"))
+    settings: SoftMatchSettings
+    mean: Tensor  # μ
+    variance: Tensor  # σ²
+    guesses: Tensor  # the running mean of q [K]; 0 before the first batch
+
+    def __init__(self, settings: SoftMatchSettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
+        self.register_buffer("mean", torch.tensor(1 / problem.num_classes))
+        self.register_buffer("variance", torch.tensor(1.0))
+        self.register_buffer("guesses", torch.zeros(problem.num_classes))
+
+    @torch.no_grad()
+    def weights(self, probs_weak: Tensor) -> Tensor:
+        """w of every row, after the averages have taken it in."""
+        rate = 1 - self.settings.decay
+        if self.settings.uniform_alignment:
+            batch_mean = mean_over_ranks(probs_weak.mean(dim=0))
+            first = self.guesses.sum() == 0
+            self.guesses.copy_(torch.where(first, batch_mean, self.guesses.lerp(batch_mean, rate)))
+            probs_weak = align_distribution(probs_weak, torch.ones_like(self.guesses), self.guesses)
+        confidence = probs_weak.amax(dim=1)
+        variance, mean = torch.var_mean(gather_rows(confidence))
+        self.mean.lerp_(mean, rate)
+        self.variance.lerp_(variance, rate)
+        return truncated_gaussian(confidence, self.mean, self.variance, self.settings.sigmas)
+
+    def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
+        if self.settings.weight == 0:
+            return supervised_alone(student, batch)
+        logits, logits_weak, logits_strong = forward_together(student, *batch.labeled, *batch.unlabeled)
+        probs_weak = logits_weak.detach().softmax(dim=1)
+        labels, weights = probs_weak.argmax(dim=1), self.weights(probs_weak)
+        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        unsupervised = weighted_cross_entropy(logits_strong, labels, weights)
+        logs = pseudo_label_logs(labels, weights, batch.unlabeled_truth, self.problem.num_classes)
+        return combine(supervised, unsupervised, self.settings.weight, (logits, logits_strong), logs)

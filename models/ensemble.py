@@ -25,7 +25,7 @@ def joined(networks: Sequence[Classifier]) -> Classifier:
     num_features = sum(network.num_features for network in networks)
     first = networks[0]
     ensemble = Classifier(SideBySide([one.body for one in networks]), num_features, first.head.out_features)
-    ensemble.to(first.head.weight.device).train(first.training)
+    ensemble.head.to(first.head.weight.device)
     ensemble.head.weight.copy_(torch.cat([one.head.weight for one in networks], dim=1) / len(networks))
     ensemble.head.bias.copy_(torch.stack([one.head.bias for one in networks]).mean(dim=0))
     return ensemble

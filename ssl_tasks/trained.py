@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models import build_model
 from models.classifier import Classifier
+from models.ensemble import joined
 from models.settings import ModelSettings
 from ssl_tasks.errors import DamagedArtifact, DataError
 from ssl_tasks.section import Section
@@ -30,6 +31,7 @@ class Card(Section):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     precision: str = "auto"  # as asked for in training; `auto` is resolved on the machine that predicts
+    members: int = 1  # networks of this model side by side, whose logits are averaged
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def load_trained(folder: Path, device: str = "auto", precision: str = "auto") -> Trained:
     """The network of a model artifact, ready to predict; `precision=auto` is what it was trained for."""
     card = load_card(folder)
-    network = build_model(card.model, len(card.classes), card.in_channels, card.image_size)
+    size = len(card.classes), card.in_channels, card.image_size
+    networks = [build_model(card.model, *size) for _ in range(card.members)]
+    network = networks[0] if card.members == 1 else joined(networks)
     network.load_state_dict(load_weights(folder / WEIGHTS))
     return as_trained(network, card, device, precision)
 

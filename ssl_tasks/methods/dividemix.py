@@ -152,7 +152,7 @@ class DivideMix(Method):
 
     @torch.no_grad()
     def targets(self, network: Classifier, other: Classifier, images: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
-        """Sharpened: refined labels where they are trusted, both networks' guess for the others; a row for each view."""
+        """Sharpened: refined labels where they are trusted, both networks' guess for the others; a row a view."""
         own = network(images).float().softmax(dim=1)
         theirs = other.eval()(images).float().softmax(dim=1)
         other.train()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.ensemble import members
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import LearnerSettings
 from ssl_tasks.data.dataset import Dataset
@@ -63,6 +64,11 @@ def first_weights(learner: LearnerSettings, init: Artifact | None) -> dict[str, 
             raise ConfigError("init: teacher needs the teacher's model as the input `init`, and none was given")
         return None
     card = load_card(init.path)
+    if card.members > 1:
+        raise ConfigError(
+            f"init: the given model is {card.members} networks side by side, and a student starts from one. "
+            "Expected a model of one network. Set init: scratch."
+        )
     found, wanted = ((model.name, model.width) for model in (card.model, learner.model))
     if found != wanted:
         raise ConfigError(
@@ -107,6 +113,7 @@ def card_of(run: TrainingRun, dataset: Dataset) -> Card:
         mean=dataset.mean,
         std=dataset.std,
         precision=run.learner.train.precision,
+        members=members(run.evaluated()),
     )
 
 

@@ -34,11 +34,12 @@ def nearest_neighbors(features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]
     normal = F.normalize(features.float(), dim=1)
     k = min(k, len(normal) - 1)
     found = []
-    for start in range(0, len(normal), CHUNK):
-        rows = normal[start : start + CHUNK]
-        similarity = rows @ normal.T
-        similarity[:, start : start + len(rows)].fill_diagonal_(-torch.inf)
-        found.append(similarity.topk(k, dim=1))
+    with torch.autocast(normal.device.type, enabled=False):  # bf16 cannot tell close neighbours apart
+        for start in range(0, len(normal), CHUNK):
+            rows = normal[start : start + CHUNK]
+            similarity = rows @ normal.T
+            similarity[:, start : start + len(rows)].fill_diagonal_(-torch.inf)
+            found.append(similarity.topk(k, dim=1))
     values, index = zip(*found, strict=True)
     return torch.cat(values).cpu().numpy(), torch.cat(index).cpu().numpy()
 

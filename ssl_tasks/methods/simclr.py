@@ -31,7 +31,8 @@ from ssl_tasks.methods.settings import SimCLRSettings
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """The mean over both views of -log softmax(cosine / T) at the other view; and how often that is the nearest."""
     views = F.normalize(torch.cat([first, second]), dim=1)
-    similarity = views @ views.T / temperature
+    with torch.autocast(views.device.type, enabled=False):  # in bf16 most similarities near 1 are alike
+        similarity = views @ views.T / temperature
     similarity = similarity.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), -torch.inf)
     others = torch.arange(len(views), device=views.device).roll(len(first))
     return F.cross_entropy(similarity, others), (similarity.argmax(dim=1) == others).float().mean()

@@ -78,6 +78,6 @@ def _drain() -> None:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    for drain in (APILogWorker.instance().drain, EventsWorker.drain_all):
-        with contextlib.suppress(Exception):  # their own shutdown must not hide how the run ended
-            drain()
+    with contextlib.suppress(Exception):  # their own shutdown must not hide how the run ended
+        APILogWorker.drain_all(timeout=10, at_exit=False)
+        EventsWorker.drain_all(timeout=10, at_exit=False)

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,6 +33,7 @@ RESULT = "result.json"
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(PRELOAD)
 _live: set[BaseProcess] = set()
+_start_lock = threading.Lock()
 
 
 def run_isolated(request: Request, context: StageContext, log: Path | None = None) -> StageResult:
@@ -40,7 +42,8 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
     (attempt / RESULT).unlink(missing_ok=True)
     log = log or attempt / "log.txt"
     worker = _forkserver.Process(target=_work, args=(request.body, context, attempt, log), name=request.name)
-    worker.start()
+    with _start_lock, _without_main_module():
+        worker.start()
     _live.add(worker)
     try:
         worker.join(context.runtime.stage_timeout)
@@ -54,6 +57,17 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
             stop(worker)
         _live.discard(worker)
     return _read_result(request.name, attempt / RESULT, worker.exitcode, log)
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Bodies are imported by name; multiprocessing would run the user's script a second time in every worker."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def stop(worker: BaseProcess) -> None:

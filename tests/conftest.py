@@ -5,16 +5,16 @@ import os
 os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", DO_NOT_TRACK="true", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-from collections.abc import Mapping  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any, Protocol  # noqa: E402
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
-import pytest  # noqa: E402
+import pytest
 
-from ssl_tasks.artifacts import Artifact  # noqa: E402
-from ssl_tasks.execute import Request, execute  # noqa: E402
-from ssl_tasks.section import Section  # noqa: E402
-from ssl_tasks.training.settings import RuntimeSettings  # noqa: E402
+from ssl_tasks.artifacts import Artifact
+from ssl_tasks.execute import Request, execute
+from ssl_tasks.section import Section
+from ssl_tasks.training.settings import RuntimeSettings
 
 
 class RunStage(Protocol):

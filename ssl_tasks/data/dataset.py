@@ -37,7 +37,7 @@ class Dataset:
         """Opens an artifact of the dataset stage. No column is read before a pool asks for it."""
         info = json.loads(artifact.file("info.json").read_text())
         source = parse_source(artifact.manifest["settings"]["source"])
-        found = open_source(last_place(source, info["fingerprint"], cache))
+        found = open_source(last_place(source, info["fingerprint"], cache), cache)
         decoder = Decoder(info["image_size"], info["channels"], info["max_pixels"])
         return cls(artifact.path, Images(found, decoder, cache, runtime or RuntimeSettings()), info)
 

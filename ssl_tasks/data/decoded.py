@@ -109,9 +109,9 @@ class DecodedCache:
 
         return [decoded(by_key.get(key)) if key else None for key in keys]
 
-    def append(self, keys: Sequence[bytes], images: Sequence[Decoded], limit_bytes: float) -> None:
-        """Adds images that were decoded elsewhere; pixels as far as the limit allows, entries always, errors never."""
-        readable = [(key, image) for key, image in zip(keys, images, strict=True) if image.error is None]
+    def append(self, found: Sequence[tuple[bytes, Decoded]], limit_bytes: float) -> None:
+        """Adds images by the digest of their bytes; pixels as far as the limit allows, entries always, errors never."""
+        readable = [(key, image) for key, image in found if image.error is None]
         if not readable:
             return
         keys, images = zip(*readable, strict=True)

@@ -54,6 +54,8 @@ def _stat(path: Path) -> tuple[int, int, int, int]:
 
 def _digest(path: Path) -> bytes | None:
     try:
+        if not path.is_file():
+            return None
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError:

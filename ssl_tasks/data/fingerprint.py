@@ -16,7 +16,7 @@ def fingerprint(settings: DataSettings, cache: Path) -> str:
 
     Remembers the place under `cache`, so that a data set that was built elsewhere finds its images here.
     """
-    digest = digest_json([settings.source.name, open_source(settings.source).fingerprint(FileDigests(cache))])
+    digest = digest_json([settings.source.name, open_source(settings.source, cache).fingerprint(FileDigests(cache))])
     place = _place(cache, settings.source, digest)
     text = settings.source.model_dump_json()
     if not place.exists() or place.read_text() != text:

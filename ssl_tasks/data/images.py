@@ -90,7 +90,7 @@ class Images:
         return self._mapped[1]
 
     def _decode(self, uri: str) -> np.ndarray:
-        image = decode_uri(self.source, self.decoder, uri)
+        _, image = decode_uri(self.source, self.decoder, uri)
         if image.pixels is None:
             raise DataError(f"{uri} could be read when the data set was made, and cannot now: {image.error}")
         return image.pixels

@@ -24,6 +24,11 @@ class FolderSource(Section):
         description="a folder, or a text file with one path a line; default unlabeled/",
         json_schema_extra={"key": False},
     )
+    validation: RecipePath | None = Field(
+        None,
+        description="class folders of the validation set; default validation/ if there is one",
+        json_schema_extra={"key": False},
+    )
     test: RecipePath | None = Field(
         None,
         description="class folders of the test set; default test/ if there is one",

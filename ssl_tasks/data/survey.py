@@ -61,7 +61,7 @@ class Survey:
 
 def survey(settings: DataSettings, cache: Path, runtime: RuntimeSettings, progress: Progress = silent) -> Survey:
     """Looks at every image once. Raises DataError where there is nothing to look at; problems are collected."""
-    source = open_source(settings.source)
+    source = open_source(settings.source, cache)
     listing = source.listing()
     if not len(listing):
         raise DataError(f"the source '{settings.source.name}' holds no image; expected some with a label")

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -99,9 +99,9 @@ def look(
             return Decoded(error=error)
         return (keys[at] if keys is not None else None) or read_key(source, uris[at])
 
-    def decode(at: int) -> Decoded:
-        image = decode_uri(source, decoder, uris[at])
-        return image if limit else Decoded(None, image.content, image.width, image.height, image.mode, image.error)
+    def decode(at: int) -> tuple[bytes, Decoded]:
+        key, image = decode_uri(source, decoder, uris[at])
+        return key, image if limit else replace(image, pixels=None)
 
     named = in_threads(threads, key_of, range(len(uris)))
     images = [name if isinstance(name, Decoded) else None for name in named]
@@ -109,8 +109,8 @@ def look(
     images = [image or old for image, old in zip(images, known, strict=True)]
     unknown = [at for at, image in enumerate(images) if image is None]
     fresh = in_threads(threads, decode, unknown)
-    store.append([key for at in unknown if isinstance(key := named[at], bytes)], fresh, limit)
-    for at, image in zip(unknown, fresh, strict=True):
+    store.append(fresh, limit)
+    for at, (_, image) in zip(unknown, fresh, strict=True):
         images[at] = image
     return [image for image in images if image is not None], len(unknown)
 
@@ -118,21 +118,24 @@ def look(
 def read_key(source: ImageSource, uri: str) -> bytes | Decoded:
     """The digest of an image file's bytes, or why it cannot be read."""
     try:
-        data = source.read(uri)
+        return _digest(source.read(uri))
     except OSError as error:
         return Decoded(error=reason(error))
-    if isinstance(data, np.ndarray):
-        return hashlib.sha256(f"{data.shape} ".encode() + data.tobytes()).digest()
-    return hashlib.sha256(data).digest()
 
 
-def decode_uri(source: ImageSource, decoder: Decoder, uri: str) -> Decoded:
-    """One image, read and decoded."""
+def decode_uri(source: ImageSource, decoder: Decoder, uri: str) -> tuple[bytes, Decoded]:
+    """One image, read and decoded, and the digest of the bytes that were read."""
     try:
         data = source.read(uri)
     except OSError as error:
-        return Decoded(error=reason(error))
-    return decoder(data)
+        return b"", Decoded(error=reason(error))
+    return _digest(data), decoder(data)
+
+
+def _digest(data: bytes | np.ndarray) -> bytes:
+    if isinstance(data, np.ndarray):
+        return hashlib.sha256(f"{data.shape} ".encode() + data.tobytes()).digest()
+    return hashlib.sha256(data).digest()
 
 
 def in_threads(threads: Executor, work: Callable[[In], Out], items: Sequence[In]) -> list[Out]:

@@ -1,5 +1,6 @@
 """Where images come from: one file per source."""
 
+from pathlib import Path
 from typing import assert_never
 
 from ssl_tasks.data.settings import (
@@ -13,8 +14,8 @@ from ssl_tasks.data.settings import (
 from ssl_tasks.data.sources.base import ImageSource
 
 
-def open_source(settings: Source) -> ImageSource:
-    """The source that the settings name. Only its own module is imported."""
+def open_source(settings: Source, cache: Path) -> ImageSource:
+    """The source that the settings name; `cache` is for what it unpacks. Only its own module is imported."""
     match settings:
         case DigitsSource():
             from ssl_tasks.data.sources.digits import Digits
@@ -27,7 +28,7 @@ def open_source(settings: Source) -> ImageSource:
         case TableSource():
             from ssl_tasks.data.sources.table import Table
 
-            return Table(settings)
+            return Table(settings, cache)
         case TorchvisionSource():
             from ssl_tasks.data.sources.torchvision_sets import TorchvisionSet
 

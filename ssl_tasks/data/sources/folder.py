@@ -1,0 +1,162 @@
+"""Class folders of images, with the unlabelled ones in a folder or a list of their own."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+from ssl_tasks.data.file_digests import FileDigests
+from ssl_tasks.data.labels import sort_classes
+from ssl_tasks.data.settings import FolderSource
+from ssl_tasks.data.sources.base import ImageSource, Listing
+from ssl_tasks.data.sources.places import SUFFIXES, Places, below, existing
+from ssl_tasks.errors import DataError
+
+HELD_OUT = ("validation", "test")
+NOT_CLASSES = frozenset({"unlabeled", *HELD_OUT, "__MACOSX"})
+
+
+@dataclass
+class Rows:
+    """The columns of a listing, as they grow."""
+
+    ids: list[str] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+    splits: list[str | None] = field(default_factory=list)
+    uris: list[str] = field(default_factory=list)
+    errors: list[str | None] = field(default_factory=list)
+
+    def add(self, id: str, label: str | None, split: str | None, uri: str, error: str | None = None) -> None:
+        """One sample. A name that is no text gets one that is, and is not read."""
+        if not uri.isprintable() and uri != (text := os.fsencode(uri).decode("utf-8", "backslashreplace")):
+            id, uri = os.fsencode(id).decode("utf-8", "backslashreplace"), text
+            error = "the file's name is not UTF-8; rename it"
+        for column, value in zip(vars(self).values(), (id, label, split, uri, error), strict=True):
+            column.append(value)
+
+
+class Folder(ImageSource):
+    """`path/<class>/…`, `path/unlabeled/…`, `path/validation/<class>/…`, `path/test/<class>/…`."""
+
+    def __init__(self, settings: FolderSource) -> None:
+        self.settings = settings
+
+    def __reduce__(self) -> tuple[type["Folder"], tuple[FolderSource]]:
+        return type(self), (self.settings,)
+
+    @cached_property
+    def _places(self) -> Places:
+        path = existing(self.settings.path, "the image folder")
+        if not path.is_dir():
+            raise DataError(f"the image folder {path} is a file; expected a folder with one folder of images per class")
+        roots = {"images": path}
+        for name in ("unlabeled", *HELD_OUT):
+            asked: Path | None = getattr(self.settings, name)
+            if asked is not None:
+                roots[name] = existing(asked, f"the {name} images' place")
+            elif (path / name).is_dir():
+                roots[name] = path / name
+        return Places(roots)
+
+    @cached_property
+    def _reading(self) -> Places:
+        """The places that uris start from: a list's paths start from the list's folder."""
+        roots = self._places.roots
+        return Places({name: root.parent if root.is_file() else root for name, root in roots.items()})
+
+    @cached_property
+    def _listing(self) -> Listing:
+        rows, notes, roots = Rows(), Counter[str](), self._places.roots
+        classes = self._class_folders()
+        for label in classes:
+            for name in image_files(roots["images"] / label, notes):
+                rows.add(f"{label}/{name}", label, None, f"images:{label}/{name}")
+        if "unlabeled" in roots:
+            self._add_unlabeled(rows, roots["unlabeled"], notes)
+        for split in HELD_OUT:
+            for label in sort_classes(subfolders(roots[split])) if split in roots else ():
+                for name in image_files(roots[split] / label, notes):
+                    rows.add(f"{split}/{label}/{name}", label, split, f"{split}:{label}/{name}")
+        passed = tuple(f"{count} files passed over: {why}" for why, count in sorted(notes.items()))
+        return Listing.of(**vars(rows), classes=classes, notes=passed)
+
+    def _class_folders(self) -> tuple[str, ...]:
+        path, roots = self._places.roots["images"], self._places.roots
+        special = {root.resolve() for name, root in roots.items() if name != "images"}
+        names = [
+            name for name in subfolders(path) if name not in NOT_CLASSES and (path / name).resolve() not in special
+        ]
+        if "train" in names and subfolders(path / "train"):
+            raise DataError(
+                f"{path} holds a folder 'train' with folders in it; class folders were expected. "
+                f"Set data.source.path to '{path / 'train'}', and data.source.test to the test folder if there is one"
+            )
+        if not names:
+            raise DataError(
+                f"{path} has no class folders; expected one folder of images per class, such as {path}/cat/"
+            )
+        return sort_classes(names)
+
+    def _add_unlabeled(self, rows: Rows, place: Path, notes: Counter[str]) -> None:
+        if place.is_dir():
+            for name in image_files(place, notes):
+                rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}")
+            return
+        for line in place.read_text(encoding="utf-8-sig").splitlines():
+            if line.strip():
+                name, error = below(place.parent, line)
+                rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}", error)
+
+    def listing(self) -> Listing:
+        return self._listing
+
+    def read(self, uri: str) -> bytes:
+        return self._reading.read(uri)
+
+    def file_keys(self, listing: Listing, files: FileDigests) -> list[bytes | None]:
+        return self._reading.digests(listing.uris.to_pylist(), listing.errors.to_pylist(), files)
+
+    def fingerprint(self, files: FileDigests) -> str:
+        listing = self._listing
+        digest = sha256(repr(listing.classes).encode())
+        keys = self.file_keys(listing, files)
+        for id, key in zip(listing.ids.to_pylist(), keys, strict=True):
+            digest.update(f"{id!r} {key.hex() if key else None}\n".encode())
+        return digest.hexdigest()
+
+
+def subfolders(path: Path) -> list[str]:
+    """The names of the folders in a folder, links to folders included, sorted."""
+    return sorted(entry.name for entry in os.scandir(path) if is_folder(entry) and not entry.name.startswith("."))
+
+
+def image_files(root: Path, notes: Counter[str]) -> list[str]:
+    """Every image file below a folder, by its suffix, as a sorted list of paths below it."""
+    return sorted(_walk(root, "", notes, frozenset({os.path.realpath(root)})))
+
+
+def _walk(folder: Path, prefix: str, notes: Counter[str], above: frozenset[str]) -> Iterator[str]:
+    for entry in os.scandir(folder):
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        if is_folder(entry):
+            real = os.path.realpath(entry.path)
+            if real in above:
+                notes["links that lead in a circle"] += 1
+            else:
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", notes, above | {real})
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            yield prefix + entry.name
+        else:
+            notes[f"not images by their suffix '{os.path.splitext(entry.name)[1]}'"] += 1
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -1,0 +1,188 @@
+"""A CSV or Parquet file with a row per image: a path or the bytes of an image file, a label that may be empty."""
+
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from ssl_tasks.data.file_digests import FileDigests
+from ssl_tasks.data.settings import TableSource
+from ssl_tasks.data.sources.base import SPLITS, ImageSource, Listing
+from ssl_tasks.data.sources.blobs import Blobs
+from ssl_tasks.data.sources.places import Places, below, existing
+from ssl_tasks.errors import DataError, nearest
+
+TO_BE_DRAWN = ("train", "")  # in a split column
+
+
+class Table(ImageSource):
+    """One table, and a second one where the test set has its own. A uri is `rows:…` or `test:…`: a path or a row."""
+
+    def __init__(self, settings: TableSource, cache: Path) -> None:
+        self.settings, self.cache = settings, cache
+
+    def __reduce__(self) -> tuple[type["Table"], tuple[TableSource, Path]]:
+        return type(self), (self.settings, self.cache)
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        files = {"rows": existing(self.settings.path, "the table")}
+        if self.settings.test_path is not None:
+            files["test"] = existing(self.settings.test_path, "the test table")
+        return files
+
+    @cached_property
+    def _tables(self) -> dict[str, pa.Table]:
+        """The columns that are small: all but images' bytes."""
+        return {part: self._read(path) for part, path in self._files.items()}
+
+    @cached_property
+    def _places(self) -> Places:
+        root = self.settings.root
+        if root is not None:
+            existing(root, "the root of the table's paths")
+        return Places({part: root or path.parent for part, path in self._files.items()})
+
+    @cached_property
+    def _blobs(self) -> dict[str, Blobs]:
+        return {
+            part: Blobs(path, self.settings.image, self.cache)
+            for part, path in self._files.items()
+            if self.settings.image not in self._tables[part].column_names
+        }
+
+    def _read(self, path: Path) -> pa.Table:
+        asked = [self.settings.image, self.settings.label, self.settings.id, self.settings.split]
+        wanted = list(dict.fromkeys(name for name in asked if name is not None))
+        if path.suffix.lower() in {".parquet", ".pq"}:
+            schema = _parquet_schema(path)
+            _require(wanted, schema.names, path)
+            if holds_bytes(schema.field(self.settings.image).type):
+                wanted.remove(self.settings.image)
+            table = pq.read_table(path, columns=wanted)
+        else:
+            table = _read_csv(path, wanted)
+        return pa.table({name: as_text(table[name], name, path) for name in wanted})
+
+    def listing(self) -> Listing:
+        parts = [self._part(part) for part in self._tables]
+        ids, labels, splits, uris, errors = (
+            pa.chunked_array(columns, pa.string()).combine_chunks() for columns in zip(*parts, strict=True)
+        )
+        return Listing(ids, labels, splits, uris, errors)
+
+    def _part(self, part: str) -> tuple[pa.Array, ...]:
+        table, settings = self._tables[part], self.settings
+        errors: pa.Array = pa.nulls(len(table), pa.string())
+        if settings.image in table.column_names:
+            root = self._places.roots[part]
+            found = [below(root, name or "") for name in table[settings.image].to_pylist()]
+            names = pa.array([name for name, _ in found], pa.string())
+            errors = pa.array([error for _, error in found], pa.string())
+        else:
+            names = pc.utf8_lpad(pa.array(np.arange(len(table))).cast(pa.string()), 9, "0")
+        ids = names if part == "rows" else pc.binary_join_element_wise("test/", names, "")
+        if settings.id is not None:
+            ids = table[settings.id].combine_chunks()
+            if ids.null_count:
+                raise DataError(
+                    f"{ids.null_count} rows of {self._files[part].name} have no '{settings.id}'; ids must be whole"
+                )
+        splits = pa.nulls(len(table), pa.string())
+        if part == "test":
+            splits = pa.array(["test"]).take(pa.array(np.zeros(len(table), np.int32)))
+        elif settings.split is not None:
+            splits = _splits(table[settings.split], settings.split)
+        uris = pc.binary_join_element_wise(f"{part}:", names, "")
+        return ids, _labels(table[settings.label]), splits, uris, errors
+
+    def read(self, uri: str) -> bytes:
+        part, _, row = uri.partition(":")
+        return self._blobs[part].read(int(row)) if part in self._blobs else self._places.read(uri)
+
+    def file_keys(self, listing: Listing, files: FileDigests) -> list[bytes | None] | None:
+        if self._blobs:
+            return None
+        return self._places.digests(listing.uris.to_pylist(), listing.errors.to_pylist(), files)
+
+    def fingerprint(self, files: FileDigests) -> str:
+        digest = sha256()
+        for part, path in self._files.items():
+            digest.update(f"{part} {files.of(path.parent, [path.name])}\n".encode())
+        if not self._blobs:
+            digest.update(repr(self.file_keys(self.listing(), files)).encode())
+        return digest.hexdigest()
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column has images' bytes, plain or in a struct with a field `bytes`."""
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _parquet_schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} is not a Parquet file ({error}); expected one by its name") from error
+
+
+def _read_csv(path: Path, wanted: list[str]) -> pa.Table:
+    """The columns as the text that they are: a label 007 stays 007."""
+    options = pa.csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False)
+    try:
+        table = pa.csv.read_csv(path, convert_options=options)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+    _require(wanted, table.column_names, path)
+    return table
+
+
+def _require(wanted: list[str], there: list[str], path: Path) -> None:
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise DataError(f"{path} has no column '{missing[0]}'.{nearest(missing[0], there)} Name it in data.source")
+
+
+def as_text(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
+    """A column of any plain type as text; whole numbers without a point, empty text as null."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+        try:
+            column = column.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"column '{name}' of {path} has fractions ({error}); expected names or whole numbers"
+            ) from error
+    try:
+        text = column.cast(pa.string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise DataError(f"column '{name}' of {path} is {column.type}; expected text or whole numbers") from error
+    text = pc.utf8_trim_whitespace(text)
+    return pc.if_else(pc.equal(text, ""), None, text)
+
+
+def _labels(column: pa.ChunkedArray) -> pa.Array:
+    """Labels as text, null where there is none: empty, or a negative number. '3.0' is what 3 became beside a gap."""
+    text = column.combine_chunks()
+    present = pc.drop_null(pc.unique(text))
+    if len(present) and pc.all(pc.match_substring_regex(present, r"^-?\d+(\.0)?$")).as_py():
+        text = pc.replace_substring_regex(text, r"\.0$", "")
+        text = pc.if_else(pc.starts_with(text, "-"), None, text)
+    return text
+
+
+def _splits(column: pa.ChunkedArray, name: str) -> pa.Array:
+    strange = [value for value in pc.unique(column).to_pylist() if value not in (None, *SPLITS, *TO_BE_DRAWN)]
+    if strange:
+        raise DataError(f"column '{name}' says '{strange[0]}'.{nearest(strange[0], [*SPLITS, 'train'])}")
+    known = pc.is_in(column, pa.array(SPLITS))
+    return pc.if_else(known, column, None).combine_chunks()

@@ -25,6 +25,7 @@ def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_mem
     """The batches of steps start … stop - 1; the number of workers changes the speed alone."""
     if not workers and not pin_memory:
         return (stream[step] for step in range(start, stop))
+    stream.prepare()
     return iter(
         DataLoader(
             stream,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
@@ -39,11 +40,17 @@ class BatchStream(TorchDataset[Batch]):
                 "this method learns from stored pseudo-labels, and there is no selection. Use it as a round's student, "
                 "or choose a method that needs none (supervised, fixmatch, …) for the teacher."
             )
+        if views.unlabeled and not len(dataset.pool("unlabeled")):
+            raise ConfigError(
+                "this method learns from unlabelled images, and the data set has none. Label fewer of the images "
+                "(data.split), name a folder of unlabelled ones, or use method supervised."
+            )
         self.views, self.train, self.seed, self.num_classes = views, train, seed, dataset.num_classes
         self.augmenter = Augmenter(augment, dataset.flip)
         self.unlabeled: Images = dataset.pool("unlabeled")
         self.labeled = LabeledPool(dataset.pool("labeled"), self.unlabeled, None if views.pseudo else selection)
         self.selection = selection if views.pseudo else None
+        self.truth = self.unlabeled.truth() if views.unlabeled else None  # for the batch's diagnosis alone
         self.weights = class_weights(self.labeled.counts(self.num_classes), train.class_weights)
         self.samplers = self._samplers()
         self.first, self.last = (train.batch_size * part // world for part in (rank, rank + 1))
@@ -61,6 +68,11 @@ class BatchStream(TorchDataset[Batch]):
     def __len__(self) -> int:
         return self.train.steps
 
+    def prepare(self) -> None:
+        """Reads one image of each pool, so that worker processes find open what they would each open."""
+        for pool in (self.labeled, self.unlabeled):
+            pool.images(np.arange(min(1, len(pool))))
+
     def __getitem__(self, step: int) -> Batch:
         index = self._entries("labeled", step, 1)
         labels = self.labeled.labels[index]
@@ -70,18 +82,18 @@ class BatchStream(TorchDataset[Batch]):
             labeled_index=torch.from_numpy(index),
             label_weights=None if self.weights is None else torch.from_numpy(self.weights[labels]),
         )
-        if self.views.unlabeled:
-            batch = self._with_unlabeled(batch, step)
+        if self.truth is not None:
+            batch = self._with_unlabeled(batch, step, self.truth)
         return batch if self.selection is None else self._with_pseudo(batch, step, self.selection)
 
-    def _with_unlabeled(self, batch: Batch, step: int) -> Batch:
+    def _with_unlabeled(self, batch: Batch, step: int, truth: Integers) -> Batch:
         views, ratio = self.views.unlabeled, self.train.unlabeled_ratio
         index = self._entries("unlabeled", step, ratio)
         batch = replace(
             batch,
             unlabeled=self._render("unlabeled", self.unlabeled.images(index), views, step, ratio),
             unlabeled_index=torch.from_numpy(index),
-            unlabeled_truth=torch.from_numpy(self.unlabeled.truth()[index]),
+            unlabeled_truth=torch.from_numpy(truth[index]),
         )
         if "rotated" not in views:
             return batch

@@ -2,8 +2,10 @@
 
 import dataclasses
 import pickle
+import signal
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -62,6 +64,26 @@ def test_workers_and_resuming_change_nothing(workers: int) -> None:
     batches = list(loader(stream, 3, 9, workers=workers))
     assert len(batches) == 6
     assert all(same(batch, stream[step]) for step, batch in enumerate(batches, start=3))
+
+
+def test_no_worker_outlives_its_iterator() -> None:
+    before = set(psutil.Process().children())
+    batches = loader(stream_of(), 0, 40, workers=2)
+    next(batches)
+    workers = set(psutil.Process().children()) - before
+    assert len(workers) == 2
+    del batches
+    assert psutil.wait_procs(workers, timeout=5)[1] == []
+
+
+def test_a_signal_to_all_leaves_the_workers_at_work() -> None:
+    before = set(psutil.Process().children())
+    batches = loader(stream_of(), 0, 40, workers=1)
+    next(batches)
+    for worker in set(psutil.Process().children()) - before:
+        worker.send_signal(signal.SIGTERM)
+        worker.send_signal(signal.SIGINT)
+    assert len(list(batches)) == 39
 
 
 def test_a_pickled_stream_is_the_same_stream() -> None:
@@ -154,6 +176,11 @@ def test_label_weights_favour_rare_classes_and_average_one(kind: str) -> None:
 def test_a_method_of_stored_pseudo_labels_needs_a_selection() -> None:
     with pytest.raises(ConfigError, match="there is no selection"):
         stream_of(Views(pseudo=("strong",)), selection=None)
+
+
+def test_a_method_of_unlabelled_images_needs_some() -> None:
+    with pytest.raises(ConfigError, match="the data set has none"):
+        stream_of(dataset=FakeDataset(unlabeled=0))
 
 
 def test_to_device_normalises_every_view_and_nothing_else() -> None:

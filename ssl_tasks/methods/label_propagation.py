@@ -125,7 +125,7 @@ class LabelPropagation(Method):
             self.class_weights.copy_(torch.from_numpy(len(nodes) / len(counts) / np.maximum(counts, 1)))
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
-        if progress < self.settings.warmup:
+        if progress < self.settings.warmup or self.settings.weight == 0:
             return supervised_alone(student, batch)
         labeled, unlabeled = forward_together(student, batch.labeled[0], batch.unlabeled[0])
         guesses, weights = self.pseudo_labels[batch.unlabeled_index], self.weights[batch.unlabeled_index]

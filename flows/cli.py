@@ -21,7 +21,7 @@ from ssl_tasks.errors import SelftrainError, StageFailed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code; no traceback ever reaches the user."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _log_to_stderr()
     try:
         code = options.verb(options)
         sys.stdout.flush()
@@ -51,6 +51,15 @@ def parser() -> argparse.ArgumentParser:
     for add in commands.ALL:
         add(Verbs(parsers))
     return top
+
+
+def _log_to_stderr() -> None:
+    """Our own log alone: libraries that log to the root stay quiet."""
+    logger = logging.getLogger("selftrain")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def _fail(message: str, code: int) -> int:

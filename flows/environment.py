@@ -25,8 +25,8 @@ def set_environment(workspace: Path) -> None:
         os.environ["PREFECT_PROFILE"] = "ephemeral"
         os.environ.pop("PREFECT_API_KEY", None)
     os.environ.setdefault("PREFECT_LOGGING_TO_API_BATCH_INTERVAL", "0.2")  # a run's end waits for the last batch
-    for handler in ("CONSOLE", "CONSOLE_FLOW_RUNS"):  # we print ourselves; Prefect's UI keeps the full logs
-        os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
+    # We print ourselves; Prefect's UI keeps the full logs.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
 

@@ -1,6 +1,5 @@
 """A run from its configuration to its summary: plain functions, or the same within a Prefect flow."""
 
-import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,13 +7,13 @@ from pathlib import Path
 from types import FrameType
 
 from flows.conductor import Conductor, finished
+from flows.reaper import mend_dead_runs
 from flows.self_training import self_training
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import Interrupted
 from ssl_tasks.process import stop_all
-from ssl_tasks.runs import Run, all_runs
+from ssl_tasks.runs import Run
 
-log = logging.getLogger("selftrain")
 Prepare = Callable[[Conductor], None]
 
 
@@ -44,13 +43,6 @@ def run_pipeline(
     run.write_summary(summary.as_json())
     finished(run, None, summary.stopped)
     return run
-
-
-def mend_dead_runs(workspace: Path) -> None:
-    """Sets the records of runs right whose process died; their checkpoints are adopted by whoever asks next."""
-    for run in all_runs(workspace):
-        if run.mend():
-            log.info("run %s had died; its finished stages are reused, its checkpoints go on", run.id)
 
 
 @contextmanager

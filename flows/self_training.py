@@ -83,7 +83,7 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
     dataset = answers.run(dataset_request(config, answers.fingerprint(config)), 0)
     teachers = _first_teachers(config, dataset, answers)
     evaluation = answers.run(evaluate_request("evaluate-teacher", config.evaluate, dataset, teachers[0]), 0)
-    lines = [_summarise(0, dataset, teachers[0], evaluation)]
+    lines = [_summarise(0, _teacher_name(config), dataset, teachers[0], evaluation)]
     selection: Artifact | None = None
     stopped = (
         f"all {len(config.rounds)} rounds done" if config.rounds else "one model trained: the recipe has no rounds"
@@ -100,7 +100,9 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
         gate = answers.run(
             gate_request(f"gate-{number}", settings.gate, dataset, teacher_evaluation, evaluation, selection), number
         )
-        lines.append(_summarise(number, dataset, students[0], evaluation, selection, gate))
+        lines.append(
+            _summarise(number, settings.student.model.label, dataset, students[0], evaluation, selection, gate)
+        )
         if gate.summary["decision"] == "stop":
             stopped = f"round {number}: {gate.summary['reason']}"
             break
@@ -175,6 +177,7 @@ def _members(
 
 def _summarise(
     number: int,
+    name: str,
     dataset: Artifact,
     model: Artifact,
     evaluation: Artifact,
@@ -184,9 +187,9 @@ def _summarise(
     chosen = selection.summary if selection is not None else {}
     return RoundSummary(
         round=number,
-        model=model.summary.get("model", ""),
+        model=name,
         model_digest=model.digest,
-        labeled=dataset.summary["counts"]["labeled"],
+        labeled=dataset.summary["labeled"],
         selected=chosen.get("selected"),
         pseudo_label_precision=chosen.get("true_precision"),
         validation_accuracy=evaluation.summary.get("validation_accuracy"),
@@ -194,6 +197,10 @@ def _summarise(
         decision=gate.summary["decision"] if gate is not None else "",
         seconds=sum(one.manifest["seconds"] for one in (selection, model, evaluation, gate) if one is not None),
     )
+
+
+def _teacher_name(config: RunConfig) -> str:
+    return config.teacher.model.label if config.given_teacher is None else config.given_teacher.name
 
 
 def _best_round(lines: list[RoundSummary]) -> int:

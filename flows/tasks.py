@@ -25,7 +25,7 @@ def person_name(request: Request, round_number: int) -> str:
     if round_number:
         words.append(f"round {round_number}")
     if isinstance(request.section, LearnerSettings):
-        words.append(request.section.model.name)
+        words.append(request.section.model.label)
     return " · ".join(words)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flows.environment import set_environment, workspace_folder
 from flows.planning import PlannedStage, stage_names
 from flows.planning import plan as plan_stages
+from flows.reaper import crash_dead_flow_runs, mend_dead_runs
 from ssl_tasks.artifacts import Store, write_atomically
 from ssl_tasks.errors import NotFound, nearest
 from ssl_tasks.recipes import Recipe, load_recipe, parse_recipe
@@ -49,8 +50,11 @@ def run(
         return run_pipeline(loaded.config, folder, frozenset(force), command=command)
     from flows.local_api import prefect_api
 
+    mend_dead_runs(folder)
     with prefect_api(folder):
         from flows.prefect_flow import self_training_flow
+
+        crash_dead_flow_runs(folder)
 
         outcome = self_training_flow(loaded.config, folder, tuple(force))
     return find_run(folder, outcome["run"])

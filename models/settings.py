@@ -23,3 +23,8 @@ class ModelSettings(BaseModel):
     pretrained: Path | None = Field(
         None, json_schema_extra={"key": False}, description="a local .safetensors file to start from"
     )
+
+    @property
+    def label(self) -> str:
+        """What a table calls the network."""
+        return self.name if self.width is None else f"{self.name} {self.width}"

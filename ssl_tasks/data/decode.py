@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 VERSION = 1  # of what decoding means: another one makes other decoded caches
 
@@ -48,7 +48,7 @@ class Decoder:
         try:
             image, mode = open_image(data, self.max_pixels), ""
             mode = image.mode
-            upright = convert(turn_upright(image), self.channels)
+            upright = convert(ImageOps.exif_transpose(image), self.channels)
             square = fit_square(upright, self.image_size)
             pixels = np.asarray(square).reshape(self.image_size, self.image_size, self.channels)
             return Decoded(pixels, name_pixels(upright), image.width, image.height, mode)
@@ -57,7 +57,7 @@ class Decoder:
 
 
 def open_image(data: bytes | np.ndarray, max_pixels: int) -> Image.Image:
-    """The image with its header read and its pixels not; raises Unreadable."""
+    """The image with its header read and its pixels not, an animation at its first frame; raises Unreadable."""
     if isinstance(data, np.ndarray):
         return Image.fromarray(data.squeeze(-1) if data.ndim == 3 and data.shape[-1] == 1 else data)
     if not data:
@@ -70,13 +70,6 @@ def open_image(data: bytes | np.ndarray, max_pixels: int) -> Image.Image:
         size = f"{image.width}x{image.height} = {image.width * image.height:,} pixels"
         raise Unreadable(f"{size} is more than max_pixels ({max_pixels:,})")
     return image
-
-
-def turn_upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation says it must be seen. Of an animation, the first frame."""
-    if getattr(image, "n_frames", 1) > 1:
-        image.seek(0)
-    return ImageOps.exif_transpose(image)
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
@@ -130,6 +123,3 @@ def quiet_decoding() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\..*")
         yield
-
-
-ORIENTATION = ExifTags.Base.Orientation

@@ -80,7 +80,7 @@ class Folder(ImageSource):
             for label in sort_classes(subfolders(roots[split])) if split in roots else ():
                 for name in image_files(roots[split] / label, notes):
                     rows.add(f"{split}/{label}/{name}", label, split, f"{split}:{label}/{name}")
-        passed = tuple(f"{count} files passed over: {why}" for why, count in sorted(notes.items()))
+        passed = tuple(f"{count} entries passed over: {why}" for why, count in sorted(notes.items()))
         return Listing.of(**vars(rows), classes=classes, notes=passed)
 
     def _class_folders(self) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ def _walk(folder: Path, prefix: str, notes: Counter[str], above: frozenset[str])
             continue
         if is_folder(entry):
             real = os.path.realpath(entry.path)
-            if real in above:
+            if real in above or os.path.realpath(folder).startswith(real.rstrip("/") + "/"):
                 notes["links that lead in a circle"] += 1
             else:
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", notes, above | {real})

@@ -26,6 +26,7 @@ from ssl_tasks.data.settings import AugmentSettings
 cv2.setNumThreads(0)  # OpenCV's threads fight the workers'
 
 Bytes = NDArray[np.uint8]
+UNUSED = np.random.default_rng(0)  # asked for by albumentations' cutout, which draws nothing for a fill of one number
 GREY = 127.0  # what fills a cut square, as in the reference; what a shift uncovers is black
 RAMP = np.arange(256, dtype=np.uint8)
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL's, to which sharpness blends
@@ -151,7 +152,7 @@ def cutout_boxes(draws: NDArray[np.float64], size: int, largest: float) -> NDArr
 
 def cutout(image: Bytes, box: NDArray[np.int64]) -> Bytes:
     """The image with a grey square."""
-    return dropout.cutout(image, box[None], GREY, np.random.default_rng(0))  # a number as fill draws nothing
+    return dropout.cutout(image, box[None], GREY, UNUSED)
 
 
 def strong_draws(settings: AugmentSettings) -> int:
@@ -165,7 +166,7 @@ def strong_view(images: Bytes, draws: NDArray[np.float64], settings: AugmentSett
     operation = (draws[:, :count] * len(TABLE)).astype(np.int64)
     argument = arguments(operation, draws[:, count : 2 * count], settings.magnitude)
     boxes = cutout_boxes(draws[:, 2 * count :], images.shape[1], settings.cutout)
-    out = np.empty_like(images)
+    out = np.empty(images.shape, np.uint8)
     for number, (chosen, values) in enumerate(zip(operation.tolist(), argument.tolist(), strict=True)):
         image = images[number]
         for which, value in zip(chosen, values, strict=True):

@@ -54,7 +54,7 @@ def quarter_turns(draws: Draws) -> NDArray[np.int64]:
 
 def rotated_view(images: Bytes, turns: NDArray[np.int64]) -> Bytes:
     """Each image turned by its number of quarter turns, counter-clockwise."""
-    out = np.empty_like(images)
+    out = np.empty(images.shape, np.uint8)
     for number in range(4):
         out[turns == number] = np.rot90(images[turns == number], number, axes=(1, 2))
     return out

@@ -40,6 +40,14 @@ def test_views_keep_shape_and_type_and_leave_their_input_alone(view: View, size:
 
 
 @pytest.mark.parametrize("view", VIEWS)
+def test_the_memory_order_of_the_images_does_not_matter(view: View) -> None:
+    images, augmenter = photographs(), Augmenter(AugmentSettings(), True)
+    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    seen = augmenter.view(view, channels_first, draws_of(12))
+    assert np.array_equal(seen, augmenter.view(view, images, draws_of(12)))
+
+
+@pytest.mark.parametrize("view", VIEWS)
 def test_a_slice_of_a_batch_is_drawn_as_in_the_whole(view: View) -> None:
     images, augmenter = photographs(), Augmenter(AugmentSettings(), True)
     whole = augmenter.view(view, images, Draws(0, 12, 1, ("a",)))

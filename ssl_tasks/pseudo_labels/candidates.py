@@ -10,11 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.errors import DataError
 from ssl_tasks.pseudo_labels.engine import fetch, fetch_number, read_parquet
 from ssl_tasks.pseudo_labels.promise import Ladder
-from ssl_tasks.pseudo_labels.schema import EXCLUDED, Predictions
+from ssl_tasks.pseudo_labels.schema import Predictions
 from ssl_tasks.pseudo_labels.settings import SelectSettings
 
 # 1,024 bins, finer where confidence is near 1: the last one begins at 1 - 1e-6.
@@ -25,30 +23,12 @@ EXCLUDED_IDS = """
     SELECT sample_id, CASE WHEN split = 'unlabeled' THEN 'image of validation or test' ELSE split END AS reason
     FROM {manifest}
     WHERE split <> 'unlabeled' OR content IN (SELECT content FROM held_out WHERE content IS NOT NULL)
-    ORDER BY sample_id
 """
 
 
-def excluded_ids(manifest: Path) -> str:
-    """SQL: ids that get no pseudo-label: of known label, held out, or the same image as a held-out one."""
-    return EXCLUDED_IDS.format(manifest=read_parquet(manifest))
-
-
-def define_excluded(connection: duckdb.DuckDBPyConnection, predictions: Predictions, dataset: Artifact) -> None:
-    """Table `excluded`: as predicting wrote it down, or from the manifest where the data has changed since."""
-    recorded = predictions.description["parts"]
-    if recorded.get("unlabeled") != dataset.parts.get("unlabeled"):
-        raise DataError(
-            f"the predictions {predictions.folder} were made for other unlabelled images than those of "
-            f"{dataset.path}; predict again"
-        )
-    unchanged = recorded == dict(dataset.parts)
-    source = (
-        f"SELECT * FROM {read_parquet(predictions.folder / EXCLUDED)}"
-        if unchanged
-        else excluded_ids(dataset.file("manifest.parquet"))
-    )
-    connection.execute(f"CREATE TEMP TABLE excluded AS {source}")
+def define_excluded(connection: duckdb.DuckDBPyConnection, manifest: Path) -> None:
+    """Table `excluded`: ids that get no pseudo-label, being labelled, held out, or the same image as a held-out one."""
+    connection.execute("CREATE TEMP TABLE excluded AS " + EXCLUDED_IDS.format(manifest=read_parquet(manifest)))
 
 
 def define_candidates(

@@ -4,7 +4,6 @@ A predictions artifact holds
     predictions.json       classes, teachers, temperature, digests of the data; shards with first positions
     shards/part-00000.parquet …   a run of consecutive images of the unlabelled pool each; unreadable ones in the last
     validation.parquet     the same columns for the held-out labelled images: what thresholds are chosen on
-    excluded.parquet       ids whose label is known or that are images of validation or test
     calibration.json
 Shards do not say positions: so a shard stays as it is when images are added before it, and is not computed again.
 The position of a row is the first position of its shard plus its number in the shard.
@@ -22,8 +21,7 @@ from ssl_tasks.errors import DamagedArtifact
 from ssl_tasks.pseudo_labels.engine import read_parquet
 
 SCHEMA_VERSION = 1
-DESCRIPTION, CALIBRATION = "predictions.json", "calibration.json"
-VALIDATION, EXCLUDED = "validation.parquet", "excluded.parquet"
+DESCRIPTION, VALIDATION, CALIBRATION = "predictions.json", "validation.parquet", "calibration.json"
 SELECTION, STATS, OVERRIDES = "selection.parquet", "stats.json", "overrides.parquet"
 MOST_DENSE_CLASSES, SPARSE_TOP_K = 256, 16
 

@@ -9,7 +9,8 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_tasks.artifacts import write_atomically
+from ssl_tasks.artifacts import Artifact, write_atomically
+from ssl_tasks.errors import DataError
 from ssl_tasks.pseudo_labels import candidates, overrides, thresholds
 from ssl_tasks.pseudo_labels.balance import Counts, Plan, bernoulli_plan, exact_plan, wanted_totals
 from ssl_tasks.pseudo_labels.candidates import Histogram
@@ -61,10 +62,20 @@ def select(context: StageContext) -> StageResult:
     settings = context.section
     assert isinstance(settings, SelectSettings)
     predictions = Predictions.open(context.inputs["predictions"].path)
+    check_same_images(predictions, context.inputs["dataset"])
     with open_duckdb(context.scratch / "duckdb", context.runtime.memory_gb, context.runtime.threads) as connection:
         stats = Selecting(context, settings, predictions, connection).run()
     write_atomically(context.output / STATS, json.dumps(stats, indent=1, sort_keys=True) + "\n")
     return StageResult(summary={name: value for name, value in stats.items() if name != "classes"})
+
+
+def check_same_images(predictions: Predictions, dataset: Artifact) -> None:
+    """Positions are those of one pool of unlabelled images."""
+    if predictions.description["parts"]["unlabeled"] != dataset.parts["unlabeled"]:
+        raise DataError(
+            f"the predictions {predictions.folder} were made for other unlabelled images than those of "
+            f"{dataset.path}; predict again"
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ class Selecting:
 
     def define_tables(self) -> int:
         """Tables `excluded`, `overrides`, `candidates`, `eligible`; returns how many old corrections are forgotten."""
-        candidates.define_excluded(self.connection, self.predictions, self.context.inputs["dataset"])
+        candidates.define_excluded(self.connection, self.manifest)
         previous = self.context.inputs.get("previous_selection")
         carried = previous.file(OVERRIDES) if previous and previous.file(OVERRIDES).exists() else None
         forgotten = overrides.define_overrides(

@@ -1,6 +1,6 @@
 """What a recipe may say of pseudo-labels: how they are predicted, and which are chosen."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,9 @@ class PredictSettings(Section):
     shard_size: int = Field(65_536, ge=1, description="most samples a shard may hold")
     batch_size: int = Field(256, ge=1, json_schema_extra={"key": False})
     views: int = Field(1, ge=1, description="1 is the image itself; more are averaged with weak views of it")
-    temperature: float | Literal["fit"] = Field(1.0, description="fit: chosen on validation (calibration)")
+    temperature: Annotated[float, Field(gt=0)] | Literal["fit"] = Field(
+        1.0, description="fit: chosen on one half of validation; thresholds are then chosen on the other"
+    )
     top_k: int | None = Field(None, ge=1, description="probabilities stored; default all up to 256 classes, then 16")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = Field(0, ge=0, lt=2**63, description="of the weak views")

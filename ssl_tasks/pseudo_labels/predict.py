@@ -1,0 +1,207 @@
+"""The stage `predict`: a teacher labels the unlabelled images, shard by shard, and the held-out ones beside them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_tasks.artifacts import write_atomically
+from ssl_tasks.data.dataset import Dataset, Pool
+from ssl_tasks.errors import ConfigError
+from ssl_tasks.pseudo_labels import schema
+from ssl_tasks.pseudo_labels.batches import CROP_PADDING, Batches, Clock
+from ssl_tasks.pseudo_labels.calibration import calibration, fit_temperature, fitting_half
+from ssl_tasks.pseudo_labels.engine import saying_what_is_full
+from ssl_tasks.pseudo_labels.labeller import Columns, Labeller, Opinion, class_means, judge
+from ssl_tasks.pseudo_labels.settings import PredictSettings
+from ssl_tasks.pseudo_labels.shards import ShardCache, cut, place, shard_key
+from ssl_tasks.pseudo_labels.tables import held_out_table, parquet_bytes, prediction_table, unreadable_table
+from ssl_tasks.stage import StageContext, StageResult
+from ssl_tasks.trained import Trained, load_trained
+from ssl_tasks.trained_files import trained_digest
+from ssl_tasks.training.precision import prepare_backends
+
+
+def predict(context: StageContext) -> StageResult:
+    """Body of the stage: dataset, model and, for an ensemble, model_2 … → the table of predictions."""
+    settings = context.section
+    assert isinstance(settings, PredictSettings)
+    prepare_backends(settings.precision, context.runtime.threads)
+    dataset = Dataset.open(context.inputs["dataset"], context.cache, context.runtime)
+    roles = [role for role in context.inputs if role.startswith("model")]
+    models = [context.inputs[role] for role in sorted(roles, key=lambda role: (len(role), role))]  # model_2 < model_10
+    teachers = [load_trained(model.path, context.runtime.device, settings.precision) for model in models]
+    for number, teacher in enumerate(teachers, 1):
+        check_classes(f"teacher {number}", teacher, dataset)
+    with saying_what_is_full(context.output):
+        return Predicting(context, settings, dataset, teachers, [trained_digest(model.path) for model in models]).run()
+
+
+def check_classes(role: str, teacher: Trained, dataset: Dataset) -> None:
+    """A teacher of other classes labels nothing that makes sense here."""
+    if teacher.card.classes != dataset.classes:
+        raise ConfigError(
+            f"{role} knows {len(teacher.card.classes)} classes ({', '.join(teacher.card.classes[:5])} …), the data "
+            f"{len(dataset.classes)} ({', '.join(dataset.classes[:5])} …); expected the same names in the same order. "
+            "Set data.classes to the teacher's, or train a teacher on this data"
+        )
+
+
+@dataclass(frozen=True)
+class Predicting:
+    """One table of predictions in the making."""
+
+    context: StageContext
+    settings: PredictSettings
+    dataset: Dataset
+    teachers: Sequence[Trained]
+    digests: Sequence[str]  # of the teachers
+
+    def run(self) -> StageResult:
+        """First the held-out images, which decide the temperature; then the unlabelled ones."""
+        temperature, means = self.predict_held_out()
+        shards, reused = self.predict_unlabeled(temperature, means)
+        description = {**self.description(temperature), "parts": self.parts, "shards": shards}
+        write_atomically(self.context.output / schema.DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        unreadable = sum(shard["rows"] for shard in shards if shard["first"] is None)
+        return StageResult(
+            summary={
+                "images": sum(shard["rows"] for shard in shards) - unreadable,
+                "unreadable": unreadable,
+                "shards": len(shards),
+                "shards_reused": reused,
+                "temperature": temperature,
+                "seconds": {part: round(seconds, 3) for part, seconds in self.clock.seconds.items()},
+            }
+        )
+
+    @cached_property
+    def clock(self) -> Clock:
+        return Clock()
+
+    @cached_property
+    def labeller(self) -> Labeller:
+        return Labeller(self.teachers)
+
+    @property
+    def stored(self) -> int:
+        return schema.stored_classes(self.dataset.num_classes, self.settings.top_k)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Digests of the images that the table is about."""
+        return {name: self.context.inputs["dataset"].parts[name] for name in ("unlabeled", "validation")}
+
+    def description(self, temperature: float) -> dict[str, Any]:
+        """What every shard says of itself."""
+        return {
+            "schema": schema.SCHEMA_VERSION,
+            "classes": list(self.dataset.classes),
+            "stored_classes": self.stored,
+            "teachers": list(self.digests),
+            "temperature": temperature,
+            "views": self.settings.views,
+        }
+
+    def question(self, temperature: float) -> dict[str, Any]:
+        """All that a shard's contents depend on, but for its samples."""
+        weak = {"seed": self.settings.seed, "flip": self.dataset.flip, "crop_padding": CROP_PADDING}
+        return {
+            **self.description(temperature),
+            "weak_views": weak if self.settings.views > 1 else None,
+            "precision": [str(teacher.dtype) for teacher in self.teachers],
+            "image": [self.dataset.image_size, self.dataset.channels],
+            "class_means": self.parts["validation"],
+        }
+
+    def opinions(self, pool: Pool, index: NDArray[np.int64], ids: Sequence[str]) -> Iterator[Opinion]:
+        """What the teachers say of some images, batch by batch."""
+        batches = Batches(
+            self.settings.batch_size,
+            self.settings.views,
+            self.dataset.flip,
+            self.settings.seed,
+            max(1, self.context.runtime.workers),
+            self.clock,
+        )
+        return map(self.labeller.opinion, batches(pool, index, ids))
+
+    def predict_held_out(self) -> tuple[float, Tensor]:
+        """validation.parquet and calibration.json; returns the temperature and where classes lie among features."""
+        pool = self.dataset.pool("validation")
+        known = np.flatnonzero(pool.labels >= 0)
+        ids, labels = pool.sample_ids(known), pool.labels[known]
+        opinion = Opinion.joined([self.labeller.nothing(self.settings.views), *self.opinions(pool, known, ids)])
+        fitted = fitting_half(ids) if self.settings.temperature == "fit" else np.zeros(len(ids), bool)
+        temperature = self.calibrate(opinion.log_probs.double().cpu().numpy(), labels, fitted)
+        means = class_means(opinion.features, labels, self.dataset.num_classes)
+        table = prediction_table(ids, [self.judged(opinion, temperature, means)])
+        content = parquet_bytes(held_out_table(table, labels, fitted), self.description(temperature))
+        write_atomically(self.context.output / schema.VALIDATION, content)
+        return temperature, means
+
+    def calibrate(self, log_probs: NDArray[np.float64], labels: NDArray[np.int64], fitted: NDArray[np.bool_]) -> float:
+        """The temperature, fitted where that is asked for; what it changes is measured on other images."""
+        temperature = self.settings.temperature
+        if temperature == "fit":
+            if not fitted.any():
+                raise ConfigError(
+                    "predict.temperature=fit needs held-out images; set data.split.validation, or a number"
+                )
+            temperature = fit_temperature(log_probs[fitted], labels[fitted])
+        report = {
+            "temperature": temperature,
+            "fitted_on": int(fitted.sum()),
+            "before": calibration(log_probs[~fitted], labels[~fitted], 1.0),
+            "after": calibration(log_probs[~fitted], labels[~fitted], temperature),
+        }
+        write_atomically(self.context.output / schema.CALIBRATION, json.dumps(report, indent=1) + "\n")
+        return temperature
+
+    def predict_unlabeled(self, temperature: float, means: Tensor) -> tuple[list[dict[str, Any]], int]:
+        """The shards in the artifact: their description, and how many were there before."""
+        pool = self.dataset.pool("unlabeled")
+        ids, contents = pa.array(pool.sample_ids(), pa.string()), pa.array(pool.contents(), pa.string())
+        cache, question = ShardCache(self.context.cache / "shards"), self.question(temperature)
+        (self.context.output / "shards").mkdir()
+        shards: list[dict[str, Any]] = []
+        reused = 0
+        for first, stop in cut(ids.to_pylist(), self.settings.shard_size):
+            samples = ids[first:stop].to_pylist()
+            key = shard_key(question, samples, contents[first:stop].to_pylist())
+            path = cache.find(key)
+            reused += path is not None
+            self.clock.spent_on("writing")
+            if path is None:
+                opinions = self.opinions(pool, np.arange(first, stop), samples)
+                table = prediction_table(samples, [self.judged(opinion, temperature, means) for opinion in opinions])
+                path = cache.put(key, parquet_bytes(table, self.description(temperature)))
+            place(path, self.shard_path(shards, stop - first, first))
+            self.clock.spent_on("writing")
+            self.context.progress(stop, len(ids), "images")
+        self.write_unreadable(shards, temperature)
+        return shards, reused
+
+    def judged(self, opinion: Opinion, temperature: float, means: Tensor) -> Columns:
+        return judge(opinion, temperature, self.stored, means)
+
+    def shard_path(self, shards: list[dict[str, Any]], rows: int, first: int | None) -> Path:
+        """The next shard's file in the artifact, noted in the description."""
+        name = f"part-{len(shards):05d}.parquet"
+        shards.append({"file": name, "rows": rows, "first": first})
+        return self.context.output / "shards" / name
+
+    def write_unreadable(self, shards: list[dict[str, Any]], temperature: float) -> None:
+        """The last shard: images without a label. It is empty where there is no other, for a table needs a file."""
+        unreadable = self.dataset.unreadable("unlabeled")
+        if unreadable or not shards:
+            table = unreadable_table(unreadable, self.stored < self.dataset.num_classes)
+            path = self.shard_path(shards, len(unreadable), None)
+            write_atomically(path, parquet_bytes(table, self.description(temperature)))

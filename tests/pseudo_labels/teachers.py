@@ -1,0 +1,45 @@
+"""Small real data sets and untrained networks, for tests of predicting."""
+
+from pathlib import Path
+
+import torch
+
+from models import ModelSettings, build_model
+from ssl_tasks.artifacts import Artifact
+from ssl_tasks.data.settings import DataSettings, SplitSettings, SyntheticSource
+from ssl_tasks.execute import Request, execute
+from ssl_tasks.training.settings import RuntimeSettings
+from ssl_tasks.trained import Card, save_trained
+
+SIZE, CLASSES = 8, 4
+
+
+def synthetic(workspace: Path, size: int = 400, **split: float) -> Artifact:
+    """Coloured shapes of 8×8 pixels in four classes."""
+    source = SyntheticSource(name="synthetic", size=size, test_size=20, classes=CLASSES, image_size=SIZE)
+    chosen = {"labels_per_class": 3, "validation": 60, "unlabeled_includes_labeled": False} | split
+    settings = DataSettings(source=source, split=SplitSettings.model_validate(chosen))
+    request = Request("dataset", "dataset", 1, "ssl_tasks.data.build:build_dataset", settings)
+    return execute(request, workspace, RuntimeSettings(threads=1)).artifact
+
+
+def teacher(folder: Path, seed: int = 0, classes: tuple[str, ...] | None = None) -> Artifact:
+    """A network that says something of every image, by chance."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = ModelSettings(name="small_cnn", width=4)
+    names = classes or tuple(str(number) for number in range(CLASSES))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build_model(settings, len(names), 3, SIZE)
+        network.head.weight.data.mul_(20)  # so that confidences differ
+    card = Card(
+        model=settings,
+        classes=names,
+        in_channels=3,
+        image_size=SIZE,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        precision="fp32",
+    )
+    save_trained(folder, network, card)
+    return Artifact(folder, {"stage": "train", "key": f"teacher-{seed}", "digest": f"teacher-{seed}"})

@@ -1,0 +1,20 @@
+"""What the tests of training share: the data set, built once."""
+
+from pathlib import Path
+
+import pytest
+from small_runs import digits
+
+from ssl_tasks.artifacts import Artifact
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Digits with five labels a class."""
+    return digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """An empty workspace."""
+    return tmp_path

@@ -1,0 +1,51 @@
+"""Killing a run costs nothing: what comes out is bit for bit what an undisturbed run makes."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from small_runs import folder_of, kill, learner, train_apart, train_in
+
+from ssl_tasks.artifacts import Artifact
+from ssl_tasks.config import LearnerSettings
+from ssl_tasks.training.checkpoints import checkpoint_files
+
+KILLS = 10
+EACH_STEP = 1e-6  # seconds between checkpoints: so that kills fall into writes as well
+METHODS = {"supervised": {"mixup": 0.5}, "fixmatch": {"threshold": 0.3}, "mean_teacher": {"weight": 5.0}}
+
+
+def long_run(method: str) -> LearnerSettings:
+    model = {"name": "small_cnn", "width": 4, "dropout": 0.1}
+    return learner({"name": method, **METHODS[method]}, model, steps=240, evaluate_every=10, log_every=7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("method", list(METHODS))
+def test_ten_kills_change_no_bit(tmp_path: Path, dataset: Artifact, method: str, workers: int) -> None:
+    section, chance = long_run(method), random.Random(f"{method}{workers}")
+    started = time.monotonic()
+    whole = train_in(tmp_path / "whole", section, {"dataset": dataset})
+    longest = (time.monotonic() - started) / (KILLS + 2)
+    folder = folder_of(tmp_path / "killed", section, dataset)
+    seen = []
+    for _ in range(KILLS):
+        process = train_apart(tmp_path / "killed", section, dataset, workers=workers, checkpoint_every=EACH_STEP)
+        wait_for_new_checkpoint(folder, seen[-1] if seen else None)
+        time.sleep(chance.uniform(0, longest))
+        assert process.is_alive()
+        kill(process)
+        seen.append(checkpoint_files(folder)[-1])
+    resumed = train_in(tmp_path / "killed", section, {"dataset": dataset}, workers=workers)
+    assert len(set(seen)) == KILLS
+    assert resumed.digest == whole.digest
+
+
+def wait_for_new_checkpoint(folder: Path, last: Path | None) -> None:
+    """Until the process trains: only then does a kill hit a run."""
+    deadline = time.monotonic() + 60
+    while not (files := checkpoint_files(folder)) or files[-1] == last:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

@@ -8,17 +8,12 @@ def linear_ramp(progress: float, length: float, start: float = 0.0) -> float:
     """0 until `start`, then straight to 1 within `length` of the run."""
     if progress >= start + length:
         return 1.0
-    return max(0.0, (progress - start) / length)
+    return 0.0 if progress <= start else (progress - start) / length
 
 
 def sigmoid_ramp(progress: float, length: float) -> float:
     """exp(-5 (1 - t)²) within the first `length` of the run, then 1 (temporal ensembling, mean teacher)."""
     return math.exp(-5 * (1 - linear_ramp(progress, length)) ** 2)
-
-
-def cosine(progress: float, cycles: float) -> float:
-    """cos(2π · cycles · t); FixMatch's 7/32 of a cycle ends at .195 and never reaches 0."""
-    return math.cos(2 * math.pi * cycles * progress)
 
 
 def tsa_threshold(progress: float, num_classes: int, schedule: Literal["linear", "exp", "log"]) -> float:

@@ -5,7 +5,7 @@ What each setting means is said in the method's own file.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ssl_tasks.section import Section
 
@@ -27,6 +27,12 @@ class PseudoLabelSettings(Section):
     ramp_start: Probability = Field(1 / 6, description="T1 as a share of the run")
     ramp_end: Probability = Field(1.0, description="T2 as a share of the run")
     threshold: Probability = Field(0.0, description="0 is Lee's: every image counts")
+
+    @model_validator(mode="after")
+    def _ramp_rises(self) -> "PseudoLabelSettings":
+        if self.ramp_end < self.ramp_start:
+            raise ValueError(f"ramp_end ({self.ramp_end:g}) is before ramp_start ({self.ramp_start:g}); swap them")
+        return self
 
 
 class FixMatchSettings(Section):

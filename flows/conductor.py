@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flows.self_training import Pending
 from ssl_tasks.artifacts import Artifact, Store
@@ -16,6 +15,7 @@ from ssl_tasks.execute import Outcome, Request, execute, run_inline
 from ssl_tasks.process import describe, run_isolated
 from ssl_tasks.runs import Run, StageRecord, StageState, approval_file, corrections_file
 from ssl_tasks.stage import StageContext, StageResult
+from ssl_tasks.tracking.tracker import Tracker
 
 log = logging.getLogger("selftrain")
 Around = Callable[[Request, int, Callable[[], Outcome]], Outcome]
@@ -28,11 +28,13 @@ class Conductor:
         self,
         run: Run,
         config: RunConfig,
-        tracker: Any = None,
+        tracker: Tracker | None = None,
+        tracked: str = "",
         force: frozenset[str] = frozenset(),
         isolate: bool = True,
     ) -> None:
-        self.run_record, self.config, self.tracker, self.force, self.isolate = run, config, tracker, force, isolate
+        self.run_record, self.config, self.force, self.isolate = run, config, force, isolate
+        self.tracker, self.tracked = tracker, tracked  # tracked: the pipeline run's id
         self.store = Store(run.workspace / "store")
         self.pool = ThreadPoolExecutor(max_workers=config.runtime.parallel, thread_name_prefix="stage")
         self.orders: dict[str, int] = {}
@@ -98,17 +100,34 @@ class Conductor:
         return outcome
 
     def _execute(self, request: Request, record: StageRecord) -> Outcome:
-        def runner(request: Request, context: StageContext) -> StageResult:
-            return run_isolated(request, context, Path(record.log)) if self.isolate else run_inline(request, context)
+        attempts: list[str] = []
 
-        return execute(
-            request,
-            self.run_record.workspace,
-            self.config.runtime,
-            runner,
-            force=request.name in self.force,
-            provenance={"run": self.run_record.id},
-        )
+        def runner(request: Request, context: StageContext) -> StageResult:
+            if self.tracker is None:
+                return self._work(request, context, record)
+            attempts.append(self.tracker.start_stage(self.tracked, request.name, {"selftrain.key": request.key}))
+            follower = self.tracker.follow(attempts[-1], context.events) if context.events else None
+            try:
+                return self._work(request, context, record)
+            except BaseException as error:
+                killed = isinstance(error, (Interrupted, KeyboardInterrupt))
+                self.tracker.fail_stage(attempts[-1], str(describe(error)["message"]), killed)
+                raise
+            finally:
+                if follower is not None:
+                    follower.stop()
+
+        provenance = {"run": self.run_record.id}
+        workspace, runtime = self.run_record.workspace, self.config.runtime
+        outcome = execute(request, workspace, runtime, runner, request.name in self.force, provenance)
+        if self.tracker is not None and outcome.reused:
+            self.tracker.link_reused(self.tracked, request.name, outcome.artifact, record.round)
+        elif self.tracker is not None:
+            self.tracker.finish_stage(attempts[-1], outcome.artifact, record.round)
+        return outcome
+
+    def _work(self, request: Request, context: StageContext, record: StageRecord) -> StageResult:
+        return run_isolated(request, context, Path(record.log)) if self.isolate else run_inline(request, context)
 
     def _wait_for_approval(self, round_number: int, selection: Artifact) -> None:
         """Waits for the mark that `selftrain approve` leaves; it stays, so a run that died while waiting goes on."""

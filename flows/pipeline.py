@@ -1,5 +1,6 @@
 """A run from its configuration to its summary: plain functions, or the same within a Prefect flow."""
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,13 +8,16 @@ from pathlib import Path
 from types import FrameType
 
 from flows.conductor import Conductor, finished
+from flows.environment import tracking_uri
 from flows.reaper import mend_dead_runs
-from flows.self_training import self_training
+from flows.self_training import Summary, self_training
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import Interrupted
 from ssl_tasks.process import stop_all
 from ssl_tasks.runs import Run
+from ssl_tasks.tracking.tracker import Tracker
 
+log = logging.getLogger("selftrain")
 Prepare = Callable[[Conductor], None]
 
 
@@ -28,21 +32,42 @@ def run_pipeline(
     """Runs the rounds and returns the run's record. `prepare` may wrap the stages (Prefect does)."""
     mend_dead_runs(workspace)
     run = Run.create(workspace, config, command=command)
-    conductor = Conductor(run, config, force=force, isolate=isolate)
+    tracker = Tracker(tracking_uri(workspace), workspace)
+    tracked = tracker.start_run(
+        run.id, _flat(config), (run.path / "config.yaml").read_text(), {"selftrain.run": run.id}
+    )
+    run.update(tracked=tracked)
+    conductor = Conductor(run, config, tracker, tracked, force, isolate)
     if prepare is not None:
         prepare(conductor)
     with _termination_is_interruption():
         try:
             summary = self_training(config, conductor)
+            run.write_summary(summary.as_json())
+            finished(run, None, summary.stopped)
+            _promote(run, summary, tracker, tracked)
+            tracker.finish_run(tracked, "FINISHED", {"selftrain.stopped": summary.stopped})
         except BaseException as error:
             stop_all()
             finished(run, error)
+            killed = isinstance(error, (Interrupted, KeyboardInterrupt))
+            tracker.finish_run(tracked, "KILLED" if killed else "FAILED", {"selftrain.stopped": run.info["stopped"]})
             raise
         finally:
             conductor.close()
-    run.write_summary(summary.as_json())
-    finished(run, None, summary.stopped)
+            report = tracker.close()
+            if report.left:
+                log.warning("MLflow does not have %d entries yet (%s)", report.left, report.reason)
     return run
+
+
+def _promote(run: Run, summary: Summary, tracker: Tracker, tracked: str) -> None:
+    """The best round's model becomes the champion, if it beats the one that is."""
+    best = run.rounds()[summary.best_round]
+    line = next(line for line in summary.rounds if line.round == summary.best_round)
+    if best.model is not None and line.validation_accuracy is not None and run.dataset is not None:
+        digest = run.dataset.parts["validation"]
+        tracker.promote(tracked, best.model, line.validation_accuracy, run.config.name, digest)
 
 
 @contextmanager

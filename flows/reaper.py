@@ -18,6 +18,7 @@ def mend_dead_runs(workspace: Path) -> None:
 def crash_dead_flow_runs(workspace: Path) -> None:
     """Tells Prefect, on the API in use, which of its flow runs died unseen. Once for each run."""
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import State
     from prefect.exceptions import ObjectNotFound
     from prefect.states import Crashed
 
@@ -27,7 +28,7 @@ def crash_dead_flow_runs(workspace: Path) -> None:
             continue
         with get_client(sync_client=True) as client:
             try:
-                state = Crashed(message="its process died; run it again to go on")
+                state: State[None] = Crashed(message="its process died; run it again to go on")
                 client.set_flow_run_state(info["prefect_flow_run"], state, force=True)
             except ObjectNotFound:  # it lived on another server
                 log.debug("Prefect does not know the flow run of %s", run.id)

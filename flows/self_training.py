@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import LearnerSettings, RoundSettings, RunConfig
 from ssl_tasks.execute import Request
+from ssl_tasks.pseudo_labels.audit import true_precision
 from ssl_tasks.seeds import derive_seed
 from ssl_tasks.stages import (
     dataset_request,
@@ -91,7 +92,7 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
     for number, settings in enumerate(config.rounds, 1):
         predictions = answers.run(predict_request(f"predict-{number}", settings.predict, dataset, teachers), number)
         selection = _select(number, settings, dataset, predictions, selection, answers)
-        if not selection.summary["selected"]:
+        if not selection.summary["kept"]:
             stopped = f"round {number}: no unlabelled image passed the selection"
             break
         students = _students(number, settings, dataset, selection, teachers[0], config.seed, answers)
@@ -190,8 +191,8 @@ def _summarise(
         model=name,
         model_digest=model.digest,
         labeled=dataset.summary["labeled"],
-        selected=chosen.get("selected"),
-        pseudo_label_precision=chosen.get("true_precision"),
+        selected=chosen.get("kept"),
+        pseudo_label_precision=true_precision(dataset, selection) if selection is not None else None,
         validation_accuracy=evaluation.summary.get("validation_accuracy"),
         test_accuracy=evaluation.summary.get("test_accuracy"),
         decision=gate.summary["decision"] if gate is not None else "",

@@ -43,7 +43,7 @@ def parse_recipe(raw: Mapping[str, Any], path: Path, overrides: Iterable[str] = 
     values = {"name": _run_name(path), **raw}
     if isinstance(values.get("rounds"), int):
         values["rounds"] = [{} for _ in range(values["rounds"])]
-    origins = dict.fromkeys(_leaves(values), "recipe")
+    origins = dict.fromkeys(leaves(values), "recipe")
     for override in overrides:
         dotted, value = _parse_override(override)
         if dotted == "rounds" and isinstance(value, int):  # more rounds follow the template, fewer are cut off
@@ -92,7 +92,7 @@ def merged(base: Any, over: Any) -> Any:
 def values_with_origin(recipe: Recipe) -> list[tuple[str, Any, str]]:
     """Every value of the resolved configuration as (dotted name, value, default | recipe | --set)."""
     rows = []
-    for dotted, value in _leaves(recipe.config.model_dump(mode="json")).items():
+    for dotted, value in leaves(recipe.config.model_dump(mode="json")).items():
         parts = dotted.split(".")
         spellings = [dotted] + ([".".join(["round", *parts[2:]])] if parts[0] == "rounds" else [])
         origin = next((recipe.origins[one] for one in spellings if one in recipe.origins), "default")
@@ -158,7 +158,8 @@ def _item(items: list[Any], name: str, dotted: str) -> Any:
     return items[int(name)]
 
 
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested values as {dotted name: value}."""
     if isinstance(value, dict) and value:
         pairs = ((str(name), inner) for name, inner in value.items())
     elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
@@ -167,7 +168,7 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: value}
     found: dict[str, Any] = {}
     for name, inner in pairs:
-        found.update(_leaves(inner, f"{prefix}.{name}" if prefix else name))
+        found.update(leaves(inner, f"{prefix}.{name}" if prefix else name))
     return found
 
 

@@ -1,0 +1,109 @@
+"""A connection to MLflow: a database of ours is set up once and moves with its workspace, a server is checked."""
+
+import json
+import os
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+
+from ssl_tasks.artifacts import file_lock, write_atomically
+from ssl_tasks.errors import ConfigError
+from ssl_tasks.tracking.relocation import relocate_database
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+REQUEST_SECONDS, FIRST_SECONDS = 10, 3
+SQLITE = "sqlite:///"
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the shipper tries again itself, and can be told to stop
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS),
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",  # of large weights
+}
+
+
+def default_uri(workspace: Path) -> str:
+    """The user's server, else SQLite in the workspace; always absolute."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{Path(workspace).absolute() / 'mlflow.db'}"
+
+
+def artifact_folder(workspace: Path) -> Path:
+    """Where runs' files are when the store is our own database."""
+    return Path(workspace).absolute() / "mlartifacts"
+
+
+def connect(uri: str, workspace: Path) -> "MlflowClient":
+    """A client that works at once, or an error. Any number of processes may race to the first connection."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if uri.startswith(("http://", "https://")):
+        check_server(uri)
+        from mlflow import MlflowClient
+
+        return MlflowClient(uri, registry_uri=uri)
+    return _connect_database(uri, Path(workspace).absolute())
+
+
+def check_server(uri: str) -> None:
+    """ConfigError unless an MLflow server of our major version answers; OSError where nobody does."""
+    from mlflow.version import VERSION
+
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/version", timeout=FIRST_SECONDS) as answer:
+            found = answer.read(100).decode(errors="replace").strip()
+    except HTTPError as error:
+        if error.code >= 500:
+            raise
+        return  # a proxy or a login stands before it; the first request will tell
+    if found.split(".")[0] != VERSION.split(".")[0]:
+        raise ConfigError(
+            f"the MLflow server says version '{found[:20]}', expected {VERSION.split('.')[0]}.x as the client's "
+            f"{VERSION}; run a server of that version, or unset MLFLOW_TRACKING_URI to track in the workspace"
+        )
+
+
+def _connect_database(uri: str, workspace: Path) -> "MlflowClient":
+    from mlflow import MlflowClient
+    from mlflow.version import VERSION
+
+    if not uri.startswith(SQLITE):
+        return MlflowClient(uri, registry_uri=uri)
+    database = Path(uri.removeprefix(SQLITE))
+    ready = database.with_name(database.name + ".ready")
+    state = {"version": VERSION, "folder": str(database.parent)}
+    if not (database.exists() and _read(ready) == state):
+        # MLflow's own first set-up fails when processes race; ours are let in one by one.
+        with file_lock(database.with_name(database.name + ".lock")):
+            before = _read(ready).get("folder")
+            if database.exists() and before and before != state["folder"]:
+                relocate_database(database, Path(before), database.parent)
+            MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
+            write_atomically(ready, json.dumps(state))
+    return MlflowClient(uri, registry_uri=uri)
+
+
+def experiment_id(client: "MlflowClient", name: str, workspace: Path) -> str:
+    """The experiment of this name, made where it is missing; a server chooses itself where files go."""
+    from mlflow.exceptions import MlflowException
+
+    if (found := client.get_experiment_by_name(name)) is not None:
+        return found.experiment_id
+    ours = not client.tracking_uri.startswith(("http://", "https://"))
+    location = artifact_folder(workspace).as_uri() if ours else None
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or (found := client.get_experiment_by_name(name)) is None:
+            raise
+        return found.experiment_id
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}

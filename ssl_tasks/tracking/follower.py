@@ -1,0 +1,104 @@
+"""Tails a stage's events file into the spool, and samples the machine at a low rate. Two threads' worth of nothing."""
+
+import json
+import math
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ssl_tasks.tracking.spool import Spool
+
+POLL_SECONDS = 0.5
+SYSTEM_SECONDS = 10.0
+BATCH = 1_000  # MLflow's most metrics a request
+Row = tuple[str, float, int, int]  # name, value, milliseconds, step
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes."""
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:250]
+
+
+def metric_rows(values: Mapping[str, Any], seconds: float, step: int) -> Iterator[Row]:
+    """The finite numbers among some values, as rows."""
+    for name, value in values.items():
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            yield metric_name(name), float(value), int(seconds * 1000), step
+
+
+def spool_rows(spool: Spool, run: str, rows: Iterable[Row]) -> None:
+    """Adds rows in batches of a size that a server takes."""
+    ready = list(rows)
+    for start in range(0, len(ready), BATCH):
+        spool.append("metrics", run=run, rows=ready[start : start + BATCH])
+
+
+class Follower(threading.Thread):
+    """Follows one attempt of a stage. What an earlier attempt wrote and nobody spooled still goes to its own run."""
+
+    def __init__(self, spool: Spool, run: str, events: Path) -> None:
+        super().__init__(name=f"follow-{run[:8]}", daemon=True)
+        self.spool, self.local, self.events = spool, run, events
+        self.mark = events.with_name(events.name + ".followed")
+        self.ended = threading.Event()
+        self.offset = 0
+        self.progress: tuple[int, int, str] | None = None  # done, total, what: for whoever shows it
+        if self.mark.exists():
+            before = json.loads(self.mark.read_text())
+            self.offset = before["offset"]
+            self._drain(before["run"])
+
+    def run(self) -> None:
+        """Polls until stopped."""
+        sampled = time.monotonic()
+        psutil.cpu_percent()  # the first call has nothing to compare with
+        step = 0
+        while not self.ended.wait(POLL_SECONDS):
+            self._drain(self.local)
+            if time.monotonic() - sampled >= SYSTEM_SECONDS:
+                sampled, step = time.monotonic(), step + 1
+                spool_rows(self.spool, self.local, metric_rows(machine_load(), time.time(), step))
+
+    def stop(self) -> None:
+        """Takes what is left in the file. Call before the stage's artifact is committed: then the file is gone."""
+        self.ended.set()
+        if self.is_alive():
+            self.join()
+        self._drain(self.local)
+
+    def _drain(self, run: str) -> None:
+        try:
+            with self.events.open("rb") as file:
+                file.seek(self.offset)
+                text = file.read()
+        except FileNotFoundError:
+            return
+        whole = text[: text.rfind(b"\n") + 1]
+        if not whole:
+            return
+        rows: list[Row] = []
+        for line in whole.splitlines():
+            event = json.loads(line)
+            if "progress" in event:
+                self.progress = (*event["progress"], event.get("what", ""))
+            rows += metric_rows(event.get("metrics", {}), event["time"], event.get("step", 0))
+        spool_rows(self.spool, run, rows)
+        self.offset += len(whole)
+        self.mark.write_text(json.dumps({"run": run, "offset": self.offset}))
+
+
+def machine_load() -> dict[str, float]:
+    """The host's load, under the names that MLflow shows as system metrics."""
+    memory = psutil.virtual_memory()
+    disk = psutil.disk_usage("/")
+    return {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": memory.used / 1e6,
+        "system/system_memory_usage_percentage": memory.percent,
+        "system/disk_usage_percentage": disk.percent,
+    }

@@ -1,0 +1,60 @@
+"""The champion: the registered model that beat all before it on validation."""
+
+from typing import TYPE_CHECKING
+
+from ssl_tasks.tracking.spool import Operation
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+ALIAS = "champion"
+SCORE, DIGEST, VALIDATION = "selftrain.validation_accuracy", "selftrain.digest", "selftrain.validation"
+
+
+def promote(client: "MlflowClient", model: "LoggedModel", run_id: str, operation: Operation) -> str:
+    """Registers the model and makes it the champion if it beats the holder; says in a sentence what happened."""
+    name, score = operation["name"], float(operation["score"])
+    holder = champion(client, name)
+    if holder is not None and holder.tags.get(DIGEST) == operation["manifest"]["digest"]:
+        return f"version {holder.version} holds it already: the same model"
+    if holder is not None and float(holder.tags.get(SCORE, "-inf")) >= score:
+        return f"version {holder.version} keeps it: {float(holder.tags[SCORE]):.4f} on validation against {score:.4f}"
+    version = _version(client, name, model, run_id, operation)
+    client.set_registered_model_alias(name, ALIAS, version.version)
+    if holder is None:
+        return f"version {version.version}, the first, with {score:.4f} on validation"
+    other = "" if holder.tags.get(VALIDATION) == operation["validation"] else " (of other validation images)"
+    return f"version {version.version}: {score:.4f} beat version {holder.version}'s {holder.tags[SCORE]}{other}"
+
+
+def champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
+    """The version that holds the alias, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, ALIAS)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _version(
+    client: "MlflowClient", name: str, model: "LoggedModel", run_id: str, operation: Operation
+) -> "ModelVersion":
+    """The version of this model; made where there is none yet, so that replaying makes no second."""
+    from mlflow.exceptions import MlflowException
+
+    digest = operation["manifest"]["digest"]
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {SCORE: repr(float(operation["score"])), DIGEST: digest, VALIDATION: operation["validation"]}
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.tags.get(DIGEST) == digest:
+            return version
+    return client.create_model_version(name, source=f"models:/{model.model_id}", run_id=run_id, tags=tags)

@@ -1,0 +1,238 @@
+"""The process that replays spools to MLflow: in order, again and again until it works, never twice.
+
+Its standard input tells it what to do: "end" means send what is left and leave; an end without it means that the parent
+was killed, and nothing of ours may stay. Whatever is not sent is sent by the next run or by `sync`.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssl_tasks.artifacts import Artifact, file_lock
+from ssl_tasks.errors import ConfigError
+from ssl_tasks.tracking.client import connect, experiment_id
+from ssl_tasks.tracking.operations import Applier, Later
+from ssl_tasks.tracking.spool import Operation, Sent, Spool, remove, spools, without_password
+from ssl_tasks.tracking.tracker import Report
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger("selftrain.tracking")
+TRIES = 4
+FIRST_PAUSE, LONGEST_PAUSE, POLL = 0.25, 30.0, 0.25
+
+
+class ServerAway(Exception):
+    """MLflow does not answer now."""
+
+
+class Shipper:
+    """Replays spools to one server. `everything` sends spools that were meant for other servers too."""
+
+    def __init__(self, workspace: Path, uri: str, everything: bool = False) -> None:
+        self.workspace, self.uri, self.everything = workspace, uri, everything
+        self.sent = self.rejected = 0
+        self.reason = ""
+        self.client: MlflowClient | None = None
+        self.appliers: dict[Path, tuple[Applier, Sent]] = {}
+        self.finished: set[Path] = set()
+
+    def ship_left(self, own: Spool | None) -> None:
+        """What dead processes left; the runs that they left open are ended."""
+        for spool in self._waiting():
+            if spool.path in self.finished or (own is not None and spool.path == own.path):
+                continue
+            try:
+                with file_lock(spool.path.with_suffix(".lock"), blocking=False):
+                    if spool.path.exists() and spool.dead:
+                        self.finish(spool, again=own is None)
+                        self.finished.add(spool.path)
+            except BlockingIOError:
+                continue  # another process is at it
+
+    def ship(self, spool: Spool) -> None:
+        """Everything that is new in a spool."""
+        applier, sent = self._applier(spool)
+        for offset, operation in spool.operations(sent.offset):
+            self._send(applier, sent, operation, offset)
+
+    def finish(self, spool: Spool, again: bool = False) -> None:
+        """The rest of a spool to which nobody will add; with `again`, also what was refused before."""
+        applier, sent = self._applier(spool)
+        refused = list(sent.rejected) if again else []
+        self.ship(spool)
+        for run, seconds in spool.open_runs().items():
+            if applier.find_run(run) is not None:
+                self._send(applier, sent, {"kind": "end", "run": run, "ending": "KILLED", "time": seconds}, sent.offset)
+        if refused:
+            self._retry(applier, sent, refused)
+        if not sent.rejected:
+            remove(spool)
+
+    def left(self, own: Spool | None) -> int:
+        """Operations that wait for this server in spools that nobody else is responsible for."""
+        counted = [spool for spool in self._waiting() if spool.dead or (own is not None and spool.path == own.path)]
+        return sum(1 for spool in counted for _ in spool.operations(Sent.load(spool, self.uri).offset))
+
+    def _waiting(self) -> list[Spool]:
+        address = without_password(self.uri)
+        return [spool for spool in spools(self.workspace) if self.everything or spool.header["uri"] == address]
+
+    def _applier(self, spool: Spool) -> tuple[Applier, Sent]:
+        if spool.path not in self.appliers:
+            try:
+                self.client = self.client or connect(self.uri, self.workspace)
+                experiment = experiment_id(self.client, spool.header["experiment"], self.workspace)
+            except ConfigError:
+                raise
+            except Exception as error:  # whatever MLflow, a driver or a socket raises: there is no connection
+                raise ServerAway(first_line(error)) from error
+            sent = Sent.load(spool, self.uri)
+            applier = Applier(self.client, experiment, sent.ids, lambda artifact: self._is_pending(artifact, spool))
+            self.appliers[spool.path] = applier, sent
+        return self.appliers[spool.path]
+
+    def _is_pending(self, artifact: Artifact, own: Spool) -> bool:
+        return any(
+            operation["kind"] == "artifact" and operation["manifest"]["key"] == artifact.key
+            for spool in self._waiting()
+            if spool.path != own.path
+            for _, operation in spool.operations()
+        )
+
+    def _send(self, applier: Applier, sent: Sent, operation: Operation, offset: int) -> None:
+        reason = self._try(applier, operation)
+        learned = {"ids": dict(applier.learned)} if applier.learned else {}
+        applier.learned.clear()
+        if reason is None:
+            self.sent += 1
+            sent.mark(offset, **learned)
+        else:
+            self.rejected += 1
+            log.error("MLflow refuses %s: %s", operation["kind"], reason)
+            sent.mark(offset, **learned, rejected={**operation, "reason": reason})
+
+    def _retry(self, applier: Applier, sent: Sent, refused: list[dict[str, Any]]) -> None:
+        """Offers again what was refused; what is refused again stays written down."""
+        still = []
+        for operation in refused:
+            if (reason := self._try(applier, operation)) is None:
+                self.sent += 1
+            else:
+                self.rejected += 1
+                still.append({**operation, "reason": reason})
+        sent.mark(sent.offset, ids=dict(applier.learned), retried=still + sent.rejected[len(refused) :])
+        applier.learned.clear()
+
+    def _try(self, applier: Applier, operation: Operation) -> str | None:
+        """None where it worked; the reason where the server lives and refuses. ServerAway where it does not live."""
+        reason = ""
+        for number in range(TRIES):
+            try:
+                applier.apply(operation)
+                return None
+            except Later:
+                raise
+            except Exception as error:  # noqa: BLE001 - MLflow's stores raise anything; whether it lives decides
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                self._ping(applier, reason)
+                log.warning("try %d of %s: %s", number + 1, operation["kind"], reason)
+                time.sleep(FIRST_PAUSE * 2**number if number + 1 < TRIES else 0)
+        return reason
+
+    def _ping(self, applier: Applier, reason: str) -> None:
+        try:
+            applier.client.get_experiment(applier.experiment)
+        except Exception as error:
+            self.appliers.clear()
+            self.client = None
+            raise ServerAway(reason) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for a log."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:500]
+
+
+class Parent:
+    """Our standard input: whether the parent has said "end", or has died."""
+
+    def __init__(self) -> None:
+        self.ending = False
+        self.number = os.getppid()
+
+    def wait(self, seconds: float) -> None:
+        """Pauses, but not once the parent has spoken. Leaves at once where the parent is dead."""
+        if self.ending:
+            return
+        if select.select([sys.stdin], [], [], seconds)[0]:
+            if os.read(0, 100).strip() != b"end":
+                os._exit(1)
+            self.ending = True
+        if os.getppid() != self.number:
+            os._exit(1)
+
+
+def serve(shipper: Shipper, own: Spool | None, parent: Parent) -> None:
+    """Replays until the parent says "end" and all is sent, or the server is away."""
+    pause = FIRST_PAUSE
+    while True:
+        last = parent.ending
+        try:
+            shipper.ship_left(own)
+            if own is not None and last:
+                shipper.finish(own)
+            elif own is not None:
+                shipper.ship(own)
+            shipper.reason, pause = "", FIRST_PAUSE
+            if last:
+                return
+            parent.wait(POLL)
+        except Later:  # another process is about to send what ours refers to
+            time.sleep(POLL)
+            parent.wait(0)
+        except ServerAway as error:
+            shipper.reason = f"MLflow is away: {error}"
+            log.warning("%s; trying again in %.1f s", shipper.reason, pause)
+            if last:
+                return
+            parent.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        except ConfigError as error:
+            shipper.reason = str(error)
+            log.error("%s", error)
+            if last:
+                return
+            parent.wait(LONGEST_PAUSE)
+
+
+def main() -> None:
+    """`python -m ssl_tasks.tracking.shipper WORKSPACE SPOOL EVERYTHING`, started by the tracker."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the parent decides when we end
+        signal.signal(number, signal.SIG_IGN)
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # MLflow prints; the answer must stand alone
+    workspace, name, everything = Path(sys.argv[1]), sys.argv[2], bool(int(sys.argv[3]))
+    uri = os.environ["SELFTRAIN_TRACKING_URI"]
+    os.environ["MLFLOW_TRACKING_URI"] = uri  # the registry of a database looks models up through it
+    shipper = Shipper(workspace, uri, everything)
+    own = Spool(workspace / "tracking" / "spool" / name) if name else None
+    with file_lock(own.path.with_suffix(".lock")) if own is not None else contextlib.nullcontext():
+        serve(shipper, own, Parent())
+        report = Report(shipper.sent, shipper.left(own), shipper.rejected, shipper.reason)
+    answer.write(json.dumps(asdict(report)) + "\n")
+    answer.flush()
+
+
+if __name__ == "__main__":
+    main()

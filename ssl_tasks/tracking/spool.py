@@ -1,0 +1,142 @@
+"""The local spool: everything that has to reach MLflow is first a line in a file, and is replayed in order.
+
+`<workspace>/tracking/spool/<name>.jsonl` belongs to one process and only grows; its first line says whose it is and
+where it goes. `<name>.<server>.sent` says how far it was replayed to a server, and which MLflow ids our local ids
+became; `<name>.closed` that nothing more will come; `<name>.lock` is held by whoever replays it.
+"""
+
+import hashlib
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from ssl_tasks.runs import alive, owner
+
+Operation = Mapping[str, Any]
+
+
+def without_password(uri: str) -> str:
+    """The address alone: what may stand in a file."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+def spool_folder(workspace: Path) -> Path:
+    """Where the spools of a workspace are."""
+    return workspace / "tracking" / "spool"
+
+
+def spools(workspace: Path) -> list["Spool"]:
+    """Every spool that is not wholly sent, oldest first; one whose first line was never whole holds nothing."""
+    found = [Spool(path) for path in sorted(spool_folder(workspace).glob("*.jsonl"))]
+    return [spool for spool in found if next(spool.operations(), None) is not None]
+
+
+class Spool:
+    """One file of operations."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, workspace: Path, uri: str, experiment: str) -> "Spool":
+        """A new spool of this process."""
+        folder = spool_folder(workspace)
+        folder.mkdir(parents=True, exist_ok=True)
+        spool = cls(folder / f"{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:6]}.jsonl")
+        spool.append("header", uri=without_password(uri), experiment=experiment, **owner())
+        return spool
+
+    def append(self, kind: str, **values: Any) -> None:
+        """Adds an operation; once this returns, no death of a process loses it."""
+        line = json.dumps({"kind": kind, "time": round(time.time(), 3), **values}, default=str) + "\n"
+        with self._lock, self.path.open("a") as file:
+            file.write(line)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """Whose it is (host, pid, pid_started), the server's address, the experiment."""
+        return dict(next(self.operations())[1])
+
+    @property
+    def dead(self) -> bool:
+        """Whether no living process will add to it."""
+        return self.path.with_suffix(".closed").exists() or not alive(self.header)
+
+    def close(self) -> None:
+        """Nothing more will be added."""
+        self.path.with_suffix(".closed").touch()
+
+    def operations(self, offset: int = 0) -> Iterator[tuple[int, Operation]]:
+        """Whole lines from a byte offset on, each with the offset behind it. A line torn by a kill is not whole."""
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                yield offset, json.loads(line)
+
+    def open_runs(self) -> dict[str, float]:
+        """Runs that were started here and not ended, with the time of the last operation."""
+        started: dict[str, float] = {}
+        last = 0.0
+        for _, operation in self.operations():
+            last = operation["time"]
+            if operation["kind"] == "run":
+                started[operation["run"]] = last
+            elif operation["kind"] == "end":
+                started.pop(operation["run"], None)
+        return dict.fromkeys(started, last)
+
+
+@dataclass
+class Sent:
+    """How far a spool was replayed to one server. Kept by appending, so that it is never torn in the middle."""
+
+    path: Path
+    offset: int = 0
+    ids: dict[str, str] = field(default_factory=dict)  # local run → MLflow run
+    rejected: list[dict[str, Any]] = field(default_factory=list)  # operations that the server refuses, and why
+
+    @classmethod
+    def load(cls, spool: Spool, uri: str) -> "Sent":
+        """What is known of this spool and this server."""
+        code = hashlib.sha256(without_password(uri).encode()).hexdigest()[:8]
+        sent = cls(spool.path.with_suffix(f".{code}.sent"))
+        if sent.path.exists():
+            for line in sent.path.read_text().splitlines(keepends=True):
+                if line.endswith("\n"):
+                    sent._take(json.loads(line))
+        return sent
+
+    def mark(self, offset: int, **learned: Any) -> None:
+        """Notes that everything before `offset` is done: `ids` that were learned, an operation that was `rejected`."""
+        entry = {"offset": offset, **learned}
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._take(entry)
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        self.offset = entry["offset"]
+        self.ids.update(entry.get("ids", {}))
+        if "retried" in entry:
+            self.rejected = entry["retried"]
+        if "rejected" in entry:
+            self.rejected.append(entry["rejected"])
+
+
+def remove(spool: Spool) -> None:
+    """Forgets a spool that is wholly sent: the server can be asked for the ids."""
+    for path in spool.path.parent.glob(f"{spool.path.stem}.*"):
+        if path != spool.path:
+            path.unlink(missing_ok=True)
+    spool.path.unlink(missing_ok=True)

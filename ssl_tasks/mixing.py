@@ -12,9 +12,10 @@ def draw_lambda(alpha: float, size: int, device: torch.device) -> Tensor:
     """λ ~ Beta(α, α), [size]; at α = 0 it is 1, which mixes nothing."""
     if alpha == 0:
         return torch.ones(size, device=device)
-    own, other = torch._standard_gamma(torch.full((2, size), alpha, dtype=torch.float64, device=device))
-    # For a tiny α both draws can underflow; λ is then 0 or 1, and 1 stands for both.
-    return torch.where(own + other > 0, own / (own + other), 1.0).float()
+    shape = torch.full((2, size), alpha, dtype=torch.float64, device=device)
+    # Gamma(α) = Gamma(α + 1) · U^(1/α), in logarithms: for a small α the draws themselves underflow, and λ would be ½.
+    own, other = torch._standard_gamma(shape + 1).log() + (1 - torch.rand_like(shape)).log() / alpha
+    return torch.sigmoid(own - other).float()
 
 
 def dominant_lambda(alpha: float, size: int, device: torch.device) -> Tensor:

@@ -33,9 +33,8 @@ def run_pipeline(
     mend_dead_runs(workspace)
     run = Run.create(workspace, config, command=command)
     tracker = Tracker(tracking_uri(workspace), workspace)
-    tracked = tracker.start_run(
-        run.id, _flat(config), (run.path / "config.yaml").read_text(), {"selftrain.run": run.id}
-    )
+    settings, text = leaves(config.model_dump(mode="json")), (run.path / "config.yaml").read_text()
+    tracked = tracker.start_run(run.id, settings, text, {"selftrain.run": run.id})
     run.update(tracked=tracked)
     conductor = Conductor(run, config, tracker, tracked, force, isolate)
     if prepare is not None:

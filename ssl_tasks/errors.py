@@ -76,5 +76,7 @@ class Interrupted(SelftrainError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the closest known one, then all of them."""
     choices = sorted(known)
+    if not choices:
+        return ""
     close = difflib.get_close_matches(name, choices, n=1)
     return (f" Did you mean '{close[0]}'?" if close else "") + f" Known: {', '.join(choices)}."

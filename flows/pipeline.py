@@ -14,6 +14,7 @@ from flows.self_training import Summary, self_training
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import Interrupted
 from ssl_tasks.process import stop_all
+from ssl_tasks.recipes import leaves
 from ssl_tasks.runs import Run
 from ssl_tasks.tracking.tracker import Tracker
 

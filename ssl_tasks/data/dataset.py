@@ -93,9 +93,8 @@ class Pool:
         """uint8 [n, S, S, C]. The first call puts into the decoded cache what it lost."""
         index = np.asarray(index, np.int64)
         if self._kept is None or not (self._kept.pixels is None or self._kept.pixels.exists()):
-            contents = self.contents() if self._images.cached else [""] * len(self)
-            self._kept = self._images.keep(contents, lambda: self._all_uris().to_pylist())
-        return self._images.load(self._kept, index, lambda at: self._all_uris().take(pa.array(at)).to_pylist())
+            self._kept = self._images.keep(len(self), self.contents, self._uris_of)
+        return self._images.load(self._kept, index, self._uris_of)
 
     def sample_ids(self, index: np.ndarray | None = None) -> list[str]:
         """The ids of `index`, or of all, in the pool's order."""
@@ -112,10 +111,10 @@ class Pool:
         found = pc.fill_null(pc.index_in(self._column("sample_id"), truth["sample_id"]), -1).to_numpy()
         return np.where(found < 0, known, np.append(truth["label"].to_numpy(), -1)[found])
 
-    def _all_uris(self) -> pa.Array:
+    def _uris_of(self, index: np.ndarray) -> list[str]:
         if self._uris is None:
             self._uris = self._column("uri")
-        return self._uris
+        return self._uris.take(pa.array(index)).to_pylist()
 
     def _column(self, name: str, index: np.ndarray | None = None) -> pa.Array:
         """A column of the manifest at this pool's positions."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from ssl_tasks.artifacts import file_lock
 from ssl_tasks.data.decode import Decoder, quiet_decoding
 from ssl_tasks.data.decoded import DecodedCache
 from ssl_tasks.data.sources.base import DrawnSource, ImageSource
-from ssl_tasks.data.sweep import CHUNK_UNKEPT, cache_limit, decode_uri, look
+from ssl_tasks.data.sweep import cache_limit, chunk_size, chunks, decode_uri, look
 from ssl_tasks.errors import DataError
 from ssl_tasks.training.settings import RuntimeSettings
+
+Uris = Callable[[np.ndarray], Sequence[str]]  # positions → what the source reads them by
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,11 @@ class Kept:
 
     rows: np.ndarray
     pixels: Path | None
+
+    @cached_property
+    def stop(self) -> int:
+        """How long the pixel file must be: it may have grown since it was mapped."""
+        return int(self.rows.max(initial=-1)) + 1
 
 
 class Images:
@@ -42,50 +50,49 @@ class Images:
 
     def find(self, contents: Sequence[str]) -> Kept:
         """Where the cache keeps the images of these contents."""
-        if not self.cached:
-            return Kept(np.full(len(contents), -1, np.int64), None)
         raw = pa.py_buffer(bytes.fromhex("".join(contents)))
         names = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(contents), [None, raw])
         index = DecodedCache(self.cache, self.decoder).index()
         return Kept(index.rows_of(names), index.pixels)
 
-    def keep(self, contents: Sequence[str], uris: Callable[[], Sequence[str]]) -> Kept:
-        """As `find`, after decoding into the cache what it lost; processes that ask together decode once."""
-        kept = self.find(contents)
-        store, limit = DecodedCache(self.cache, self.decoder), cache_limit(self.runtime)
-        if not self.cached or not (kept.rows < 0).any():
+    def keep(self, count: int, contents: Callable[[], Sequence[str]], uris: Uris) -> Kept:
+        """Where the cache keeps `count` images, after decoding what it lost, once for all processes."""
+        if not self.cached:
+            return Kept(np.broadcast_to(np.int64(-1), count), None)
+        names = contents()
+        kept = self.find(names)
+        if not (kept.rows < 0).any():
             return kept
+        store, limit = DecodedCache(self.cache, self.decoder), cache_limit(self.runtime)
         with file_lock(store.folder.parent / f"{store.folder.name}.refill.lock"):
-            kept = self.find(contents)
-            missing = np.flatnonzero(kept.rows < 0)
-            room = int(limit // store.row_bytes) - store.index().rows
-            names = uris() if len(missing) and room > 0 else ()
-            wanted = [names[at] for at in missing[:room]] if names else []
+            missing = np.flatnonzero(self.find(names).rows < 0)
+            room = max(0, int(limit // store.row_bytes) - store.index().rows)
+            wanted = uris(missing[:room]) if len(missing) and room else ()
             with quiet_decoding(), ThreadPoolExecutor(self.runtime.threads) as threads:
-                for start in range(0, len(wanted), CHUNK_UNKEPT):
-                    look(self.source, self.decoder, store, wanted[start : start + CHUNK_UNKEPT], limit, threads)
-        return self.find(contents)
+                for chunk in chunks(wanted, chunk_size(store)):
+                    look(self.source, self.decoder, store, chunk, limit, threads)
+        return self.find(names)
 
-    def load(self, kept: Kept, index: np.ndarray, uris: Callable[[np.ndarray], Sequence[str]]) -> np.ndarray:
+    def load(self, kept: Kept, index: np.ndarray, uris: Uris) -> np.ndarray:
         """uint8 [n, S, S, C]: the images of `index`, an index into `kept`."""
         rows = kept.rows[index]
         if kept.pixels is not None and (rows >= 0).all():
-            return self._map(kept.pixels)[rows]
+            return self._map(kept.pixels, kept.stop)[rows]
         if isinstance(self.source, DrawnSource):
             return self._fitted(self.source.draw(uris(index)))
         size, channels = self.decoder.image_size, self.decoder.channels
         images = np.empty((len(index), size, size, channels), np.uint8)
         cached = rows >= 0
         if kept.pixels is not None and cached.any():
-            images[cached] = self._map(kept.pixels)[rows[cached]]
+            images[cached] = self._map(kept.pixels, kept.stop)[rows[cached]]
         elsewhere = np.flatnonzero(~cached)
         with quiet_decoding():
             for at, uri in zip(elsewhere, uris(index[elsewhere]), strict=True):
                 images[at] = self._decode(uri)
         return images
 
-    def _map(self, pixels: Path) -> np.ndarray:
-        if self._mapped is None or self._mapped[0] != pixels:
+    def _map(self, pixels: Path, rows: int) -> np.ndarray:
+        if self._mapped is None or self._mapped[0] != pixels or len(self._mapped[1]) < rows:
             self._mapped = pixels, DecodedCache(self.cache, self.decoder).map(pixels)
         return self._mapped[1]
 

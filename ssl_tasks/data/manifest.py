@@ -35,7 +35,7 @@ TRUTH = pa.schema([("sample_id", pa.string()), ("label", pa.int32())])
 
 def manifest_table(found: Survey) -> pa.Table:
     """One row per sample, in the source's order. Hidden labels are not in it."""
-    label = np.where(found.split == UNLABELED, -1, found.samples.labels).astype(np.int32)
+    label = np.where(found.split == UNLABELED, -1, found.given).astype(np.int32)
     columns = [
         found.listing.ids,
         pa.array(label),
@@ -52,7 +52,8 @@ def manifest_table(found: Survey) -> pa.Table:
 
 def truth_table(found: Survey) -> pa.Table:
     """The labels that are known and that training must not know."""
-    hidden = pa.array(np.flatnonzero((found.split == UNLABELED) & (found.samples.labels >= 0)))
+    told = (found.split != UNLABELED) & (found.given == found.samples.labels)
+    hidden = pa.array(np.flatnonzero(~told & (found.samples.labels >= 0)))
     labels = pa.array(found.samples.labels).take(hidden)
     return pa.Table.from_arrays([found.listing.ids.take(hidden), labels], schema=TRUTH)
 

@@ -94,6 +94,7 @@ class SplitSettings(Section):
     strategy: Literal["balanced", "stratified", "long_tailed"] = "balanced"
     imbalance: float = Field(1.0, ge=1, description="γ of long_tailed: most frequent class ÷ rarest")
     unlabeled_includes_labeled: bool = True
+    label_noise: float = Field(0.0, ge=0, lt=1, description="chance that a labelled image gets another class: to test")
     seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")

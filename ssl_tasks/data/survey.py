@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 from ssl_tasks.data import labels as label_names
 from ssl_tasks.data.decode import Decoder, probe, quiet_decoding
 from ssl_tasks.data.file_digests import FileDigests
-from ssl_tasks.data.settings import DataSettings
+from ssl_tasks.data.label_noise import flip_labels
+from ssl_tasks.data.settings import DataSettings, SplitSettings
 from ssl_tasks.data.sources import open_source
 from ssl_tasks.data.sources.base import SPLITS, ImageSource, Listing
-from ssl_tasks.data.splits import FREE, TEST, Candidates, draw_splits, hash_order, shadowed, shortages
+from ssl_tasks.data.splits import FREE, LABELED, TEST, Candidates, draw_splits, hash_order, shadowed, shortages
 from ssl_tasks.data.sweep import Progress, Swept, silent, sweep
 from ssl_tasks.errors import DataError
 from ssl_tasks.training.settings import RuntimeSettings
@@ -38,6 +39,7 @@ class Survey:
     samples: Candidates
     split: np.ndarray  # int8, an index into SPLITS
     shadow: np.ndarray  # int64: an equal image that is held out from this one, else -1
+    given: np.ndarray  # int32: the labels as training is told them, wrong ones on purpose included
     problems: tuple[str, ...]  # why this cannot be trained on, for a person
 
     @property
@@ -82,7 +84,20 @@ def survey(settings: DataSettings, cache: Path, runtime: RuntimeSettings, progre
         *_without_label(listing, codes, hints),
         *shortages(samples, split, usable, classes, settings.split),
     ]
-    return Survey(source, listing, classes, decoder, swept, samples, split, shadow, tuple(problems))
+    given = _given_labels(listing, codes, split, len(classes), settings.split)
+    return Survey(source, listing, classes, decoder, swept, samples, split, shadow, given, tuple(problems))
+
+
+def _given_labels(
+    listing: Listing, codes: np.ndarray, split: np.ndarray, classes: int, settings: SplitSettings
+) -> np.ndarray:
+    """The labels, of which some labelled images' are wrong where the settings ask for it."""
+    if not settings.label_noise:
+        return codes
+    given, labeled = codes.copy(), np.flatnonzero(split == LABELED)
+    ids = listing.ids.take(pa.array(labeled)).to_pylist()
+    given[labeled] = flip_labels(codes[labeled], ids, classes, settings.label_noise, settings.seed)
+    return given
 
 
 def _refuse_repeated_ids(listing: Listing) -> None:

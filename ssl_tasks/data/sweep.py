@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +64,7 @@ def sweep(
     with quiet_decoding(), ThreadPoolExecutor(runtime.threads or os.cpu_count()) as threads:
         while start < len(listing):
             keep = (store.index().rows + 1) * store.row_bytes <= limit
-            stop = start + (max(TASK, CHUNK_BYTES // store.row_bytes) if keep else CHUNK_UNKEPT)
+            stop = start + (chunk_size(store) if keep else CHUNK_UNKEPT)
             chunk = slice(start, stop)
             uris, errors = listing.uris[chunk].to_pylist(), listing.errors[chunk].to_pylist()
             keys = file_keys[chunk] if file_keys is not None else None
@@ -80,6 +80,11 @@ def sweep(
 def cache_limit(runtime: RuntimeSettings) -> float:
     """Bytes that the decoded images of one size may take on disk."""
     return runtime.cache_gb * 1e9 if runtime.cache == "auto" else 0.0
+
+
+def chunk_size(store: DecodedCache) -> int:
+    """How many images are decoded before their pixels are written."""
+    return max(TASK, CHUNK_BYTES // store.row_bytes)
 
 
 def look(
@@ -140,8 +145,14 @@ def _digest(data: bytes | np.ndarray) -> bytes:
 
 def in_threads(threads: Executor, work: Callable[[In], Out], items: Sequence[In]) -> list[Out]:
     """`work` of every item in order, several to a task: handing over single small images costs more than they do."""
-    tasks = [items[start : start + TASK] for start in range(0, len(items), TASK)]
-    return [result for results in threads.map(lambda task: [work(item) for item in task], tasks) for result in results]
+    tasks = threads.map(lambda task: [work(item) for item in task], chunks(items, TASK))
+    return [result for results in tasks for result in results]
+
+
+def chunks(items: Sequence[In], size: int) -> Iterator[Sequence[In]]:
+    """`items` in order, `size` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def _columns(images: Sequence[Decoded]) -> dict[str, pa.Array]:

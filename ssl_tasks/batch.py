@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-View = Literal["none", "weak", "strong", "rotated"]
+View = Literal["none", "weak", "strong"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Batch:
     pseudo_targets: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     pseudo_index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     unlabeled_truth: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    unlabeled_turns: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # of `rotated`: 0 … 3
     label_weights: Tensor | None = None  # [B] float, where imbalanced labels are weighted
+    probe: Tensor | None = None  # [B, …] labelled images by which a learnt augmentation judges its operations …
+    probe_choices: Tensor | None = None  # … and what was done to them; the engine's, as no method reads either
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `move` applied to every tensor (a device transfer, a pin)."""

@@ -31,6 +31,7 @@ GREY = 127.0  # what fills a cut square, as in the reference; what a shift uncov
 RAMP = np.arange(256, dtype=np.uint8)
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL's, to which sharpness blends
 CENTRE = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
+RING = (np.ones((5, 5)) - np.pad(np.ones((3, 3)), 1)) / 16  # PIL's BLUR
 
 
 def autocontrast(image: Bytes, _: float) -> Bytes:
@@ -66,6 +67,28 @@ def solarize(image: Bytes, threshold: float) -> Bytes:
 def sharpness(image: Bytes, factor: float) -> Bytes:
     """Blended with its smoothed self: below 1 softer, above 1 sharper."""
     return pixel.convolve(image, factor * CENTRE + (1 - factor) * SMOOTH)
+
+
+def blur(image: Bytes, share: float) -> Bytes:
+    """Blended with its mean over rings of 5×5."""
+    return pixel.convolve(image, share * RING + (1 - share) * np.pad(CENTRE, 1))
+
+
+def blend(image: Bytes, other: Bytes, share: float) -> Bytes:
+    """`share` of the other, and the rest of the image."""
+    return np.asarray(cv2.addWeighted(image, 1 - share, other, share, 0), np.uint8).reshape(image.shape)
+
+
+def invert(image: Bytes) -> Bytes:
+    """The negative."""
+    return np.asarray(pixel.invert(image), np.uint8)
+
+
+def magnify(image: Bytes, margin: float) -> Bytes:
+    """The image without a margin (a share of its side) all around, at the old size."""
+    top, left = int(image.shape[0] * margin), int(image.shape[1] * margin)
+    inner = image[top : image.shape[0] - top, left : image.shape[1] - left]
+    return np.asarray(geometric.resize(inner, image.shape[:2], cv2.INTER_LINEAR), np.uint8)
 
 
 def warp(image: Bytes, matrix: list[list[float]]) -> Bytes:
@@ -155,13 +178,13 @@ def cutout(image: Bytes, box: NDArray[np.int64]) -> Bytes:
     return dropout.cutout(image, box[None], GREY, UNUSED)
 
 
-def strong_draws(settings: AugmentSettings) -> int:
+def randaugment_draws(settings: AugmentSettings) -> int:
     """Uniform numbers an image needs."""
     return 2 * settings.operations + 3
 
 
-def strong_view(images: Bytes, draws: NDArray[np.float64], settings: AugmentSettings) -> Bytes:
-    """N operations drawn with replacement and a square cut out; `draws` are [n, strong_draws] in [0, 1)."""
+def randaugment_view(images: Bytes, draws: NDArray[np.float64], settings: AugmentSettings) -> Bytes:
+    """N operations drawn with replacement and a square cut out; `draws` are [n, randaugment_draws] in [0, 1)."""
     count = settings.operations
     operation = (draws[:, :count] * len(TABLE)).astype(np.int64)
     argument = arguments(operation, draws[:, count : 2 * count], settings.magnitude)

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ssl_tasks.batch import Batch, View, Views
+from ssl_tasks.data.policy import PolicyBoard
 from ssl_tasks.data.pools import Images, Integers, LabeledPool, PseudoPool, Source, class_weights
 from ssl_tasks.data.sampling import Sampler, build_sampler
 from ssl_tasks.data.settings import AugmentSettings
-from ssl_tasks.data.views import Augmenter, Bytes, Draws, quarter_turns
+from ssl_tasks.data.views import Augmenter, Bytes, Draws
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.training.settings import TrainSettings
 
@@ -34,6 +35,7 @@ class BatchStream(TorchDataset[Batch]):
         rank: int = 0,
         world: int = 1,
         selection: PseudoPool | None = None,
+        policy: PolicyBoard | None = None,
     ) -> None:
         if views.pseudo and selection is None:
             raise ConfigError(
@@ -46,7 +48,7 @@ class BatchStream(TorchDataset[Batch]):
                 "(data.split), name a folder of unlabelled ones, or use method supervised."
             )
         self.views, self.train, self.seed, self.num_classes = views, train, seed, dataset.num_classes
-        self.augmenter = Augmenter(augment, dataset.flip)
+        self.augmenter, self.policy = Augmenter(augment, dataset.flip), policy
         self.unlabeled: Images = dataset.pool("unlabeled")
         self.labeled = LabeledPool(dataset.pool("labeled"), self.unlabeled, None if views.pseudo else selection)
         self.selection = selection if views.pseudo else None
@@ -75,13 +77,16 @@ class BatchStream(TorchDataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         index = self._entries("labeled", step, 1)
-        labels = self.labeled.labels[index]
+        images, labels = self.labeled.images(index), self.labeled.labels[index]
         batch = Batch(
-            labeled=self._render("labeled", self.labeled.images(index), self.views.labeled, step, 1),
+            labeled=self._render("labeled", images, self.views.labeled, step, 1),
             labels=torch.from_numpy(labels),
             labeled_index=torch.from_numpy(index),
             label_weights=None if self.weights is None else torch.from_numpy(self.weights[labels]),
         )
+        if self.policy is not None:
+            probe, choices = self.augmenter.probe(images, self._draws("labeled", step, 1, "probe"))
+            batch = replace(batch, probe=torch.from_numpy(probe), probe_choices=torch.from_numpy(choices))
         if self.truth is not None:
             batch = self._with_unlabeled(batch, step, self.truth)
         return batch if self.selection is None else self._with_pseudo(batch, step, self.selection)
@@ -89,16 +94,12 @@ class BatchStream(TorchDataset[Batch]):
     def _with_unlabeled(self, batch: Batch, step: int, truth: Integers) -> Batch:
         views, ratio = self.views.unlabeled, self.train.unlabeled_ratio
         index = self._entries("unlabeled", step, ratio)
-        batch = replace(
+        return replace(
             batch,
             unlabeled=self._render("unlabeled", self.unlabeled.images(index), views, step, ratio),
             unlabeled_index=torch.from_numpy(index),
             unlabeled_truth=torch.from_numpy(truth[index]),
         )
-        if "rotated" not in views:
-            return batch
-        turns = quarter_turns(self._draws("unlabeled", step, ratio, views.index("rotated")))
-        return replace(batch, unlabeled_turns=torch.from_numpy(turns))
 
     def _with_pseudo(self, batch: Batch, step: int, selection: PseudoPool) -> Batch:
         ratio = self.train.unlabeled_ratio
@@ -116,10 +117,11 @@ class BatchStream(TorchDataset[Batch]):
         return self.samplers[pool].entries((start + self.first) * ratio, (start + self.last) * ratio)
 
     def _render(self, pool: str, images: Bytes, views: Sequence[View], step: int, ratio: int) -> tuple[Tensor, ...]:
+        rates = None if self.policy is None else self.policy.at(step)
         return tuple(
-            torch.from_numpy(self.augmenter.view(view, images, self._draws(pool, step, ratio, number)))
+            torch.from_numpy(self.augmenter.view(view, images, self._draws(pool, step, ratio, number), rates))
             for number, view in enumerate(views)
         )
 
-    def _draws(self, pool: str, step: int, ratio: int, number: int) -> Draws:
-        return Draws(self.first * ratio, self.last * ratio, self.seed, (pool, step, number))
+    def _draws(self, pool: str, step: int, ratio: int, view: int | str) -> Draws:
+        return Draws(self.first * ratio, self.last * ratio, self.seed, (pool, step, view))

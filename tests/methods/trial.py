@@ -54,7 +54,6 @@ def batch_of(views: Views, step: int = 0, labeled: int = 4, unlabeled: int = 8) 
         pseudo_targets=targets,
         pseudo_index=index % PROBLEM.num_unlabeled,
         unlabeled_truth=index % (CLASSES + 1) - 1,  # every fifth is unknown
-        unlabeled_turns=index % 4,
     )
 
 

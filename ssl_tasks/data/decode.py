@@ -46,12 +46,14 @@ class Decoder:
 
     def __call__(self, data: bytes | np.ndarray) -> Decoded:
         try:
-            image, mode = open_image(data, self.max_pixels), ""
-            mode = image.mode
+            image = open_image(data, self.max_pixels)
+            mode = image.mode  # loading may change it
             upright = convert(ImageOps.exif_transpose(image), self.channels)
-            square = fit_square(upright, self.image_size)
-            pixels = np.asarray(square).reshape(self.image_size, self.image_size, self.channels)
-            return Decoded(pixels, name_pixels(upright), image.width, image.height, mode)
+            whole = np.asarray(upright)
+            size = self.image_size
+            square = whole if upright.size == (size, size) else np.asarray(fit_square(upright, size))
+            pixels = square.reshape(size, size, self.channels)
+            return Decoded(pixels, name_pixels(whole), image.width, image.height, mode)
         except Exception as error:  # noqa: BLE001 - hostile bytes make a decoder raise almost anything
             return Decoded(error=reason(error))
 
@@ -84,21 +86,20 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
         image = Image.alpha_composite(white, image)
     elif image.mode not in {"L", "RGB", "1"}:
         image = image.convert("RGB")
-    return image.convert("L" if channels == 1 else "RGB")
+    wanted = "L" if channels == 1 else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
     """Resizes the shorter side to `size` and crops the centre."""
-    if image.size == (size, size):
-        return image
     return ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
 
 
-def name_pixels(image: Image.Image) -> bytes:
+def name_pixels(pixels: np.ndarray) -> bytes:
     """16 bytes that name an image by its pixels in full size: equal names, equal images."""
-    pixels = hashlib.sha256(f"{image.mode} {image.width} {image.height} ".encode())
-    pixels.update(image.tobytes())
-    return pixels.digest()[:16]
+    name = hashlib.sha256(str(pixels.shape).encode())
+    name.update(np.ascontiguousarray(pixels).data)
+    return name.digest()[:16]
 
 
 def probe(data: bytes | np.ndarray, max_pixels: int) -> tuple[int, bool]:

@@ -115,7 +115,7 @@ def test_added_unlabelled_images_change_the_unlabelled_part_alone(
     settings = folder(pets, split={"labels_per_class": 3})
     before = build(settings, cache)
     paint(pets / "unlabeled" / "0 comes first.png", 905)
-    paint(pets / "unlabeled" / "zz comes last.png", 906)
+    paint(pets / "unlabeled" / "zz comes last.png", 906, size=(30, 20), mode="L")
     after = build(settings, cache)
     same = {name for name in before.parts if before.parts[name] == after.parts[name]}
     assert same == {"labeled", "validation", "test"}

@@ -76,6 +76,19 @@ def test_a_class_named_by_a_number_is_sorted_by_its_value(
     assert Dataset.open(artifact, cache).classes == ("2", "9", "10")
 
 
+def test_size_and_channels_follow_the_labelled_images(cache: Path, tmp_path: Path, paint: Painter) -> None:
+    for label, side in (("a", 10), ("b", 20), ("c", 30)):
+        for number in range(4):
+            paint(tmp_path / "set" / label / f"{number}.png", side + number, size=(side, 2 * side), mode="L")
+    paint(tmp_path / "set" / "unlabeled" / "colour.png", 1, size=(500, 500))
+    grey = check_data(settings_of({"name": "folder", "path": tmp_path / "set"}), cache)
+    assert (grey.image_size, grey.channels) == (20, 1)
+    paint(tmp_path / "set" / "a" / "0.png", 2, size=(2000, 2000))
+    paint(tmp_path / "set" / "b" / "0.png", 2, size=(2000, 2000), mode="P")
+    mixed = check_data(settings_of({"name": "folder", "path": tmp_path / "set"}, image_size=7), cache)
+    assert (mixed.image_size, mixed.channels) == (7, 3)
+
+
 @pytest.mark.parametrize("kind", ["binary", "large_binary", "struct"])
 def test_table_reads_bytes_of_images(build: Build, cache: Path, tmp_path: Path, kind: str) -> None:
     blobs: list[Any] = [png(number) for number in range(3000)]

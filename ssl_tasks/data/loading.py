@@ -34,6 +34,9 @@ def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_mem
             num_workers=workers,
             pin_memory=pin_memory,
             worker_init_fn=start_worker,
+            # A stage's process comes from a fork server, and loaders would by default come from another that imports
+            # everything anew (seconds), and whose loaders outlive a killed stage: they watch the server, not us.
+            multiprocessing_context="fork" if workers else None,
         )
     )
 

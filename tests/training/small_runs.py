@@ -67,10 +67,10 @@ def kill(process: Any) -> None:
     """SIGKILL; then its loaders too, who would notice within seconds and hold its locks until then."""
     loaders = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.join()
     for loader in loaders:
         with contextlib.suppress(psutil.NoSuchProcess):
             loader.kill()
+    process.join()
 
 
 def history_of(model: Artifact) -> pd.DataFrame:

@@ -1,0 +1,134 @@
+"""Verbs that look into pseudo-labels: labels (show, diff, review, apply), sql."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.commands.tables import print_table
+from flows.commands.verb import Verbs
+from flows.environment import workspace_folder
+from ssl_tasks.errors import ConfigError
+from ssl_tasks.runs import Run, find_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ACTIONS = ("diff", "review", "apply")
+
+
+def add_labels(verbs: Verbs) -> None:
+    verb = verbs.add("labels", _labels, "the pseudo-labels of a run, one by one, with filters")
+    verb.usage = (
+        "selftrain labels RUN [filters]\n"
+        "       selftrain labels diff RUN A B          what changed between two rounds\n"
+        "       selftrain labels review RUN            the samples most worth a look\n"
+        "       selftrain labels apply RUN FILE.csv    corrections, for the next rounds and runs"
+    )
+    verb.add_argument("words", nargs="*", metavar="[diff|review|apply] RUN …")
+    verb.add_argument("--round", type=int, help="default the last")
+    verb.add_argument("--class", dest="class_name")
+    verb.add_argument("--selected", action="store_true", default=None)
+    verb.add_argument("--not-selected", dest="selected", action="store_false")
+    verb.add_argument("--flipped", action="store_true", default=None, help="labelled otherwise by the round before")
+    verb.add_argument("--min-confidence", type=float)
+    verb.add_argument("--sort", default="-confidence", help="confidence, margin, agreement, distance; - for descending")
+    verb.add_argument("--limit", type=int, default=50)
+    _add_outputs(verb)
+
+
+def add_sql(verbs: Verbs) -> None:
+    verb = verbs.add("sql", _sql, "ask DuckDB: views manifest, predictions, selection, rounds over all rounds")
+    verb.add_argument("run", metavar="RUN")
+    verb.add_argument("query", metavar="QUERY", help='"select label, count(*) from selection group by label"')
+    _add_outputs(verb)
+
+
+def _add_outputs(verb: ArgumentParser) -> None:
+    for kind in ("csv", "json", "parquet"):
+        verb.add_argument(f"--{kind}", metavar="FILE", type=Path, help=f"write {kind} instead of a table; - is stdout")
+
+
+def _labels(options: Namespace) -> None:
+    action, words = _split(options.words)
+    run = find_run(workspace_folder(options.workspace), words[0] if words else "last")
+    if action == "apply":
+        _apply(run, words)
+    elif action == "diff":
+        _diff(run, words, options)
+    elif action == "review":
+        _review(run, options)
+    else:
+        _show(run, options)
+
+
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    return (words[0], words[1:]) if words and words[0] in ACTIONS else ("show", words)
+
+
+def _show(run: Run, options: Namespace) -> None:
+    from flows.labels import tables_of
+    from ssl_tasks.pseudo_labels.inspection import LabelFilter, labels_table
+
+    names = ("round", "class_name", "selected", "flipped", "min_confidence", "sort", "limit")
+    wanted = LabelFilter(**{name: getattr(options, name) for name in names})
+    show_frame(labels_table(tables_of(run), wanted), options)
+
+
+def _review(run: Run, options: Namespace) -> None:
+    from flows.labels import tables_of
+    from ssl_tasks.pseudo_labels.inspection import review_queue
+
+    show_frame(review_queue(tables_of(run), options.round, options.limit), options)
+
+
+def _diff(run: Run, words: list[str], options: Namespace) -> None:
+    from flows.labels import compare_rounds
+
+    if len(words) != 3 or not all(word.isdigit() for word in words[1:]):
+        raise ConfigError("labels diff: expected a run and two rounds, for example `selftrain labels diff last 1 2`")
+    show_frame(compare_rounds(run, int(words[1]), int(words[2])), options)
+
+
+def _apply(run: Run, words: list[str]) -> None:
+    from flows.labels import apply_corrections
+
+    if len(words) != 2:
+        raise ConfigError("labels apply: expected a run and a file, such as `selftrain labels apply last fixed.csv`")
+    count = apply_corrections(run, Path(words[1]))
+    print(f"{count} corrections in force for '{run.config.name}'; run it again, or approve it, to use them")
+
+
+def _sql(options: Namespace) -> None:
+    from flows.labels import tables_of
+    from ssl_tasks.pseudo_labels.views import sql
+
+    show_frame(sql(tables_of(find_run(workspace_folder(options.workspace), options.run)), options.query), options)
+
+
+def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
+    """A data frame where the options want it: a terminal's table, or a file."""
+    if options.csv:
+        frame.to_csv("/dev/stdout" if str(options.csv) == "-" else options.csv, index=False)
+    elif options.json:
+        text = frame.to_json(orient="records", default_handler=str)
+        print(text) if str(options.json) == "-" else options.json.write_text(text)
+    elif options.parquet:
+        frame.to_parquet(options.parquet, index=False)
+    else:
+        _print_frame(frame)
+
+
+def _print_frame(frame: "pd.DataFrame") -> None:
+    shown = frame.dropna(axis="columns", how="all")
+    numbers = [name for name in shown.columns if shown[name].dtype.kind in "iuf"]
+    rows = [{name: _cell(value) for name, value in row.items()} for row in shown.to_dict("records")]
+    print_table([{str(name): value for name, value in row.items()} for row in rows], right=numbers)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.4g}"
+    return "" if value is None else value
+
+
+VERBS = [add_labels, add_sql]

@@ -13,6 +13,7 @@ from ssl_tasks.batch import Batch
 from ssl_tasks.config import LearnerSettings
 from ssl_tasks.data.dataset import Dataset
 from ssl_tasks.data.loading import StreamPools, loader, to_device
+from ssl_tasks.data.policy import Policy, build_policy
 from ssl_tasks.data.pools import Images, LabeledPool, PseudoPool
 from ssl_tasks.data.stream import BatchStream
 from ssl_tasks.distributed import grouped, rank, world
@@ -43,6 +44,7 @@ class TrainingRun:
     validation: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    policy: Policy | None = None  # what CTAugment learns; a part of the method, so that it is saved and moved with it
 
     def evaluated(self) -> Classifier:
         """The network that counts: the average, the student where there is none, or one of the method's own."""
@@ -50,6 +52,8 @@ class TrainingRun:
 
     def batches(self, workers: int) -> Iterator[Batch]:
         """The steps that are left, on the device."""
+        if self.policy is not None:
+            self.policy.open(self.state.step)
         cuda = self.device.type == "cuda"
         for batch in loader(self.stream, self.state.step, self.learner.train.steps, workers, pin_memory=cuda):
             yield to_device(batch, self.device, self.mean, self.std)
@@ -85,6 +89,9 @@ def build_run(
     student = student.to(device).to(memory_format=torch.channels_last)
     method = build_method(learner.method, problem)
     method.before_training(student)
+    policy = build_policy(learner.augment, method.views)
+    board = None if policy is None else policy.board
+    method.add_module("augmentation", policy)
     method.to(device)
     refuse_what_own_steps_ignore(method, train)
     average = frozen_copy(student) if train.ema_decay else student
@@ -98,10 +105,11 @@ def build_run(
         dtype=resolve_precision(train.precision, device),
         state=RunState(student, average, method, optimizer),
         problem=problem,
-        stream=BatchStream(dataset, method.views, train, learner.augment, seed, rank(), world(), selection),
+        stream=BatchStream(dataset, method.views, train, learner.augment, seed, rank(), world(), selection, board),
         validation=dataset.pool("validation"),
         mean=dataset.mean,
         std=dataset.std,
+        policy=policy,
     )
 
 

@@ -13,6 +13,7 @@ from ssl_tasks.distributed import average_buffers, average_gradients, rank
 from ssl_tasks.methods.base import Losses
 from ssl_tasks.seeds import derive_seed
 from ssl_tasks.training.ema import move_average, warmed_decay
+from ssl_tasks.training.learnt_augmentation import learn_augmentation
 from ssl_tasks.training.optimization import learning_rate, set_learning_rate
 from ssl_tasks.training.precision import autocast
 from ssl_tasks.training.run import TrainingRun
@@ -43,6 +44,7 @@ def take_step(run: TrainingRun, batch: Batch) -> None:
         if state.average is not state.student:
             decay = warmed_decay(train.ema_decay, state.step, train.ema_warmup)
             move_average(state.average, state.student, decay, train.ema_buffers)
+    learn_augmentation(run, batch)
 
 
 def descend(run: TrainingRun, batch: Batch, progress: float) -> None:

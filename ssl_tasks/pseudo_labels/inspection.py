@@ -71,6 +71,10 @@ QUEUE = """
         WINDOW by_distance AS (PARTITION BY p.label ORDER BY p.feature_distance, p.sample_id)
     ) ORDER BY score DESC, sample_id LIMIT {limit}
 """
+SUMMARY = [
+    *("label", "name", "candidates", "threshold", "kept", "copies", "overrides", "mean_confidence"),
+    *("estimated_precision", "precision_bound", "held_out", "promise"),
+]
 REASONS = {
     "flipped": "the round before said otherwise",
     "disagreement": "views or teachers disagree",
@@ -87,7 +91,7 @@ def class_summary(tables: RunTables, round: int | None = None) -> pd.DataFrame:
     estimated_precision (on held-out images), precision_bound, held_out, promise, true_precision (where truth is known).
     """
     chosen = round_of(tables, round)
-    summary = pd.DataFrame(stats_of(chosen))
+    summary = pd.DataFrame(stats_of(chosen))[SUMMARY]
     with open_tables(tables) as connection:
         known = connection.execute(TRUE_PRECISION.format(round=chosen.round)).df()
     return summary.merge(known, on="label", how="left").sort_values("label", ignore_index=True)

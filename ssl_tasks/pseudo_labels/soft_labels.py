@@ -7,6 +7,12 @@ COLUMNS = (
     "sample_id, {position} AS position, label::INTEGER AS label, confidence, rank_in_class::INTEGER AS rank_in_class, "
     "copies::INTEGER AS copies, source"
 )
+# Nothing here fails or is null. But DuckDB writes a column as `required` where it happens to know that it has no nulls,
+# which depends on how the table is cut into shards; of TRY it never knows.
+FLAT = ", ".join(
+    f"TRY({column}) AS {column}"
+    for column in ("sample_id", "position", "label", "confidence", "rank_in_class", "copies", "source")
+)
 SOFT = """
     SELECT * EXCLUDE (powers), list_transform(powers, lambda power: (power / list_sum(powers))::FLOAT) AS probs
     FROM (
@@ -32,10 +38,10 @@ def output_rows(predictions: Predictions, settings: SelectSettings) -> str:
     """SQL over table `chosen`: the rows of selection.parquet, in no order."""
     columns = COLUMNS.format(position=predictions.position())
     if not settings.soft:
-        return f"SELECT {columns} FROM chosen"
+        return f"SELECT {FLAT} FROM (SELECT {columns} FROM chosen)"
     classes = len(predictions.classes)
     others = classes - predictions.description["stored_classes"]
-    return SOFT.format(
+    soft = SOFT.format(
         columns=columns,
         classes=classes,
         exponent=1 / settings.sharpen,
@@ -43,3 +49,4 @@ def output_rows(predictions: Predictions, settings: SelectSettings) -> str:
         stored="probs, classes" if predictions.sparse else "probs",
         dense=SPARSE.format(classes=classes, others=others) if predictions.sparse else "probs::DOUBLE[]",
     )
+    return f"SELECT {FLAT}, probs FROM ({soft})"

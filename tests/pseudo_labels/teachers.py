@@ -8,8 +8,8 @@ from models import ModelSettings, build_model
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.data.settings import DataSettings, SplitSettings, SyntheticSource
 from ssl_tasks.execute import Request, execute
-from ssl_tasks.training.settings import RuntimeSettings
 from ssl_tasks.trained import Card, save_trained
+from ssl_tasks.training.settings import RuntimeSettings
 
 SIZE, CLASSES = 8, 4
 
@@ -27,11 +27,15 @@ def teacher(folder: Path, seed: int = 0, classes: tuple[str, ...] | None = None)
     """A network that says something of every image, by chance."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = ModelSettings(name="small_cnn", width=4)
-    names = classes or tuple(str(number) for number in range(CLASSES))
+    names = classes or tuple(f"class-{number:03d}" for number in range(CLASSES))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build_model(settings, len(names), 3, SIZE)
-        network.head.weight.data.mul_(20)  # so that confidences differ
+        network.eval()
+        with torch.no_grad():  # so that it does not say one class of all images, and is more or less sure
+            usual = network.features(torch.randn(64, 3, SIZE, SIZE))
+            network.head.weight.mul_(30)
+            network.head.bias.copy_(-network.head(usual).mean(dim=0))
     card = Card(
         model=settings,
         classes=names,

@@ -182,7 +182,7 @@ class MetaPseudoLabelsSettings(Section):
     feedback_decay: float = Field(0.99, ge=0, lt=1, description="of the moving average taken off the feedback")
     feedback_sign: Literal["official", "theory"] = Field("official", description="new - old, or old - new")
     student_wait: Probability = Field(0.01, description="share of the run that trains the teacher alone")
-    finetune: Probability = Field(0.1, description="last share of the run: the student on labelled images alone")
+    finetune: Probability = Field(1 / 60, description="last share of the run: the student on labelled images alone")
     finetune_rate: float = Field(0.01, ge=0, description="factor on the learning rate meanwhile")
     teacher: Literal["scratch", "student"] = Field("scratch", description="first weights of the teacher")
 

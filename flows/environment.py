@@ -28,8 +28,3 @@ def set_environment(workspace: Path) -> None:
     # We print ourselves; Prefect's UI keeps the full logs.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
-
-
-def tracking_uri(workspace: Path) -> str:
-    """MLflow's store: the user's server, else SQLite in the workspace; always absolute."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace / 'mlflow.db'}"

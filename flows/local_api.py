@@ -15,7 +15,7 @@ START_SECONDS = 120.0
 
 
 @contextlib.contextmanager
-def prefect_api(workspace: Path, services: bool = False) -> Iterator[str]:
+def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Iterator[str]:
     """The API's URL: the user's server where PREFECT_API_URL names one, else one in a thread of this process.
 
     `services` adds schedules, the UI and the other loops of a real server (for `selftrain up`).
@@ -33,7 +33,8 @@ def prefect_api(workspace: Path, services: bool = False) -> Iterator[str]:
 
     with file_lock(workspace / "prefect.lock"):  # two processes must not migrate a fresh database together
         listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         server = uvicorn.Server(uvicorn.Config(create_app(), log_level="error", lifespan="on"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True, name="prefect-api")

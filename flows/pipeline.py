@@ -8,7 +8,6 @@ from pathlib import Path
 from types import FrameType
 
 from flows.conductor import Conductor, finished
-from flows.environment import tracking_uri
 from flows.reaper import mend_dead_runs
 from flows.self_training import Summary, self_training
 from ssl_tasks.config import RunConfig
@@ -16,6 +15,7 @@ from ssl_tasks.errors import Interrupted
 from ssl_tasks.process import stop_all
 from ssl_tasks.recipes import leaves
 from ssl_tasks.runs import Run
+from ssl_tasks.tracking.client import default_uri
 from ssl_tasks.tracking.tracker import Tracker
 
 log = logging.getLogger("selftrain")
@@ -33,7 +33,7 @@ def run_pipeline(
     """Runs the rounds and returns the run's record. `prepare` may wrap the stages (Prefect does)."""
     mend_dead_runs(workspace)
     run = Run.create(workspace, config, command=command)
-    tracker = Tracker(tracking_uri(workspace), workspace)
+    tracker = Tracker(default_uri(workspace), workspace)
     settings, text = leaves(config.model_dump(mode="json")), (run.path / "config.yaml").read_text()
     tracked = tracker.start_run(run.id, settings, text, {"selftrain.run": run.id})
     run.update(tracked=tracked)

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flows.commands.verb import Verbs
-from flows.environment import tracking_uri, workspace_folder
+from flows.environment import workspace_folder
 from ssl_tasks.artifacts import Artifact, Store
 from ssl_tasks.errors import DamagedArtifact, NotFound
 from ssl_tasks.runs import Run, find_run
+from ssl_tasks.tracking.client import default_uri
 
 
 def add_lineage(verbs: Verbs) -> None:
@@ -119,7 +120,7 @@ def _sync(options: Namespace) -> None:
     report = sync(folder, options.to)
     print(f"{report.sent} entries sent, {report.left} left, {report.rejected} refused")
     if report.left:
-        raise NotFound(f"MLflow at {options.to or tracking_uri(folder)} could not be reached: {report.reason}")
+        raise NotFound(f"MLflow at {options.to or default_uri(folder)} could not be reached: {report.reason}")
 
 
 VERBS = [add_lineage, add_report, add_sync]

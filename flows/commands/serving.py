@@ -1,0 +1,52 @@
+"""Verbs that wait: up, serve, deploy."""
+
+from argparse import ArgumentParser, Namespace
+
+from flows.commands.verb import Verbs
+from flows.environment import set_environment, workspace_folder
+
+
+def add_up(verbs: Verbs) -> None:
+    verb = verbs.add("up", _up, "the UIs of Prefect and MLflow over the workspace, and schedules that fire")
+    verb.add_argument("config", metavar="CONFIG", nargs="*", help="recipes to run by the schedule, or from the UI")
+    _add_schedule(verb)
+    verb.add_argument("--port", type=int, default=4200, help="of Prefect; another is taken where it is in use")
+    verb.add_argument("--mlflow-port", type=int, default=5000)
+
+
+def add_serve(verbs: Verbs) -> None:
+    verb = verbs.add("serve", _serve, "run recipes by a schedule on this machine, for the server of PREFECT_API_URL")
+    verb.add_argument("config", metavar="CONFIG", nargs="+")
+    _add_schedule(verb)
+
+
+def _add_schedule(verb: ArgumentParser) -> None:
+    verb.add_argument("--set", action="append", default=[], metavar="A.B=C")
+    when = verb.add_mutually_exclusive_group()
+    when.add_argument("--cron", metavar='"0 2 * * *"')
+    when.add_argument("--interval", type=float, metavar="SECONDS")
+    when.add_argument("--rrule", metavar="RULE")
+
+
+def _up(options: Namespace) -> None:
+    from flows.serving import Schedule, up
+    from ssl_tasks.recipes import load_recipe
+
+    recipes = [load_recipe(config, options.set).config for config in options.config]
+    schedule = Schedule(options.cron, options.interval, options.rrule)
+    up(workspace_folder(options.workspace), recipes, schedule, options.port, options.mlflow_port)
+
+
+def _serve(options: Namespace) -> None:
+    from flows.local_api import prefect_api
+    from flows.serving import Schedule, serve
+    from ssl_tasks.recipes import load_recipe
+
+    recipes = [load_recipe(config, options.set).config for config in options.config]
+    folder = workspace_folder(options.workspace)
+    set_environment(folder)
+    with prefect_api(folder, services=True):
+        serve(folder, recipes, Schedule(options.cron, options.interval, options.rrule))
+
+
+VERBS = [add_up, add_serve]

@@ -1,0 +1,136 @@
+"""`selftrain up`: the UIs of Prefect and MLflow over the local workspace, and schedules that fire, without Docker.
+
+One foreground process: Prefect's API and services in a thread, MLflow as a child, and a runner that starts a process
+for every scheduled run. Ctrl-C or SIGTERM ends them all.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.environment import set_environment
+from flows.local_api import prefect_api
+from flows.reaper import crash_dead_flow_runs, mend_dead_runs
+from ssl_tasks.config import RunConfig
+from ssl_tasks.errors import ConfigError, Interrupted
+from ssl_tasks.tracking.client import artifact_folder, connect, default_uri
+
+log = logging.getLogger("selftrain")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a recipe runs: one of the three, or never by itself."""
+
+    cron: str | None = None
+    interval: float | None = None  # seconds
+    rrule: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.cron, self.interval, self.rrule) if value is not None]
+        if len(given) > 1:
+            raise ConfigError("give one of --cron, --interval and --rrule")
+
+    def as_options(self) -> dict[str, Any]:
+        """What Prefect's deployments take."""
+        options = {"cron": self.cron, "interval": self.interval, "rrule": self.rrule}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+def up(
+    workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule, port: int = 4200, mlflow_port: int = 5000
+) -> None:
+    """Serves until it is interrupted."""
+    workspace.mkdir(parents=True, exist_ok=True)
+    set_environment(workspace)
+    mend_dead_runs(workspace)
+    port = free_port(port)
+    os.environ["PREFECT_SERVER_UI_API_URL"] = f"http://127.0.0.1:{port}/api"
+    with (
+        _interruptible(),
+        prefect_api(workspace, services=True, port=port) as api,
+        mlflow_ui(workspace, mlflow_port) as ui,
+    ):
+        crash_dead_flow_runs(workspace)
+        print(f"Prefect  {api.removesuffix('/api')}\nMLflow   {ui}", flush=True)
+        serve(workspace, recipes, schedule)
+
+
+def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> None:
+    """Registers the recipes with the API in use and runs what is due; without recipes it waits."""
+    from prefect import serve as prefect_serve
+    from prefect.deployments.runner import RunnerDeployment
+
+    from flows.prefect_flow import self_training_flow
+
+    if not recipes:
+        print("no recipes to schedule; Ctrl-C ends", flush=True)
+        threading.Event().wait()
+    deployments = [
+        RunnerDeployment.from_flow(
+            self_training_flow,
+            name=config.name,
+            parameters={"config": config.model_dump(mode="json"), "workspace": str(workspace)},
+            concurrency_limit=1,  # one run per data set at a time
+            **schedule.as_options(),
+        )
+        for config in recipes
+    ]
+    for config in recipes:
+        print(f"serving  {config.name}  {schedule.as_options() or 'on demand'}", flush=True)
+    prefect_serve(*deployments, print_starting_message=False)
+
+
+@contextlib.contextmanager
+def mlflow_ui(workspace: Path, port: int) -> Iterator[str]:
+    """MLflow's server over the workspace's store, or the user's own server's address."""
+    uri = default_uri(workspace)
+    if uri.startswith("http"):
+        yield uri
+        return
+    connect(uri, workspace)  # sets a fresh database up, alone
+    port = free_port(port)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(artifact_folder(workspace))]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    path = workspace / "logs" / "mlflow.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as output:
+        child = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGTERM)
+        child.wait(10)
+
+
+def free_port(wanted: int) -> int:
+    """The wanted port where it is free, else one that the system chooses."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise ConfigError(f"no free port on 127.0.0.1; port {wanted} was asked for")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    def interrupt(*_: object) -> None:
+        raise Interrupted("asked to stop")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

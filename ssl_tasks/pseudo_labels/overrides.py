@@ -51,9 +51,7 @@ def define_overrides(
 
 def read_file(connection: duckdb.DuckDBPyConnection, path: Path, classes: tuple[str, ...]) -> None:
     """Fills table `overrides` from a CSV or Parquet file."""
-    rows = [(sample, label) for sample, label in read_rows(connection, path)]
-    known = {name: number for number, name in enumerate(classes)}
-    meaning: dict[str, int | None] = {REJECT: None, **known}  # a class of that name takes precedence
+    rows, meaning = read_rows(connection, path), meanings(classes)
     unknown = sorted({str(label) for _, label in rows if label not in meaning})
     if unknown:
         hints = "".join(f"\n  '{name}':{nearest(name, [*classes, REJECT])}" for name in unknown[:SHOWN])
@@ -73,6 +71,11 @@ def read_file(connection: duckdb.DuckDBPyConnection, path: Path, classes: tuple[
     connection.register("said_by_people", table)
     connection.execute("INSERT INTO overrides SELECT * FROM said_by_people")
     connection.unregister("said_by_people")
+
+
+def meanings(classes: tuple[str, ...]) -> dict[str, int | None]:
+    """What may be said, and the class that it means; a class called `reject` takes precedence."""
+    return {REJECT: None, **{name: number for number, name in enumerate(classes)}}
 
 
 def read_rows(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[str, str]]:

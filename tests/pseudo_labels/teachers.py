@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from models import ModelSettings, build_model
 from ssl_tasks.artifacts import Artifact
-from ssl_tasks.data.settings import DataSettings, SplitSettings, SyntheticSource
+from ssl_tasks.data.fingerprint import fingerprint
+from ssl_tasks.data.permutation import key_of
+from ssl_tasks.data.settings import DataSettings, FolderSource, SplitSettings, SyntheticSource
 from ssl_tasks.execute import Request, execute
 from ssl_tasks.trained import Card, save_trained
 from ssl_tasks.training.settings import RuntimeSettings
@@ -23,7 +27,31 @@ def synthetic(workspace: Path, size: int = 400, **split: float) -> Artifact:
     return execute(request, workspace, RuntimeSettings(threads=1)).artifact
 
 
-def teacher(folder: Path, seed: int = 0, classes: tuple[str, ...] | None = None) -> Artifact:
+def draw_pictures(folder: Path, unlabeled: list[str]) -> None:
+    """Class folders of a few pictures each, drawn once, and unlabelled ones of these names."""
+    names = [f"class-{label:03d}/{number}" for label in range(CLASSES) for number in range(12)]
+    for name in [*names, *(f"unlabeled/{one}" for one in unlabeled)]:
+        path = folder / f"{name}.png"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(key_of(name)).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+
+
+def from_folder(workspace: Path, folder: Path) -> Artifact:
+    """The data set of `draw_pictures`."""
+    settings = DataSettings(
+        source=FolderSource(name="folder", path=folder),
+        split=SplitSettings(validation=12, test=12, unlabeled_includes_labeled=False),
+    )
+    digest = fingerprint(settings, workspace / "cache")
+    request = Request(
+        "dataset", "dataset", 1, "ssl_tasks.data.build:build_dataset", settings, depends={"source": digest}
+    )
+    return execute(request, workspace, RuntimeSettings(threads=1)).artifact
+
+
+def teacher(folder: Path, seed: int = 0, classes: tuple[str, ...] | None = None, gain: float = 30.0) -> Artifact:
     """A network that says something of every image, by chance."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = ModelSettings(name="small_cnn", width=4)
@@ -34,7 +62,7 @@ def teacher(folder: Path, seed: int = 0, classes: tuple[str, ...] | None = None)
         network.eval()
         with torch.no_grad():  # so that it does not say one class of all images, and is more or less sure
             usual = network.features(torch.randn(64, 3, SIZE, SIZE))
-            network.head.weight.mul_(30)
+            network.head.weight.mul_(gain)
             network.head.bias.copy_(-network.head(usual).mean(dim=0))
     card = Card(
         model=settings,

@@ -1,0 +1,139 @@
+"""What people say wins, is checked, and is carried to later rounds."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ssl_tasks.artifacts import digest_file
+from ssl_tasks.errors import DataError
+from ssl_tasks.pseudo_labels.overrides import meanings
+from ssl_tasks.pseudo_labels.settings import SelectSettings
+from tests.pseudo_labels.tables import Row, Tables, run_select, selected, stats
+
+ROWS = [Row(f"s{number}", number % 3, 0.9) for number in range(9)] + [Row("dark", None, error="truncated")]
+
+
+def csv(folder: Path, *lines: str) -> Path:
+    path = folder / "people.csv"
+    path.write_text("\n".join(["sample_id,label", *lines]) + "\n")
+    return path
+
+
+def tables(folder: Path) -> Tables:
+    return Tables(folder / "t", ROWS, labeled=[("l0", 1, "c-l0")], held_out=[("t0", "test", "c-s8")])
+
+
+def test_a_correction_wins_over_the_model_and_a_rejection_over_both(tmp_path: Path) -> None:
+    path = csv(tmp_path, "s0,class-2", "s1,reject")
+    artifact = run_select(tables(tmp_path), tmp_path / "out", SelectSettings(overrides=path, balance="none"))
+    found = {row["sample_id"]: row for row in selected(artifact)}
+    assert "s1" not in found
+    assert (found["s0"]["label"], found["s0"]["source"], found["s0"]["position"]) == (2, "override", 0)
+    assert (found["s0"]["rank_in_class"], found["s0"]["confidence"]) == (1, 1.0)
+    assert found["s0"]["probs"] == [0.0, 0.0, 1.0]
+    assert found["s2"]["source"] == "model"
+    assert (stats(artifact)["overrides"], stats(artifact)["rejected"]) == (1, 1)
+
+
+def test_a_correction_is_kept_however_unsure_the_model_is_and_however_few_are_wanted(tmp_path: Path) -> None:
+    path = csv(tmp_path, "s0,class-2", "s1,class-2", "s3,class-2")
+    wanted = SelectSettings(overrides=path, threshold=0.99, per_class=2)
+    found = selected(run_select(tables(tmp_path), tmp_path / "out", wanted))
+    assert [(row["sample_id"], row["label"], row["copies"]) for row in found] == [
+        ("s0", 2, 1),
+        ("s1", 2, 1),
+        ("s3", 2, 1),
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["exact", "bernoulli"])
+def test_corrections_count_towards_their_class(tmp_path: Path, scheme: str) -> None:
+    path = csv(tmp_path, "s0,class-1")
+    wanted = SelectSettings.model_validate({"overrides": path, "per_class": 4, "scheme": scheme})
+    found = selected(run_select(tables(tmp_path), tmp_path / "out", wanted))
+    assert sum(row["copies"] for row in found if row["label"] == 1) == 4
+    assert "s0" in {row["sample_id"] for row in found}
+
+
+def test_corrections_are_carried_to_later_rounds_until_somebody_says_otherwise(tmp_path: Path) -> None:
+    first = csv(tmp_path, "s0,class-2", "s1,reject")
+    said = digest_file(first)
+    one = run_select(tables(tmp_path), tmp_path / "one", SelectSettings(overrides=first))
+    two = run_select(tables(tmp_path), tmp_path / "two", SelectSettings(), previous=one)
+    assert pq.read_table(two.file("overrides.parquet")).to_pylist() == [
+        {"sample_id": "s0", "label": 2, "origin": said},
+        {"sample_id": "s1", "label": None, "origin": said},
+    ]
+    assert {row["sample_id"] for row in selected(two) if row["source"] == "override"} == {"s0"}
+    later = csv(tmp_path, "s1,class-0")
+    three = run_select(tables(tmp_path), tmp_path / "three", SelectSettings(overrides=later), previous=two)
+    kept = {row["sample_id"]: row["label"] for row in pq.read_table(three.file("overrides.parquet")).to_pylist()}
+    assert kept == {"s0": 2, "s1": 0}
+
+
+def test_carried_corrections_that_the_data_has_no_more_are_counted_not_refused(tmp_path: Path) -> None:
+    one = run_select(tables(tmp_path), tmp_path / "one", SelectSettings(overrides=csv(tmp_path, "s0,class-2")))
+    other = Tables(tmp_path / "other", ROWS[1:])
+    two = run_select(other, tmp_path / "two", SelectSettings(), previous=one)
+    assert stats(two)["forgotten_overrides"] == 1
+    assert not two.file("overrides.parquet").exists()
+
+
+def test_all_samples_that_cannot_be_corrected_are_named_together(tmp_path: Path) -> None:
+    path = csv(tmp_path, "nobody,class-0", "l0,class-0", "t0,class-0", "s8,class-0", "dark,class-0", "s0,class-0")
+    with pytest.raises(DataError) as failure:
+        run_select(tables(tmp_path), tmp_path / "out", SelectSettings(overrides=path))
+    message = str(failure.value)
+    assert "not in the data: nobody" in message
+    assert "labelled already: correct it in the source: l0" in message
+    assert "of validation or test, or the same image as one of these: s8, t0" in message
+    assert "unreadable: truncated: dark" in message
+    assert "s0" not in message
+
+
+def test_unknown_classes_are_named_with_the_nearest_known(tmp_path: Path) -> None:
+    path = csv(tmp_path, "s0,clas-1", "s1,7")
+    with pytest.raises(DataError, match="2 unknown labels") as failure:
+        run_select(tables(tmp_path), tmp_path / "out", SelectSettings(overrides=path))
+    assert "'clas-1': Did you mean 'class-1'?" in str(failure.value)
+    assert "'7'" in str(failure.value)
+
+
+def test_two_opinions_on_one_sample_are_refused_and_the_same_twice_is_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="two things of s0"):
+        run_select(tables(tmp_path), tmp_path / "a", SelectSettings(overrides=csv(tmp_path, "s0,class-1", "s0,reject")))
+    same = csv(tmp_path, "s0,class-1", "s0,class-1")
+    assert stats(run_select(tables(tmp_path), tmp_path / "b", SelectSettings(overrides=same)))["overrides"] == 1
+
+
+def test_a_parquet_file_says_the_same_as_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "people.parquet"
+    pq.write_table(pa.table({"label": ["class-2"], "note": ["blurred"], "sample_id": ["s0"]}), path)
+    found = selected(run_select(tables(tmp_path), tmp_path / "out", SelectSettings(overrides=path)))
+    assert [row["label"] for row in found if row["source"] == "override"] == [2]
+
+
+def test_a_class_that_is_called_reject_can_be_given() -> None:
+    assert meanings(("keep", "reject")) == {"keep": 0, "reject": 1}
+    assert meanings(("keep",)) == {"keep": 0, "reject": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("name,label\ns0,class-1\n", "missing sample_id"), (None, "does not exist")],
+)
+def test_files_of_another_shape_are_refused(tmp_path: Path, content: str | None, said: str) -> None:
+    path = tmp_path / "people.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=said):
+        run_select(tables(tmp_path), tmp_path / "out", SelectSettings(overrides=path))
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "people.parquet"
+    path.write_text("sample_id,label\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        run_select(tables(tmp_path), tmp_path / "out", SelectSettings(overrides=path))

@@ -1,0 +1,131 @@
+"""From a run's records and artifacts to the report's values."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from ssl_tasks.pseudo_labels.engine import open_duckdb
+from ssl_tasks.pseudo_labels.views import RoundTables, RunTables, view_queries
+from ssl_tasks.report.data import Gallery, ReportData, RoundPage, Stage
+from ssl_tasks.report.gallery import NO_PICTURES, open_gallery
+from ssl_tasks.report.picks import Picks, pick
+from ssl_tasks.report.rounds import round_page, thresholds_of
+from ssl_tasks.runs import RoundArtifacts, Run
+
+MEMORY_GB = 1.0
+MOST_PICTURE_BYTES = 9_000_000
+SHOWN_OF_RUN = ("id", "name", "state", "stopped", "created", "finished", "command")
+Links = Mapping[str, str]
+
+
+def report_data(run: Run, links: Links | None = None) -> ReportData:
+    """Everything the report shows of a run, finished or not. `links`: addresses (of MLflow) by artifact digest."""
+    info = run.info
+    shown = {name: info[name] for name in SHOWN_OF_RUN if name in info}
+    stages = read_stages(run, links or {})
+    if run.dataset is None:
+        empty = Gallery((), NO_PICTURES, 0)
+        return ReportData(shown, (), {}, stages, (), None, empty)
+    facts = json.loads(run.dataset.file("info.json").read_text())
+    rounds = [one for one in run.rounds() if one.model is not None or one.predictions is not None]
+    counts = {name: entry["images"] for name, entry in facts["counts"].items()}
+    pages, gallery = look(run, rounds, tuple(facts["counts"]["labeled"]["per_class"]))
+    best = best_round(pages)
+    return ReportData(shown, tuple(facts["classes"]), counts, stages, pages, best, gallery)
+
+
+def look(run: Run, rounds: list[RoundArtifacts], labeled: tuple[int, ...]) -> tuple[tuple[RoundPage, ...], Gallery]:
+    """The rounds' pages and the gallery, from one database."""
+    dataset = run.dataset
+    assert dataset is not None
+    tables = RunTables(
+        dataset.path,
+        [
+            RoundTables(one.round, one.predictions.path, None if one.selection is None else one.selection.path)
+            for one in rounds
+            if one.predictions is not None
+        ],
+    )
+    picks, pages = Picks({}, {}), []
+    with (
+        tempfile.TemporaryDirectory(prefix="selftrain-report-") as scratch,
+        open_duckdb(Path(scratch), MEMORY_GB) as db,
+    ):
+        define_views(db, tables, rounds, len(labeled))
+        of_round = {one.round: one for one in tables.rounds}
+        for one in rounds:
+            pages.append(round_page(one, labeled, of_round.get(one.round), db, len(rounds)))
+            if one.round in of_round:
+                pick(db, tables, one.round, len(labeled), picks)
+        candidates = next((page.candidates for page in reversed(pages) if page.candidates is not None), 0)
+        gallery = (
+            open_gallery(db, run, tables, picks, candidates, MOST_PICTURE_BYTES)
+            if picks.ids
+            else Gallery((), NO_PICTURES, candidates)
+        )
+    return tuple(pages), gallery
+
+
+def define_views(
+    connection: duckdb.DuckDBPyConnection, tables: RunTables, rounds: list[RoundArtifacts], num_classes: int
+) -> None:
+    """The run's views, and the table `thresholds`."""
+    if tables.rounds:
+        for name, query in view_queries(tables).items():
+            connection.execute(f"CREATE VIEW {name} AS {query}")
+    lines = [
+        (one.round, label, threshold)
+        for one in rounds
+        if one.predictions is not None
+        for label, threshold in enumerate(thresholds_of(one) or [None] * num_classes)
+    ]
+    kinds = {"round": pa.int32(), "label": pa.int32(), "threshold": pa.float32()}
+    columns = zip(*lines, strict=True) if lines else [[], [], []]
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds.values(), strict=True)]
+    connection.register("stated", pa.table(dict(zip(kinds, arrays, strict=True))))
+    connection.execute("CREATE TEMP TABLE thresholds AS FROM stated")
+    connection.unregister("stated")
+
+
+def best_round(pages: tuple[RoundPage, ...]) -> int | None:
+    """The best on validation, the first of equals; never chosen by the test set."""
+    known = [page for page in pages if page.validation is not None]
+    return max(known, key=lambda page: (page.validation.accuracy, -page.round)).round if known else None  # type: ignore[union-attr]
+
+
+def read_stages(run: Run, links: Links) -> tuple[Stage, ...]:
+    """The stages in the order of the run, and where each one's inputs came from."""
+    records = run.stages()
+    manifests: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        found = run.artifact(record.name)
+        manifests[record.name] = found.manifest if found is not None else {}
+    # By contents: what is there again after a change upstream has another key, and is the same input.
+    makers = {(m["stage"], m["digest"]): name for name, m in reversed(manifests.items()) if m}
+    return tuple(
+        Stage(
+            name=record.name,
+            stage=record.stage,
+            round=record.round,
+            state=record.state,
+            wall_seconds=record.seconds,
+            cost_seconds=manifests[record.name].get("seconds"),
+            key=record.key,
+            digest=record.digest,
+            reason=record.reason,
+            inputs=tuple(
+                (role, makers[one["stage"], one["digest"]])
+                for role, one in manifests[record.name].get("inputs", {}).items()
+                if (one["stage"], one["digest"]) in makers
+            ),
+            settings=manifests[record.name].get("settings", {}),
+            summary=manifests[record.name].get("summary", {}),
+            link=links.get(record.digest),
+        )
+        for record in records
+    )

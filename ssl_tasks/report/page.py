@@ -1,0 +1,90 @@
+"""The report's file: style, scripts, data and pictures in one HTML page that asks nobody for anything."""
+
+import base64
+import hashlib
+import html
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ssl_tasks.artifacts import write_atomically
+from ssl_tasks.report.collect import Links, report_data
+from ssl_tasks.report.data import ReportData
+from ssl_tasks.runs import Run
+
+STATIC = Path(__file__).parent / "static"
+SCRIPTS = ("page", "charts", "overview", "rounds", "corrections", "gallery", "lineage", "main")
+
+# Scripts run by their digest alone, so text from data could not run even if it came to stand in the markup. Plot writes
+# style attributes, whence 'unsafe-inline' for styles. Nothing may be fetched, framed, submitted or based elsewhere.
+POLICY = (
+    "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<noscript>This report draws itself with JavaScript, which is off here. It loads nothing from anywhere.</noscript>
+<main id="report"></main>
+<script type="application/json" id="data">{data}</script>
+<script>{library}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def write_report(run: Run, output: Path, links: Links | None = None) -> Path:
+    """Writes a run's report to `output` and returns it. `links`: addresses (of MLflow) by artifact digest."""
+    write_atomically(output, render(report_data(run, links)))
+    return output
+
+
+def render(data: ReportData) -> str:
+    """The whole page."""
+    library = (STATIC / "vendor" / "charts.min.js").read_text()
+    script = (
+        "(() => {\n'use strict';\n" + "\n".join((STATIC / f"{name}.js").read_text() for name in SCRIPTS) + "\n})();"
+    )
+    return PAGE.format(
+        policy=POLICY.format(scripts=f"{source_digest(library)} {source_digest(script)}"),
+        title=html.escape(f"{data.run['id']} · selftrain"),
+        style=(STATIC / "report.css").read_text(),
+        data=embed(asdict(data)),
+        library=library,
+        script=script,
+    )
+
+
+def embed(value: Any) -> str:
+    """JSON that no HTML parser can take for anything else, whatever text the data holds."""
+    text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # Half a surrogate pair, as a file name that is no text leaves it, is not UTF-8.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null stands for both."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): finite(item) for name, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def source_digest(source: str) -> str:
+    """A script's name in a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"

@@ -1,0 +1,87 @@
+"""Thumbnails: many images in a few sprites, small enough for a page that is mailed around."""
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ssl_tasks.report.data import Pictures
+
+Load = Callable[[NDArray[np.int64]], NDArray[np.uint8]]  # positions → [n, S, S, C]
+
+LARGEST_TILE = 96
+COLUMNS = 16
+LOSSLESS_TILE = 16  # so small that JPEG would show, and PNG is small too
+QUALITIES = (88, 70, 50, 30)
+TILE_MULTIPLE = 8  # JPEG's blocks: no tile bleeds into its neighbour
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How sprites are stored."""
+
+    format: str
+    quality: int
+
+    def uri(self, sheet: NDArray[np.uint8]) -> str:
+        """A data URI of one sprite."""
+        stream = io.BytesIO()
+        image = Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet)
+        if self.format == "png":
+            image.save(stream, "PNG", optimize=True)
+        else:
+            image.save(stream, "JPEG", quality=self.quality, subsampling=0, optimize=True)
+        return f"data:image/{self.format};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def draw_pictures(load: Load, positions: NDArray[np.int64], most_bytes: int) -> Pictures:
+    """Sprites of the images at `positions`, in their order; coarser until they fit, then without the last ones."""
+    sheets, tile = make_sheets(load, positions)
+    kinds = [Encoding("png", 0)] if tile <= LOSSLESS_TILE else [Encoding("jpeg", quality) for quality in QUALITIES]
+    sprites: list[str] = []
+    for kind in kinds:
+        sprites = [kind.uri(sheet) for sheet in sheets]
+        if sum(map(len, sprites)) <= most_bytes:
+            break
+    while sum(map(len, sprites)) > most_bytes:
+        sprites.pop()
+    return Pictures(tile, COLUMNS, tuple(sprites))
+
+
+def make_sheets(load: Load, positions: NDArray[np.int64]) -> tuple[list[NDArray[np.uint8]], int]:
+    """Arrays of COLUMNS × COLUMNS tiles each, and a tile's side."""
+    each, sheets, tile = COLUMNS**2, [], LARGEST_TILE
+    for start in range(0, len(positions), each):
+        images = load(positions[start : start + each])
+        tile = tile_side(images.shape[1])
+        sheets.append(lay_out([fit(image, tile) for image in images], tile))
+    return sheets, tile
+
+
+def tile_side(image_size: int) -> int:
+    """A multiple of JPEG's block, no larger than the image asks for."""
+    return min(LARGEST_TILE, -(-image_size // TILE_MULTIPLE) * TILE_MULTIPLE)
+
+
+def fit(image: NDArray[np.uint8], tile: int) -> NDArray[np.uint8]:
+    """One image in a tile's size: averaged where it is larger, in whole pixels where it is as large or smaller."""
+    if image.shape[0] == tile:
+        return image
+    channels = image.shape[-1]
+    kind = Image.Resampling.BOX if image.shape[0] > tile else Image.Resampling.NEAREST
+    small = Image.fromarray(image.squeeze(-1) if channels == 1 else image).resize((tile, tile), kind)
+    return np.asarray(small).reshape(tile, tile, channels)
+
+
+def lay_out(tiles: list[NDArray[np.uint8]], tile: int) -> NDArray[np.uint8]:
+    """Tiles in rows from the top left; the last rows that stay empty are cut off."""
+    rows = -(-len(tiles) // COLUMNS)
+    sheet = np.zeros((rows * tile, COLUMNS * tile, tiles[0].shape[-1]), np.uint8)
+    for number, image in enumerate(tiles):
+        top, left = number // COLUMNS * tile, number % COLUMNS * tile
+        sheet[top : top + tile, left : left + tile] = image
+    return sheet

@@ -1,0 +1,156 @@
+"""One round's page: from the JSON files beside models, evaluations, selections and gates, and from its tables."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+
+from ssl_tasks.artifacts import Artifact
+from ssl_tasks.pseudo_labels.schema import STATS
+from ssl_tasks.pseudo_labels.views import RoundTables
+from ssl_tasks.report.data import ClassBalance, Confusion, Reliability, RoundPage, Score
+from ssl_tasks.report.questions import Questions, looked, sparse_confusion
+from ssl_tasks.runs import RoundArtifacts
+
+MOST_POINTS = 200  # of a learning curve
+
+
+def round_page(
+    one: RoundArtifacts,
+    labeled: tuple[int, ...],
+    tables: RoundTables | None,
+    connection: duckdb.DuckDBPyConnection,
+    rounds: int,
+) -> RoundPage:
+    """Everything about a round; leaves the table `looked` behind where the round has predictions."""
+    page: dict[str, Any] = {
+        "round": one.round,
+        "model": "teacher" if one.round == 0 else f"student {one.round}",
+        "labeled": sum(labeled),
+        **model_facts(one.model),
+        **evaluation_facts(one.evaluation, rounds),
+    }
+    if one.gate is not None:
+        page["gate"] = read_json(one.gate, "gate.json")
+    if tables is not None and one.predictions is not None:
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE looked AS {looked(tables)}")
+        questions = Questions(connection, len(labeled), rounds)
+        page |= selection_facts(one, labeled, questions)
+        page["unreadable"] = int(one.predictions.summary.get("unreadable", 0))
+    return RoundPage(**page)
+
+
+def model_facts(model: Artifact | None) -> dict[str, Any]:
+    """What was trained, how, and how it came along."""
+    if model is None:
+        return {"architecture": "", "method": ""}
+    settings = model.manifest.get("settings", {})
+    network = settings.get("model", {})
+    width = f", width {network['width']}" if network.get("width") else ""
+    facts = {
+        "architecture": f"{network.get('name', model.summary.get('model', 'given'))}{width}",
+        "method": settings.get("method", {}).get("name", "given"),
+        "warnings": tuple(model.summary.get("warnings", ())),
+    }
+    return facts | {"curve": learning_curve(model)}
+
+
+def learning_curve(model: Artifact) -> tuple[tuple[int, float], ...]:
+    """Validation accuracy by step, thinned out evenly where there are many points."""
+    path = model.file("history.parquet")
+    if not path.exists() or "validation_accuracy" not in pq.read_schema(path).names:
+        return ()
+    table = pq.read_table(path, columns=["step", "validation_accuracy"])
+    steps, accuracy = (column.to_numpy().astype(float) for column in table.columns)
+    measured = np.flatnonzero(np.isfinite(accuracy))
+    if len(measured) > MOST_POINTS:
+        measured = measured[np.linspace(0, len(measured) - 1, MOST_POINTS).astype(int)]
+    return tuple((int(steps[at]), round(float(accuracy[at]), 5)) for at in measured)
+
+
+def evaluation_facts(evaluation: Artifact | None, rounds: int) -> dict[str, Any]:
+    """Scores, reliability and confusion on validation."""
+    if evaluation is None:
+        return {}
+    metrics = read_json(evaluation, "metrics.json")
+    facts: dict[str, Any] = {split: score(metrics.get(split, {})) for split in ("validation", "test")}
+    if metrics.get("validation", {}).get("count"):
+        facts["reliability"] = reliability(metrics["validation"], metrics.get("temperature"))
+        matrix = np.array(read_json(evaluation, "confusion.json")["validation"], np.int64)
+        facts["confusion"] = dense_confusion(matrix, rounds)
+    return facts
+
+
+def score(metrics: Mapping[str, Any]) -> Score | None:
+    """An accuracy, where there was anything to measure on."""
+    if not metrics.get("count"):
+        return None
+    interval = metrics["accuracy_interval"]
+    return Score(metrics["accuracy"], interval["low"], interval["high"], metrics["count"])
+
+
+def reliability(metrics: Mapping[str, Any], temperature: float | None) -> Reliability:
+    """Bins that hold images."""
+    tempered = metrics.get("tempered", {})
+    return Reliability(
+        bins=tuple(one for one in metrics["reliability"] if one["count"]),
+        tempered=tuple(one for one in tempered.get("reliability", ()) if one["count"]),
+        ece=metrics["ece"],
+        tempered_ece=tempered.get("ece"),
+        temperature=temperature,
+    )
+
+
+def dense_confusion(matrix: np.ndarray, rounds: int) -> Confusion:
+    """From a matrix whose rows are the truth."""
+    truth, said = np.nonzero(matrix)
+    return sparse_confusion(np.stack([truth, said, matrix[truth, said]], axis=1).astype(np.int64), rounds)
+
+
+def selection_facts(one: RoundArtifacts, labeled: tuple[int, ...], questions: Questions) -> dict[str, Any]:
+    """What was invented, by class, and how right it is where that is known."""
+    facts: dict[str, Any] = {"candidates": questions.count(), "histogram": questions.histogram()}
+    if one.round > 1:
+        facts["flips"] = questions.flips()
+    if one.selection is None:
+        return facts
+    stats = read_json(one.selection, STATS)
+    right, known = questions.right_by_class()
+    facts |= {name: int(stats.get(name, 0)) for name in ("kept", "copies", "overrides", "rejected")}
+    facts["balance"] = tuple(
+        class_balance(line, count, int(right[label]), int(known[label]))
+        for label, (line, count) in enumerate(zip(stats["classes"], labeled, strict=True))
+    )
+    if known.any():
+        facts |= {"right": int(right.sum()), "known": int(known.sum())}
+        facts["label_confusion"] = questions.label_confusion()
+    return facts
+
+
+def class_balance(line: Mapping[str, Any], labeled: int, right: int, known: int) -> ClassBalance:
+    """One line of stats.json beside what else is known of its class."""
+    return ClassBalance(
+        labeled=labeled,
+        right=right if known else None,
+        known=known or None,
+        **{  # type: ignore[arg-type]
+            name: line.get(name)
+            for name in (
+                "candidates", "threshold", "kept", "copies", "overrides", "mean_confidence", "estimated_precision",
+                "precision_bound",
+            )
+        },
+    )  # fmt: skip
+
+
+def thresholds_of(one: RoundArtifacts) -> list[float | None]:
+    """The least confidence of every class."""
+    return [] if one.selection is None else [line["threshold"] for line in read_json(one.selection, STATS)["classes"]]
+
+
+def read_json(artifact: Artifact, name: str) -> dict[str, Any]:
+    """One of an artifact's files."""
+    return json.loads(artifact.file(name).read_text())

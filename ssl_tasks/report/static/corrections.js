@@ -1,0 +1,71 @@
+// What a person says of single samples, kept in memory, given back as the CSV that `selftrain labels apply` reads.
+
+const REJECT = 'reject';
+const corrections = new Map(); // sample id → {kind: right, wrong or other; label: as the CSV says it}
+const listeners = [];
+
+// A class of that name takes precedence where the CSV is read, so "wrong" could not be said.
+const canReject = !data.classes.includes(REJECT);
+
+function mark(id, kind, label) {
+  const before = corrections.get(id);
+  if (!kind || (before?.kind === kind && before.label === label)) corrections.delete(id);
+  else corrections.set(id, { kind, label });
+  listeners.forEach(listener => listener(id));
+}
+
+function csv() {
+  const quote = text => `"${text.replaceAll('"', '""')}"`;
+  return ['sample_id,label', ...[...corrections].map(([id, { label }]) => `${quote(id)},${quote(label)}`)].join('\n') + '\n';
+}
+
+function basket() {
+  const status = el('strong', { role: 'status' });
+  const area = el('textarea', { readonly: true, 'aria-label': 'Corrections as CSV', spellcheck: 'false', hidden: true });
+  const said = el('span', { class: 'note', role: 'status' });
+  const save = el('button', { type: 'button', class: 'main', id: 'download', click: download }, 'Download corrections');
+  const text = el('button', { type: 'button', 'aria-expanded': 'false', click: () => toggle(area.hidden) }, 'Show as text');
+  const copy = el('button', { type: 'button', click: copyText }, 'Copy');
+  const clear = el('button', { type: 'button', click: () => [...corrections.keys()].forEach(id => mark(id)) }, 'Undo all');
+
+  function download() {
+    const address = URL.createObjectURL(new Blob([csv()], { type: 'text/csv' }));
+    el('a', { href: address, download: 'corrections.csv' }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10_000);
+    said.textContent = 'If nothing was saved, this place forbids downloads: use Copy.';
+  }
+
+  async function copyText() {
+    toggle(true);
+    area.select();
+    try {
+      await navigator.clipboard.writeText(csv());
+      said.textContent = 'Copied.';
+    } catch { // a sandboxed frame has no clipboard of its own
+      said.textContent = document.execCommand('copy') ? 'Copied.' : 'Select the text and copy it.';
+    }
+  }
+
+  function toggle(open) {
+    area.hidden = !open;
+    text.setAttribute('aria-expanded', String(open));
+    text.textContent = open ? 'Hide text' : 'Show as text';
+  }
+
+  function update() {
+    const kinds = [...corrections.values()].map(one => one.kind);
+    const number = kind => kinds.filter(one => one === kind).length;
+    status.textContent = corrections.size
+      ? `${plural(corrections.size, 'correction')}: ${number('right')} right, ${number('wrong')} wrong, ${number('other')} another class`
+      : 'No corrections yet';
+    [save, copy, text, clear].forEach(button => { button.disabled = corrections.size === 0; });
+    area.value = csv();
+    if (!corrections.size) toggle(false);
+  }
+
+  listeners.push(update);
+  update();
+  addEventListener('beforeunload', event => { if (corrections.size) event.preventDefault(); });
+  return el('div', { class: 'basket' }, el('div', { class: 'row' }, status, text, copy, clear, save), area,
+    el('div', {}, el('small', {}, 'Then ', el('code', {}, `selftrain labels apply ${visible(data.run.id)} corrections.csv`), '. '), said));
+}

@@ -1,0 +1,69 @@
+// The first screen: what came out, of how many labels, why it stopped, what it cost.
+
+const predicted = () => data.rounds.filter(one => known(one.kept));
+const bestPage = () => data.rounds.find(one => one.round === data.best_round) ?? data.rounds.at(-1);
+
+function overview() {
+  const { run } = data;
+  const top = el('header', { class: 'top' },
+    el('p', { class: 'kicker' }, 'selftrain report'),
+    el('h1', {}, visible(run.id)),
+    el('p', { class: 'lede' }, outcome()),
+    el('p', {}, el('strong', {}, stopWord(run)), ' ', visible(run.stopped || '')),
+  );
+  const started = new Date(run.created * 1000).toISOString().slice(0, 16).replace('T', ' ');
+  const part = section('summary', 'Summary', figures(),
+    el('div', { class: 'columns' }, data.rounds.length ? accuracyChart(data.rounds) : null, data.stages.length ? costChart(data.stages) : null),
+    data.rounds.length ? roundsTable() : el('p', {}, 'No model has been trained yet.'),
+    el('p', { class: 'note' }, `Started ${started} UTC. `, known(run.finished) ? `The run took ${duration(run.finished - run.created)}.` : ''),
+  );
+  return [top, part];
+}
+
+function stopWord(run) {
+  return { done: 'Why it stopped:', failed: 'It failed:', interrupted: 'It was interrupted:', crashed: 'It crashed:', waiting: 'It waits for a person.', running: 'It is still running.' }[run.state] ?? `State: ${visible(run.state)}.`;
+}
+
+function outcome() {
+  const [first] = data.rounds, best = bestPage();
+  if (!first) return 'There is no trained model yet.';
+  const split = best.test && first.test ? 'test' : 'validation';
+  if (!best[split] || !first[split]) return `${plural(data.rounds.length, 'model')} trained on ${plural(first.labeled, 'labelled image')}; nothing to measure them on.`;
+  const from = `${plural(first.labeled, 'labelled image')}`;
+  if (data.rounds.length === 1) return `One model, trained from ${from}: ${split} accuracy ${percent(first[split].accuracy)}.`;
+  const change = best[split].accuracy - first[split].accuracy;
+  const verb = change > 0 ? 'rose' : change < 0 ? 'fell' : 'stayed';
+  return best.round === 0
+    ? `From ${from}, no student was better than the teacher on validation: ${split} accuracy ${percent(first[split].accuracy)}.`
+    : `From ${from}, ${plural(best.round, 'round')} of invented labels: ${split} accuracy ${verb} from ${percent(first[split].accuracy)} to ${percent(best[split].accuracy)}.`;
+}
+
+function figures() {
+  const [first] = data.rounds, best = bestPage(), last = predicted().at(-1);
+  const figure = (name, big, note) => el('div', {}, el('dt', {}, name), el('dd', { class: 'big' }, big), el('dd', {}, el('small', {}, note)));
+  const gain = split => [first.round !== best.round && first[split] ? el('span', { class: 'from' }, `${percent(first[split].accuracy)} → `) : null, percent(best[split].accuracy)];
+  const items = [];
+  for (const split of ['test', 'validation']) {
+    if (best?.[split]) items.push(figure(`${split === 'test' ? 'Test' : 'Validation'} accuracy, ${best.model}`, gain(split), `95% interval ${range(best[split])}, ${plural(best[split].count, 'image')}`));
+  }
+  if (first) items.push(figure('Labels used', count(first.labeled), `${plural(data.classes.length, 'class', 'classes')}; ${count(data.counts.unlabeled)} unlabelled images`));
+  if (last) items.push(figure(`Labels invented, round ${last.round}`, count(last.kept), known(last.known) ? `${percent(last.right / last.known)} right, by hidden truth of ${count(last.known)}` : `of ${plural(last.candidates, 'candidate')}; shown ${plural(last.copies, 'time')}`));
+  const cost = data.stages.reduce((sum, one) => sum + (one.cost_seconds ?? 0), 0);
+  const wall = data.stages.reduce((sum, one) => sum + one.wall_seconds, 0);
+  items.push(figure('Computing time', duration(cost), `${duration(wall)} of it in this run; the rest was reused`));
+  return el('dl', { class: 'figures' }, items);
+}
+
+function roundsTable() {
+  const columns = [
+    { name: 'Model', value: one => one.round, show: one => one.model + (one.round === data.best_round ? ' ★' : '') },
+    { name: 'Network', value: one => one.architecture, show: one => `${visible(one.architecture)}, ${visible(one.method)}` },
+    { name: 'Invented', number: true, value: one => one.kept, show: one => count(one.kept) },
+    { name: 'Shown', number: true, value: one => one.copies, show: one => count(one.copies), title: 'with copies' },
+    { name: 'Right', number: true, value: one => (known(one.known) ? one.right / one.known : null), show: one => (known(one.known) ? percent(one.right / one.known) : '–'), title: 'of the invented labels, by hidden truth' },
+    { name: 'Validation', number: true, value: one => one.validation?.accuracy, show: one => scoreCell(one.validation) },
+    { name: 'Test', number: true, value: one => one.test?.accuracy, show: one => scoreCell(one.test) },
+    { name: 'Gate', value: one => one.gate?.decision, show: one => (one.gate ? visible(one.gate.decision) : '–') },
+  ];
+  return table('Teacher and students; ★ is the best on validation, intervals are 95%', columns, data.rounds, { mark: one => (one.round === data.best_round ? 'best' : null) });
+}

@@ -177,6 +177,17 @@ def test_a_method_of_stored_pseudo_labels_needs_a_selection() -> None:
         stream_of(Views(pseudo=("strong",)), selection=None)
 
 
+def test_two_thousand_steps_cost_no_more_memory_than_two_hundred() -> None:
+    stream, process = stream_of(ALL, batch_size=2, unlabeled_ratio=1), psutil.Process()
+
+    def memory_after(start: int, stop: int) -> int:
+        for step in range(start, stop):
+            stream[step]
+        return process.memory_info().rss
+
+    assert memory_after(200, 2000) - memory_after(0, 200) < 2 * 2**20
+
+
 def test_a_method_of_unlabelled_images_needs_some() -> None:
     with pytest.raises(ConfigError, match="the data set has none"):
         stream_of(dataset=FakeDataset(unlabeled=0))

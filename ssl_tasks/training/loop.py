@@ -1,6 +1,7 @@
 """The training loop: load → step → log → evaluate → save → stop."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,10 +86,10 @@ def refresh(run: TrainingRun) -> None:
 def write_log(run: TrainingRun, checkpoints: Checkpoints) -> dict[str, float]:
     """A row of the history: the means since the row before. Here the loop waits for the device."""
     state, settings = run.state, run.learner.train
-    refuse_divergence(run, checkpoints)
     values = {"learning_rate": learning_rate(settings, state.step - 1), **state.meter.read()}
     state.meter.clear()
     state.history.add(state.step, values)
+    refuse_divergence(run, checkpoints)
     return values
 
 
@@ -96,11 +97,12 @@ def refuse_divergence(run: TrainingRun, checkpoints: Checkpoints) -> None:
     """TrainingDiverged where a loss since the last look was not finite, or where it has grown beyond all reason."""
     state, settings = run.state, run.learner.train
     losses = state.history.column("loss")
-    grown = len(losses) > 1 and losses[-1] > GROWTH * max(losses[0], 1.0)
+    first = next((loss for loss in losses if not math.isnan(loss)), 0.0)  # rows of evaluations alone have none
+    grown = len(losses) > 1 and losses[-1] > GROWTH * max(first, 1.0)
     if (step := state.meter.bad_step()) is None and not grown:
         return
     checkpoints.wait()
-    what = f"grew from {losses[0]:.3g} to {losses[-1]:.3g}" if step is None else "is not a finite number"
+    what = f"grew from {first:.3g} to {losses[-1]:.3g}" if step is None else "is not a finite number"
     step = state.step - 1 if step is None else step
     raise TrainingDiverged(
         f"the loss {what} at step {step} (learning rate {learning_rate(settings, step):.3g}); "

@@ -46,14 +46,16 @@ def request_of(section: LearnerSettings, inputs: Mapping[str, Artifact], seed: i
     return Request("train", "train", 1, "ssl_tasks.training.stage:train_model", section, inputs, seed=seed)
 
 
-def train_in(workspace: Path, section: LearnerSettings, inputs: Mapping[str, Artifact], **runtime: Any) -> Artifact:
+def train_in(
+    workspace: Path, section: LearnerSettings, inputs: Mapping[str, Artifact], seed: int = 0, **runtime: Any
+) -> Artifact:
     """Trains in this process and commits the artifact; decoded images lie where the data set was made."""
     cache = inputs["dataset"].path.parents[2] / "cache"
     workspace.mkdir(parents=True, exist_ok=True)
     if not (workspace / "cache").exists():
         (workspace / "cache").symlink_to(cache)
     settings = RuntimeSettings(**{"threads": 1, "device": "cpu", **runtime})
-    return execute(request_of(section, inputs, runtime.pop("seed", 0)), workspace, settings).artifact
+    return execute(request_of(section, inputs, seed), workspace, settings).artifact
 
 
 def train_apart(workspace: Path, section: LearnerSettings, dataset: Artifact, **runtime: Any) -> Any:

@@ -1,0 +1,40 @@
+"""Devices and number formats by name."""
+
+import pytest
+import torch
+
+from ssl_tasks.errors import ConfigError
+from ssl_tasks.training.precision import autocast, has_native_bf16, resolve_device, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+def test_formats_are_what_was_asked_for() -> None:
+    assert resolve_precision("fp32", CPU) == torch.float32
+    assert resolve_precision("bf16", CPU) == torch.bfloat16
+
+
+def test_auto_is_bf16_only_where_the_hardware_has_it() -> None:
+    assert resolve_precision("auto", CPU) == (torch.bfloat16 if has_native_bf16(CPU) else torch.float32)
+
+
+def test_auto_device_is_the_accelerator_where_there_is_one() -> None:
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(("name", "message"), [("gpu", "'gpu' is unknown"), ("cuda:99", "this machine has")])
+def test_device_that_is_not_there_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve_device(name)
+
+
+def test_unknown_format_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'fp8' is unknown"):
+        resolve_precision("fp8", CPU)
+
+
+def test_products_are_in_the_format_and_fp32_is_left_alone() -> None:
+    one = torch.ones(2, 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        with autocast(CPU, dtype):
+            assert (one @ one).dtype == dtype

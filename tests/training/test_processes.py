@@ -1,0 +1,128 @@
+"""Several processes train one network: the same numbers, and an orderly end whatever happens to one of them."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from small_runs import folder_of, history_of, learner, train_apart, train_in, weights_of
+
+from ssl_tasks.artifacts import Artifact
+from ssl_tasks.errors import Interrupted, SelftrainError, TrainingDiverged
+from ssl_tasks.stage import StageContext
+from ssl_tasks.training.checkpoints import checkpoint_files
+from ssl_tasks.training.launch import answer_path, from_json, read_answers, to_json
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes(tmp_path: Path, dataset: Artifact) -> None:
+    """In fp32, on a network without batch norm, whose statistics are each process's own where there is no CUDA."""
+    method = {"name": "fixmatch", "threshold": 0.2}
+    section = learner(method, {"name": "mlp-2", "width": 32}, learning_rate=0.05)
+    one = train_in(tmp_path / "one", section, {"dataset": dataset})
+    two = train_in(tmp_path / "two", section, {"dataset": dataset}, processes=2)
+    theirs = weights_of(two)
+    for name, value in weights_of(one).items():
+        assert np.abs(value - theirs[name]).max() < 1e-5, name
+    assert history_of(one)["mask"].sum() > 0
+    for name, column in history_of(one).items():
+        both = column.to_numpy(), history_of(two)[name].to_numpy()
+        assert both[0] == pytest.approx(both[1], rel=1e-4, abs=1e-6, nan_ok=True), name
+
+
+@contextmanager
+def meanwhile(action: Callable[[], None]) -> Iterator[None]:
+    """Does something beside what goes on."""
+    thread = Thread(target=action)
+    thread.start()
+    yield
+    thread.join()
+
+
+def wait_for(what: Callable[[], Any]) -> Any:
+    """Until `what` is true."""
+    deadline = time.monotonic() + 60
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def ranks_below(pid: int) -> list[psutil.Process]:
+    """The training processes, without their launcher."""
+    return [
+        one for one in psutil.Process(pid).children(recursive=True) if "ssl_tasks.training.worker" in one.cmdline()[3:4]
+    ]
+
+
+@pytest.mark.slow
+def test_group_that_lost_a_rank_and_was_stopped_makes_the_same_model(tmp_path: Path, dataset: Artifact) -> None:
+    section = learner(model={"name": "small_cnn", "width": 4}, steps=2_000, evaluate_every=400, log_every=10)
+    folder, seen = folder_of(tmp_path / "hurt", section, dataset), []
+
+    def reached() -> int:
+        return max((int(path.name[5:15]) for path in checkpoint_files(folder)), default=0)
+
+    def kill_one() -> None:
+        wait_for(reached)
+        seen.extend(ranks_below(os.getpid()))
+        seen[1].kill()
+
+    def stop(since: int) -> None:
+        wait_for(lambda: reached() > since)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def train(name: str) -> Artifact:
+        return train_in(tmp_path / name, section, {"dataset": dataset}, processes=2, checkpoint_every=0.1)
+
+    with meanwhile(kill_one), pytest.raises(SelftrainError, match=r"training process \d of 2 .* was killed.*Run again"):
+        train("hurt")
+    assert len(seen) == 2
+    wait_for(lambda: not any(one.is_running() for one in seen))
+    with meanwhile(partial(stop, reached())), pytest.raises(Interrupted, match="asked to stop at step"):
+        train("hurt")
+    assert train("hurt").digest == train("whole").digest
+
+
+@pytest.mark.slow
+def test_ranks_end_with_the_process_that_started_them(tmp_path: Path, dataset: Artifact) -> None:
+    section = learner(steps=20_000, evaluate_every=20_000)
+    process = train_apart(tmp_path, section, dataset, processes=2, checkpoint_every=0.1)
+    wait_for(lambda: checkpoint_files(folder_of(tmp_path, section, dataset)))
+    ranks = ranks_below(process.pid)
+    assert len(ranks) == 2
+    process.kill()
+    wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in ranks))
+
+
+def answer(folder: Path, number: int, **values: Any) -> None:
+    answer_path(folder, number).write_text(json.dumps(values))
+
+
+def test_result_is_that_of_the_first_rank(tmp_path: Path) -> None:
+    answer(tmp_path, 0, summary={"steps": 3}, parts={})
+    answer(tmp_path, 1, summary={}, parts={})
+    assert read_answers(tmp_path, 2).summary == {"steps": 3}
+
+
+def test_cause_is_told_before_what_followed_from_it(tmp_path: Path) -> None:
+    answer(tmp_path, 0, error="SelftrainError", message="RuntimeError: connection closed by peer")
+    with pytest.raises(SelftrainError, match="training process 1 of 3"):
+        read_answers(tmp_path, 3)
+    answer(tmp_path, 2, error="TrainingDiverged", message="the loss is not a finite number")
+    with pytest.raises(TrainingDiverged, match="not a finite number"):
+        read_answers(tmp_path, 3)
+
+
+def test_context_travels_as_plain_json(tmp_path: Path, dataset: Artifact) -> None:
+    context = StageContext(learner(), {"dataset": dataset}, tmp_path, tmp_path, tmp_path, events=tmp_path, seed=3)
+    assert from_json(to_json(context)) == context

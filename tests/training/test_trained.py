@@ -1,0 +1,82 @@
+"""A trained network reads raw images, in any number format, of any size."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import build_model
+from models.settings import ModelSettings
+from ssl_tasks.errors import DamagedArtifact, DataError
+from ssl_tasks.trained import WEIGHTS, Card, load_trained, save_trained
+
+MODEL = ModelSettings(name="small_cnn", width=4)
+CARD = Card(
+    model=MODEL, classes=("a", "b", "c"), in_channels=3, image_size=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.3)
+)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_trained(tmp_path, build_model(MODEL, 3, 3, 16), CARD)
+    return tmp_path
+
+
+def test_images_are_normalised_as_the_card_says(folder: Path) -> None:
+    expected = (IMAGES / 255.0 - np.array(CARD.mean)) / np.array(CARD.std)
+    found = load_trained(folder, "cpu").normalise(IMAGES)
+    assert found.permute(0, 2, 3, 1).numpy() == pytest.approx(expected, abs=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_logits_are_the_networks_in_evaluation_mode(folder: Path) -> None:
+    torch.manual_seed(0)
+    network = build_model(MODEL, 3, 3, 16).eval()
+    trained = load_trained(folder, "cpu", "fp32")
+    expected = network(trained.normalise(IMAGES)).detach()
+    torch.testing.assert_close(trained.logits(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        trained.features(torch.from_numpy(IMAGES)),
+        network.features(trained.normalise(IMAGES)).detach(),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_bf16_is_near_fp32_and_gives_float32(folder: Path) -> None:
+    exact, rough = (load_trained(folder, "cpu", precision).logits(IMAGES) for precision in ("fp32", "bf16"))
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
+
+
+def test_card_decides_the_precision_where_nobody_else_does(tmp_path: Path) -> None:
+    save_trained(tmp_path, build_model(MODEL, 3, 3, 16), CARD.model_copy(update={"precision": "fp32"}))
+    assert load_trained(tmp_path, "cpu").dtype == torch.float32
+    assert load_trained(tmp_path, "cpu", "bf16").dtype == torch.bfloat16
+
+
+def test_other_image_sizes_are_read(folder: Path) -> None:
+    assert load_trained(folder, "cpu").logits(np.zeros((2, 24, 20, 3), np.uint8)).shape == (2, 3)
+
+
+def test_same_weights_are_the_same_bytes_in_any_memory_format(tmp_path: Path) -> None:
+    network = build_model(MODEL, 3, 3, 16)
+    for name, one in (("plain", network), ("channels_last", network.to(memory_format=torch.channels_last))):
+        (tmp_path / name).mkdir()
+        save_trained(tmp_path / name, one, CARD)
+    assert (tmp_path / "plain" / WEIGHTS).read_bytes() == (tmp_path / "channels_last" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 16, 16, 1), np.uint8), np.zeros((2, 16, 16, 3), np.float32)])
+def test_images_of_another_kind_are_refused(folder: Path, images: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"this network reads uint8 images \[n, height, width, 3\]"):
+        load_trained(folder, "cpu").logits(images)
+
+
+def test_cut_weights_are_damage(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:1000])
+    with pytest.raises(DamagedArtifact, match="cannot be read as safetensors"):
+        load_trained(folder, "cpu")

@@ -1,0 +1,87 @@
+"""Two processes with half of each batch do what one process does with the whole: losses, masks and memories alike.
+
+Methods that draw random numbers are left out (each rank draws its own), and the network has no batch norm.
+"""
+
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ssl_tasks.batch import Batch
+from ssl_tasks.distributed import average_gradients, rank, world
+from tests.methods.trial import PROBLEM, TinyPools, Trial, batch_of, settings_of, student_of
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "pseudo_label": ("pseudo_label", {"ramp_start": 0.0, "threshold": 0.6}),
+    "fixmatch": ("fixmatch", {"threshold": 0.5, "distribution_alignment": True}),
+    "mean_teacher": ("mean_teacher", {}),
+    "pi_model": ("pi_model", {}),
+    "temporal_ensembling": ("temporal_ensembling", {}),
+    "uda": ("uda", {"threshold": 0.4, "tsa": "linear", "in_domain_share": 0.5}),
+    "flexmatch": ("flexmatch", {"threshold": 0.7}),
+    "freematch": ("freematch", {"decay": 0.5, "fairness_weight": 0.1}),
+    "freematch by quantile": ("freematch", {"decay": 0.5, "quantile": 0.8}),
+    "softmatch": ("softmatch", {"decay": 0.5}),
+    "noisy_student": ("noisy_student", {}),
+}
+
+
+def share_of(batch: Batch) -> Batch:
+    """This rank's rows."""
+    return batch.map(lambda rows: rows[rank() :: world()]) if world() > 1 else batch
+
+
+def train(case: str) -> dict[str, Tensor]:
+    """Six steps; what they leave."""
+    name, knobs = CASES[case]
+    trial = Trial(settings_of(name, **knobs), student=student_of(model="mlp", sharpness=2.0))
+    for number in range(PROBLEM.steps):
+        every = trial.method.refresh_every()
+        if every is not None and number % every == 0:
+            trial.method.before_epoch(trial.student, TinyPools())
+        batch = share_of(replace(batch_of(trial.method.views, number), unlabeled_truth=torch.empty(0)))
+        trial.optimizer.zero_grad(set_to_none=True)
+        trial.method.loss(trial.student, batch, number / (PROBLEM.steps - 1)).total.backward()
+        average_gradients(trial.student.parameters())
+        trial.optimizer.step()
+        trial.method.after_step(trial.student)
+    return trial.state()
+
+
+def work(number: int, folder: Path) -> None:
+    """One of two ranks; rank 0 writes what it found."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
+    found = {case: train(case) for case in CASES}
+    if number == 0:
+        torch.save(found, folder / "found.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    """Every case, by two processes."""
+    folder, spawn = tmp_path_factory.mktemp("ranks"), multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=work, args=(number, folder)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    return torch.load(folder / "found.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_agree_with_one(case: str, of_two: dict[str, dict[str, Tensor]]) -> None:
+    alone = train(case)
+    assert alone.keys() == of_two[case].keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(
+            of_two[case][name], value, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )

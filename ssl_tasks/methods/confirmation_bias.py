@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from models.classifier import Classifier
 from models.noise import without_noise
 from ssl_tasks.batch import Batch, Views
-from ssl_tasks.distributed import gather_rows
+from ssl_tasks.distributed import gather_rows, mean_over_ranks
 from ssl_tasks.functional import entropy, pseudo_label_logs, soft_cross_entropy
 from ssl_tasks.methods.base import Losses, Method, Pools, Problem, gradient_share
 from ssl_tasks.methods.settings import ConfirmationBiasSettings
@@ -32,8 +32,9 @@ from ssl_tasks.mixing import draw_lambda, frozen_statistics, mix_with_shuffled
 
 
 def distance_from_uniform(logits: Tensor) -> Tensor:
-    """KL(uniform ‖ mean prediction)."""
+    """KL(uniform ‖ mean prediction of all ranks)."""
     mean = logits.softmax(dim=1).mean(dim=0)
+    mean = mean + (mean_over_ranks(mean) - mean).detach()  # each rank's gradient at the mean of all
     return -mean.clamp_min(torch.finfo(mean.dtype).tiny).log().mean() - math.log(len(mean))
 
 

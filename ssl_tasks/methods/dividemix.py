@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from models.classifier import Classifier
 from models.ensemble import joined
 from ssl_tasks.batch import Batch, Views
-from ssl_tasks.distributed import average_buffers
+from ssl_tasks.distributed import average_buffers, mean_over_ranks, world
 from ssl_tasks.functional import (
     entropy,
     pseudo_label_logs,
@@ -64,8 +64,8 @@ def clean_probability(losses: np.ndarray) -> np.ndarray:
 
 
 def mean_where(losses: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the rows that the mask counts; 0 where it counts none."""
-    return (losses * mask).sum() / mask.sum().clamp_min(1)
+    """The mean of the rows that the mask counts (over all ranks, once these are averaged); 0 where it counts none."""
+    return (losses * mask).sum() / mean_over_ranks(mask.sum()).clamp_min(1 / world())
 
 
 class DivideMix(Method):

@@ -65,6 +65,8 @@ class SimCLR(Method):
 
     def before_training(self, student: Classifier) -> None:
         self.projection = projection_head(student.num_features, self.settings.projection, self.settings.layers)
+        if world() > 1 and next(student.parameters()).is_cuda:
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.projection)  # in place, as the engine does with the student
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         counts = [len(batch.labels), *(len(view) for view in batch.unlabeled)]

@@ -1,13 +1,14 @@
 """SimCLR: the contrast, the projection head, the probe."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ssl_tasks.methods.simclr import nt_xent, projection_head
+from ssl_tasks.methods.simclr import nt_xent, projection_head, with_other_ranks
 from tests.methods.trial import CLASSES, Trial, batch_of, gradients, settings_of
 
 
@@ -82,3 +83,27 @@ def test_the_probe_is_the_cross_entropy_of_the_students_own_head() -> None:
     expected = torch.nn.functional.cross_entropy(trial.student(batch.labeled[0]), batch.labels)
     assert losses.logs["supervised"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert trial.student.head.out_features == CLASSES
+
+
+def contrast_in_a_rank(number: int, store: str, rows: torch.Tensor, weight: torch.Tensor, results: str) -> None:
+    """One of two processes: the gradient of its half of the images."""
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=number, world_size=2)
+    weight = weight.clone().requires_grad_()
+    first, second = (view[2 * number : 2 * number + 2] @ weight for view in rows)
+    loss, _ = nt_xent(with_other_ranks(first), with_other_ranks(second), 0.5)
+    (2 * loss).backward()
+    assert weight.grad is not None
+    torch.distributed.all_reduce(weight.grad)
+    torch.save(weight.grad / 2, f"{results}/{number}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_contrast_the_images_of_both(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    rows, weight = torch.randn(2, 4, 6), torch.randn(6, 5, requires_grad=True)
+    nt_xent(rows[0] @ weight, rows[1] @ weight, 0.5)[0].backward()
+    store = (str(tmp_path / "store"), rows, weight.detach(), str(tmp_path))
+    torch.multiprocessing.spawn(contrast_in_a_rank, store, nprocs=2)
+    for number in (0, 1):
+        found = torch.load(tmp_path / f"{number}.pt", weights_only=True)
+        assert torch.allclose(found, weight.grad, atol=1e-6)

@@ -74,6 +74,7 @@ class Tables:
         manifest = pa.table(
             {name: pa.array(values, pa.int32() if name == "label" else pa.string()) for name, values in columns.items()}
         )
+        manifest = manifest.append_column("uri", manifest["sample_id"])
         pq.write_table(manifest, folder / "manifest.parquet")
         truth = {"sample_id": [row.sample_id for row in self.rows], "label": [row.label or 0 for row in self.rows]}
         pq.write_table(
@@ -118,6 +119,8 @@ class Tables:
             for name in ("sample_id", "label", "confidence", "margin", "view_agreement", "feature_distance", "error")
         }
         columns["entropy"] = [0.5] * len(rows)
+        for name in ("confidence", "margin", "view_agreement", "entropy"):
+            columns[name] = [None if row.error else value for row, value in zip(rows, columns[name], strict=True)]
         orders = [sorted(range(self.classes), key=lambda c: c != row.label)[:stored] for row in rows]
         columns["classes"] = orders
         columns["probs"] = [

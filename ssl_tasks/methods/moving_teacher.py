@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.classifier import Classifier
+from ssl_tasks.distributed import average_buffers
 
 
 class MovingTeacher(nn.Module):
@@ -25,7 +26,10 @@ class MovingTeacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, student: Classifier, decay: float, warmup: bool) -> None:
-        """teacher ← d · teacher + (1 - d) · student, d = min(1 - 1/(t + 1), decay) in the warm-up, on the device."""
+        """teacher ← d · teacher + (1 - d) · student, d = min(1 - 1/(t + 1), decay) in the warm-up, on the device.
+
+        Ranks share one teacher, so its statistics are made alike too.
+        """
         self.updates += 1
         most = torch.full_like(self.updates, decay)
         kept = torch.minimum(1 - 1 / (self.updates + 1), most) if warmup else most
@@ -33,3 +37,4 @@ class MovingTeacher(nn.Module):
         theirs: list[Tensor] = list(student.parameters())
         torch._foreach_mul_(mine, kept)
         torch._foreach_add_(mine, list(torch._foreach_mul(theirs, 1 - kept)))
+        average_buffers(self.network)

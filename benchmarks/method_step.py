@@ -67,7 +67,7 @@ def counted_images() -> Iterator[Counts]:
         counts["own gradient" if images.requires_grad else kind] += len(images)
         return original(network, images)
 
-    Classifier.features = features  # type: ignore[method-assign]
+    Classifier.features = features  # type: ignore[method-assign, assignment]
     try:
         yield counts
     finally:

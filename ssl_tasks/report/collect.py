@@ -125,6 +125,7 @@ def read_stages(run: Run, links: Links) -> tuple[Stage, ...]:
             ),
             settings=manifests[record.name].get("settings", {}),
             summary=manifests[record.name].get("summary", {}),
+            tracked=str(manifests[record.name].get("provenance", {}).get("mlflow_run") or ""),
             link=links.get(record.digest),
         )
         for record in records

@@ -16,7 +16,7 @@ from ssl_tasks.pseudo_labels.schema import Predictions
 from ssl_tasks.pseudo_labels.views import RunTables
 from ssl_tasks.report.data import Gallery, Opinion, Pictures, Sample
 from ssl_tasks.report.picks import Picks
-from ssl_tasks.report.pictures import COLUMNS, draw_pictures
+from ssl_tasks.report.pictures import COLUMNS, encode_sheets, make_sheets
 from ssl_tasks.report.questions import looked
 from ssl_tasks.runs import Run
 
@@ -51,9 +51,10 @@ def draw(run: Run, positions: list[int], most_bytes: int) -> tuple[Pictures | No
     assert isinstance(dataset, Artifact)
     try:
         pool = Dataset.open(dataset, run.workspace / "cache", run.config.runtime).pool("unlabeled")
-        return draw_pictures(pool.images, np.array(positions, np.int64), most_bytes), ""
+        sheets, tile = make_sheets(pool.images, np.array(positions, np.int64))
     except (SelftrainError, OSError) as error:
         return None, f"The images cannot be read any more, so labels are shown without them: {error}"
+    return encode_sheets(sheets, tile, most_bytes), ""
 
 
 def sample_of(rows: list[Mapping[str, Any]], picture: int | None, picks: Picks) -> Sample:

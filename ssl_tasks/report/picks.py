@@ -63,8 +63,11 @@ def pick(
             if score > 0:
                 picks.ids.setdefault(sample)
                 picks.queue[round_number, sample] = float(np.round(score, 4)), why
+    is_last = round_number == max(one.round for one in tables.rounds)
     for query, share in SHARES:
         limit = max(1, int(room * share))
+        if query is ANY and is_last:  # a small data set is shown whole
+            limit = max(limit, MOST_PICTURES - len(picks.ids))
         filled = query.format(limit=limit, each=max(1, limit // (3 * num_classes)))
         for (sample,) in connection.execute(filled).fetchall():
             picks.ids.setdefault(sample)

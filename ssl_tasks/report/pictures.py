@@ -34,13 +34,22 @@ class Encoding:
         if self.format == "png":
             image.save(stream, "PNG", optimize=True)
         else:
-            image.save(stream, "JPEG", quality=self.quality, subsampling=0, optimize=True)
+            image.save(stream, "JPEG", quality=self.quality, subsampling=0)
         return f"data:image/{self.format};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def draw_pictures(load: Load, positions: NDArray[np.int64], most_bytes: int) -> Pictures:
-    """Sprites of the images at `positions`, in their order; coarser until they fit, then without the last ones."""
-    sheets, tile = make_sheets(load, positions)
+def make_sheets(load: Load, positions: NDArray[np.int64]) -> tuple[list[NDArray[np.uint8]], int]:
+    """The images at `positions`, in their order, as arrays of COLUMNS × COLUMNS tiles each; and a tile's side."""
+    each, sheets, tile = COLUMNS**2, [], LARGEST_TILE
+    for start in range(0, len(positions), each):
+        images = load(positions[start : start + each])
+        tile = tile_side(images.shape[1])
+        sheets.append(lay_out([fit(image, tile) for image in images], tile))
+    return sheets, tile
+
+
+def encode_sheets(sheets: list[NDArray[np.uint8]], tile: int, most_bytes: int) -> Pictures:
+    """Sheets as sprites; coarser until they fit, then without the last ones."""
     kinds = [Encoding("png", 0)] if tile <= LOSSLESS_TILE else [Encoding("jpeg", quality) for quality in QUALITIES]
     sprites: list[str] = []
     for kind in kinds:
@@ -50,16 +59,6 @@ def draw_pictures(load: Load, positions: NDArray[np.int64], most_bytes: int) -> 
     while sum(map(len, sprites)) > most_bytes:
         sprites.pop()
     return Pictures(tile, COLUMNS, tuple(sprites))
-
-
-def make_sheets(load: Load, positions: NDArray[np.int64]) -> tuple[list[NDArray[np.uint8]], int]:
-    """Arrays of COLUMNS × COLUMNS tiles each, and a tile's side."""
-    each, sheets, tile = COLUMNS**2, [], LARGEST_TILE
-    for start in range(0, len(positions), each):
-        images = load(positions[start : start + each])
-        tile = tile_side(images.shape[1])
-        sheets.append(lay_out([fit(image, tile) for image in images], tile))
-    return sheets, tile
 
 
 def tile_side(image_size: int) -> int:

@@ -2,9 +2,8 @@
 
 const ACCENT = 'var(--accent)', INK = 'currentColor', MUTED = 'var(--muted)', LINE = 'var(--line)', PAPER = 'var(--raised)';
 const SHAPES = {
-  dot: { r: 4.5, shape: 'circle', fill: ACCENT },
-  ring: { r: 4.5, shape: 'circle', fill: PAPER, stroke: INK },
-  square: { r: 4, shape: 'square', fill: PAPER, stroke: INK },
+  dot: { r: 4, shape: 'circle', fill: ACCENT },
+  square: { r: 5.5, shape: 'square', fill: PAPER, stroke: INK },
   triangle: { r: 4, shape: 'triangle', fill: MUTED },
 };
 
@@ -104,25 +103,23 @@ function balanceChart(page, most = 30) {
 
 /** Confidences of kept and other candidates, with the thresholds. `label` null is all classes. */
 function histogramChart(page, label) {
-  const { bins } = page.histogram;
+  const width = page.histogram.bins;
   const [kept, left] = label === null ? [page.histogram.kept, page.histogram.left] : page.histogram.by_class[label] ?? [[], []];
-  const rows = kept.flatMap((number, at) => [
-    { x1: at / bins, x2: (at + 1) / bins, y1: 0, y2: number, kept: true },
-    { x1: at / bins, x2: (at + 1) / bins, y1: number, y2: number + left[at], kept: false },
-  ]).filter(row => row.y2 > row.y1);
+  const bars = values => values.map((number, at) => ({ x1: at / width, x2: (at + 1) / width, y1: 0, y2: number })).filter(row => row.y2);
   const used = page.balance.filter((one, at) => known(one.threshold) && (label === null || at === label));
   const thresholds = [...new Set(used.map(one => one.threshold))].sort((a, b) => a - b);
   const said = thresholds.length === 0 ? 'no threshold'
     : thresholds.length === 1 ? `threshold ${decimal(thresholds[0], 2)}`
       : `thresholds by class ${decimal(thresholds[0], 2)}–${decimal(thresholds.at(-1), 2)}`;
   const sum = values => values.reduce((a, b) => a + b, 0);
-  const words = `${count(sum(kept))} kept, ${count(sum(left))} not; ${said}.`;
+  const words = `${count(sum(kept))} kept, ${count(sum(left))} not; ${said}. The square-root scale keeps small bars in sight.`;
   return chart('Confidence', words, () => ({
     height: 250, marginLeft: 52, marginTop: 22,
-    x: { domain: [0, 1], label: 'confidence', ticks: 6 }, y: { grid: true, label: '↑ images', ticks: 5, tickFormat: 's' },
+    marginBottom: 40,
+    x: { domain: [0, 1], label: 'confidence', ticks: 6 }, y: { type: 'sqrt', grid: true, label: 'images', ticks: 5, tickFormat: value => count(value) },
     marks: [
-      charts.rectY(rows.filter(row => row.kept), { x1: 'x1', x2: 'x2', y1: 'y1', y2: 'y2', fill: ACCENT, insetLeft: 0.5, insetRight: 0.5 }),
-      charts.rectY(rows.filter(row => !row.kept), { x1: 'x1', x2: 'x2', y1: 'y1', y2: 'y2', fill: PAPER, stroke: MUTED, inset: 0.8 }),
+      charts.rectY(bars(kept), { x1: 'x1', x2: 'x2', y1: 'y1', y2: 'y2', fill: ACCENT, insetLeft: 0.5, insetRight: 0.5 }),
+      charts.rectY(bars(left), { x1: 'x1', x2: 'x2', y1: 'y1', y2: 'y2', fill: PAPER, fillOpacity: 0.55, stroke: INK, insetLeft: 2, insetRight: 2 }),
       charts.ruleY([0]),
       charts.ruleX(thresholds, { stroke: INK, strokeWidth: thresholds.length > 5 ? 0.8 : 1.6, strokeOpacity: thresholds.length > 5 ? 0.55 : 1, strokeDasharray: '4,3' }),
     ],
@@ -137,12 +134,11 @@ function reliabilityChart(reliability) {
   const fitted = known(reliability.tempered_ece) ? `; with temperature ${decimal(reliability.temperature, 2)}: ${percent(reliability.tempered_ece)}` : '';
   const words = `On validation. Expected calibration error ${percent(reliability.ece)}${fitted}. Larger marks hold more images.`;
   return chart('Reliability', words, width => ({
-    height: Math.min(340, width * 0.8), marginLeft: 46,
-    x: { domain: [0, 1], ...percentAxis, label: 'confidence', ticks: 5 }, y: { domain: [0, 1], ...percentAxis, label: '↑ accuracy', grid: true, ticks: 5 },
+    height: Math.min(340, width * 0.8), marginLeft: 46, marginBottom: 40, marginTop: 26,
+    x: { domain: [0, 1], ...percentAxis, label: 'confidence', ticks: 5 }, y: { domain: [0, 1], ...percentAxis, label: 'accuracy', grid: true, ticks: 5 },
     r: { type: 'identity' }, symbol: { type: 'identity' },
     marks: [
       charts.link([0], { x1: 0, y1: 0, x2: 1, y2: 1, stroke: MUTED, strokeDasharray: '4,3' }),
-      charts.lineY(bins, { x: 'confidence', y: 'accuracy', stroke: ACCENT, strokeOpacity: 0.5 }),
       charts.dot(tempered, { x: 'confidence', y: 'accuracy', r: size, fill: 'none', stroke: MUTED, symbol: 'square' }),
       charts.dot(bins, { x: 'confidence', y: 'accuracy', r: size, fill: ACCENT, stroke: PAPER }),
     ],
@@ -164,6 +160,7 @@ function confusionChart(title, confusion, columns) {
       x: { type: 'band', domain: classes, axis: 'top', label: `${columns} →`, tickSize: 0, tickFormat: label => shorten(className(label), Math.max(1, Math.floor(side / 8))) },
       y: { type: 'band', domain: classes, label: null, tickSize: 0, tickFormat: label => shorten(className(label), 22) },
       marks: [
+        charts.cell(classes.flatMap(truth => classes.map(said => ({ truth, said }))), { x: 'said', y: 'truth', fill: 'var(--faint)', inset: 0.5 }),
         charts.cell(cells, { x: 'said', y: 'truth', fill: ACCENT, fillOpacity: cell => 0.06 + 0.84 * cell.share, inset: 0.5, title: cell => `${className(cell.truth)} → ${className(cell.said)}: ${cell.number}` }),
         ...(side > 21 ? [charts.text(cells, { x: 'said', y: 'truth', text: cell => (cell.number > 9999 ? `${Math.round(cell.number / 1000)}k` : String(cell.number)), fill: cell => (cell.share > 0.5 ? 'var(--on-accent)' : INK), fontSize: side < 30 ? 9 : 11 })] : []),
       ],
@@ -177,7 +174,7 @@ function curveChart(page) {
   const rows = page.curve.map(([step, accuracy]) => ({ step, accuracy }));
   const last = rows.at(-1);
   return chart('Training', `Validation accuracy by step; ${percent(last.accuracy)} after ${plural(last.step, 'step')}.`, () => ({
-    height: 220, marginLeft: 46, x: { label: 'step', ticks: 5 }, y: { ...percentAxis, grid: true, nice: true, label: null, ticks: 5 },
+    height: 250, marginLeft: 46, marginBottom: 40, x: { label: 'step', ticks: 5 }, y: { ...percentAxis, grid: true, nice: true, label: null, ticks: 5 },
     marks: [charts.lineY(rows, { x: 'step', y: 'accuracy', stroke: ACCENT, strokeWidth: 1.8 }), ...(rows.length < 40 ? [charts.dot(rows, { x: 'step', y: 'accuracy', r: 2.5, fill: ACCENT })] : [])],
   }));
 }

@@ -59,13 +59,15 @@ function basket() {
       ? `${plural(corrections.size, 'correction')}: ${number('right')} right, ${number('wrong')} wrong, ${number('other')} another class`
       : 'No corrections yet';
     [save, copy, text, clear].forEach(button => { button.disabled = corrections.size === 0; });
+    whole.classList.toggle('full', corrections.size > 0);
     area.value = csv();
     if (!corrections.size) toggle(false);
   }
 
+  addEventListener('beforeunload', event => { if (corrections.size) event.preventDefault(); });
+  const whole = el('div', { class: 'basket' }, el('div', { class: 'row' }, status, text, copy, clear, save), area,
+    el('div', {}, el('small', {}, 'Then ', el('code', {}, `selftrain labels apply ${visible(data.run.id)} corrections.csv`), '. '), said));
   listeners.push(update);
   update();
-  addEventListener('beforeunload', event => { if (corrections.size) event.preventDefault(); });
-  return el('div', { class: 'basket' }, el('div', { class: 'row' }, status, text, copy, clear, save), area,
-    el('div', {}, el('small', {}, 'Then ', el('code', {}, `selftrain labels apply ${visible(data.run.id)} corrections.csv`), '. '), said));
+  return whole;
 }

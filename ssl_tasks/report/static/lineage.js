@@ -34,6 +34,7 @@ function placeNodes() {
 
 function graph(panel) {
   const { places, width, height } = placeNodes();
+  const between = (from, to) => [...places.values()].some(one => one.y === from.y && one.x > from.x && one.x < to.x);
   const edges = data.stages.flatMap(one => one.inputs
     .filter(([role, from]) => places.has(from) && (role !== 'dataset' || one.round === 0 && one.stage !== 'evaluate'))
     .map(([role, from]) => ({ from, to: one.name, role })));
@@ -41,9 +42,12 @@ function graph(panel) {
   svg.setAttribute('width', width);
   svg.setAttribute('height', height);
   svg.setAttribute('aria-hidden', 'true');
+  svg.append(arrowhead());
   for (const edge of edges) {
     const path = document.createElementNS('http://www.w3.org/2000/svg', 'path');
-    path.setAttribute('d', route(places.get(edge.from), places.get(edge.to)));
+    path.setAttribute('class', 'edge');
+    path.setAttribute('marker-end', 'url(#head)');
+    path.setAttribute('d', route(places.get(edge.from), places.get(edge.to), between));
     edge.path = path;
     svg.append(path);
   }
@@ -59,16 +63,27 @@ function graph(panel) {
     panel.replaceChildren(...stagePanel(stage, choose, nodes));
   }
   const canvas = el('div', { class: 'canvas' }, svg, nodes);
-  Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
+  Object.assign(canvas.style, { width: `${width}px`, height: `${height + 24}px` });
   return el('div', { class: 'graph', tabindex: 0, role: 'region', 'aria-label': 'Lineage graph' }, canvas);
 }
 
+function arrowhead() {
+  const make = (tag, attributes) => {
+    const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
+  };
+  const head = make('marker', { id: 'head', viewBox: '0 0 8 8', refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: 'auto', markerUnits: 'userSpaceOnUse' });
+  head.append(make('path', { d: 'M0,0.5 L8,4 L0,7.5 z', fill: 'currentColor' }));
+  return head;
+}
+
 /** From right side to left side along a row, from below to above between rows, around what stands between. */
-function route(from, to) {
+function route(from, to, between) {
   const middle = place => place.y + BOX.height / 2;
-  if (from.y === to.y && to.x - from.x > BOX.width + BOX.across) {
+  if (from.y === to.y && between(from, to)) {
     const dip = from.y + BOX.height + 16;
-    const points = [[from.x + BOX.width - 30, from.y + BOX.height], [from.x + BOX.width - 10, dip], [from.x + BOX.width + 40, dip], [to.x - 20, dip], [to.x + 20, dip], [to.x + 40, to.y + BOX.height]];
+    const points = [[from.x + BOX.width - 30, from.y + BOX.height], [from.x + BOX.width - 10, dip], [from.x + BOX.width + 40, dip], [to.x - 20, dip], [to.x + 20, dip], [to.x + 36, to.y + BOX.height + 3], [to.x + 40, to.y + BOX.height]];
     return charts.line().curve(charts.curveBasis)(points);
   }
   if (to.x > from.x && to.stage.round === from.stage.round) {
@@ -100,8 +115,8 @@ function stagePanel(stage, choose, nodes) {
       row('Time', `${duration(stage.wall_seconds)} in this run, ${duration(stage.cost_seconds)} to compute`),
       row('Digest', el('span', { class: 'digest' }, stage.digest || '–')),
       row('Key', el('span', { class: 'digest' }, stage.key || '–')),
-      row('Made of', stage.inputs.length ? stage.inputs.map(go) : 'the source'),
-      row('MLflow', link(stage.link))),
+      row('Made of', stage.inputs.length ? stage.inputs.map(go) : 'the source alone'),
+      row('MLflow', link(stage))),
     fold('Settings', el('pre', { tabindex: 0 }, visibleJson(stage.settings))),
     fold('Summary', el('pre', { tabindex: 0 }, visibleJson(stage.summary))),
   ];
@@ -109,9 +124,9 @@ function stagePanel(stage, choose, nodes) {
 
 const visibleJson = value => JSON.stringify(value, null, 1).split('\n').map(visible).join('\n');
 
-/** Only addresses of the web: anything else stays text. */
-function link(address) {
-  if (!known(address)) return 'not recorded';
+/** Only addresses of the web; anything else stays text. Without one, what to search for in MLflow. */
+function link({ link: address, tracked }) {
+  if (!known(address)) return tracked ? el('code', {}, `tags."selftrain.local" = '${visible(tracked)}'`) : 'not tracked';
   return /^https?:\/\//i.test(address) ? el('a', { href: address, target: '_blank', rel: 'noopener noreferrer' }, visible(address)) : visible(address);
 }
 
@@ -123,6 +138,6 @@ function stagesTable() {
     { name: 'To compute', number: true, value: one => one.cost_seconds, show: one => duration(one.cost_seconds) },
     { name: 'Made of', value: one => one.inputs.map(([, from]) => visible(from)).join(', ') || '–' },
     { name: 'Digest', show: one => el('span', { class: 'digest' }, one.digest.slice(0, 12) || '–') },
-    { name: 'MLflow', show: one => link(one.link) },
+    { name: 'MLflow', show: one => link(one) },
   ], data.stages);
 }

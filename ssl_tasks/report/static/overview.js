@@ -12,7 +12,8 @@ function overview() {
     el('p', {}, el('strong', {}, stopWord(run)), ' ', visible(run.stopped || '')),
   );
   const started = new Date(run.created * 1000).toISOString().slice(0, 16).replace('T', ' ');
-  const part = section('summary', 'Summary', figures(),
+  const part = el('section', { id: 'summary', class: 'first', 'aria-labelledby': 'summary-title' },
+    el('h2', { id: 'summary-title', class: 'quiet' }, 'Summary'), figures(),
     el('div', { class: 'columns' }, data.rounds.length ? accuracyChart(data.rounds) : null, data.stages.length ? costChart(data.stages) : null),
     data.rounds.length ? roundsTable() : el('p', {}, 'No model has been trained yet.'),
     el('p', { class: 'note' }, `Started ${started} UTC. `, known(run.finished) ? `The run took ${duration(run.finished - run.created)}.` : ''),
@@ -44,26 +45,26 @@ function figures() {
   const gain = split => [first.round !== best.round && first[split] ? el('span', { class: 'from' }, `${percent(first[split].accuracy)} → `) : null, percent(best[split].accuracy)];
   const items = [];
   for (const split of ['test', 'validation']) {
-    if (best?.[split]) items.push(figure(`${split === 'test' ? 'Test' : 'Validation'} accuracy, ${best.model}`, gain(split), `95% interval ${range(best[split])}, ${plural(best[split].count, 'image')}`));
+    if (best?.[split]) items.push(figure(`${split === 'test' ? 'Test' : 'Validation'} accuracy, ${best.model}`, gain(split), `${range(best[split])} (95% interval), ${plural(best[split].count, 'image')}`));
   }
   if (first) items.push(figure('Labels used', count(first.labeled), `${plural(data.classes.length, 'class', 'classes')}; ${count(data.counts.unlabeled)} unlabelled images`));
   if (last) items.push(figure(`Labels invented, round ${last.round}`, count(last.kept), known(last.known) ? `${percent(last.right / last.known)} right, by hidden truth of ${count(last.known)}` : `of ${plural(last.candidates, 'candidate')}; shown ${plural(last.copies, 'time')}`));
   const cost = data.stages.reduce((sum, one) => sum + (one.cost_seconds ?? 0), 0);
-  const wall = data.stages.reduce((sum, one) => sum + one.wall_seconds, 0);
-  items.push(figure('Computing time', duration(cost), `${duration(wall)} of it in this run; the rest was reused`));
+  const here = data.stages.reduce((sum, one) => sum + (one.state === 'reused' ? 0 : one.cost_seconds ?? 0), 0);
+  items.push(figure('Computing time', duration(cost), here === cost ? 'all of it in this run' : here ? `${duration(here)} of it in this run, the rest reused` : 'all of it reused from earlier runs'));
   return el('dl', { class: 'figures' }, items);
 }
 
 function roundsTable() {
   const columns = [
-    { name: 'Model', value: one => one.round, show: one => one.model + (one.round === data.best_round ? ' ★' : '') },
-    { name: 'Network', value: one => one.architecture, show: one => `${visible(one.architecture)}, ${visible(one.method)}` },
+    { name: 'Model', value: one => one.round, show: one => one.model + (one.round === data.best_round ? '\u00a0★' : '') },
+    { name: 'Test', number: true, value: one => one.test?.accuracy, show: one => scoreCell(one.test) },
+    { name: 'Validation', number: true, value: one => one.validation?.accuracy, show: one => scoreCell(one.validation) },
     { name: 'Invented', number: true, value: one => one.kept, show: one => count(one.kept) },
     { name: 'Shown', number: true, value: one => one.copies, show: one => count(one.copies), title: 'with copies' },
     { name: 'Right', number: true, value: one => (known(one.known) ? one.right / one.known : null), show: one => (known(one.known) ? percent(one.right / one.known) : '–'), title: 'of the invented labels, by hidden truth' },
-    { name: 'Validation', number: true, value: one => one.validation?.accuracy, show: one => scoreCell(one.validation) },
-    { name: 'Test', number: true, value: one => one.test?.accuracy, show: one => scoreCell(one.test) },
     { name: 'Gate', value: one => one.gate?.decision, show: one => (one.gate ? visible(one.gate.decision) : '–') },
+    { name: 'Network', value: one => one.architecture, show: one => `${visible(one.architecture)}, ${visible(one.method)}` },
   ];
   return table('Teacher and students; ★ is the best on validation, intervals are 95%', columns, data.rounds, { mark: one => (one.round === data.best_round ? 'best' : null) });
 }

@@ -19,6 +19,7 @@ from ssl_tasks.tracking.client import default_uri
 from ssl_tasks.tracking.tracker import Tracker
 
 log = logging.getLogger("selftrain")
+REPORT = "report.html"
 Prepare = Callable[[Conductor], None]
 
 
@@ -46,6 +47,7 @@ def run_pipeline(
             run.write_summary(summary.as_json())
             finished(run, None, summary.stopped)
             _promote(run, summary, tracker, tracked)
+            _report(run, tracker, tracked)
             tracker.finish_run(tracked, "FINISHED", {"selftrain.stopped": summary.stopped})
         except BaseException as error:
             stop_all()
@@ -68,6 +70,16 @@ def _promote(run: Run, summary: Summary, tracker: Tracker, tracked: str) -> None
     if best.model is not None and line.validation_accuracy is not None and run.dataset is not None:
         digest = run.dataset.parts["validation"]
         tracker.promote(tracked, best.model, line.validation_accuracy, run.config.name, digest)
+
+
+def _report(run: Run, tracker: Tracker, tracked: str) -> None:
+    """The page about the run, in its folder and in MLflow. A run that succeeded does not fail for it."""
+    from ssl_tasks.report.page import write_report
+
+    try:
+        tracker.log_file(tracked, write_report(run, run.path / REPORT))
+    except Exception:  # the numbers are safe; the page can be written again with `selftrain report`
+        log.exception("the report of %s could not be written", run.id)
 
 
 @contextmanager

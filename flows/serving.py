@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,8 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
     ]
     for config in recipes:
         print(f"serving  {config.name}  {schedule.as_options() or 'on demand'}", flush=True)
+    # Prefect 3.8's own SIGTERM handler forgets to await; it stops all the same.
+    warnings.filterwarnings("ignore", message="coroutine 'Runner.astop' was never awaited")
     prefect_serve(*deployments, print_starting_message=False)
 
 

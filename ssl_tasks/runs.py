@@ -100,12 +100,24 @@ class Run:
 
     def record(self, stage: StageRecord) -> None:
         """Writes down how a stage stands."""
-        write_atomically(self.path / "stages" / f"{stage.name}.json", json.dumps(asdict(stage), indent=1) + "\n")
+        artifact, log = (
+            str(Path(path).relative_to(self.workspace)) if path else "" for path in (stage.artifact, stage.log)
+        )
+        stage = replace(stage, artifact=artifact, log=log)
+        path = self.path / "stages" / f"{stage.name}.json"
+        write_atomically(path, json.dumps(asdict(stage), indent=1) + "\n")
 
     def stages(self) -> list[StageRecord]:
         """The stages in the order in which the run met them."""
         paths = (self.path / "stages").glob("*.json")
-        return sorted((StageRecord(**json.loads(path.read_text())) for path in paths), key=lambda one: one.order)
+        records = [StageRecord(**json.loads(path.read_text())) for path in paths]
+        return sorted((self._placed(record, self.workspace) for record in records), key=lambda one: one.order)
+
+    @staticmethod
+    def _placed(record: StageRecord, workspace: Path) -> StageRecord:
+        """Records hold paths within the workspace, which may have moved; whoever reads them gets them whole."""
+        artifact = str(workspace / record.artifact) if record.artifact else ""
+        return replace(record, artifact=artifact, log=str(workspace / record.log) if record.log else "")
 
     def stage(self, name: str) -> StageRecord:
         """One stage by its name in this run."""

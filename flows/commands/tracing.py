@@ -105,10 +105,11 @@ def _sample(run: Run, options: Namespace) -> None:
 
 
 def _report(options: Namespace) -> None:
+    from flows.pipeline import REPORT
     from ssl_tasks.report.page import write_report
 
     run = find_run(workspace_folder(options.workspace), options.run)
-    print(write_report(run, options.output or run.path / "report.html"))
+    print(write_report(run, options.output or run.path / REPORT))
 
 
 def _sync(options: Namespace) -> None:

@@ -1,0 +1,30 @@
+"""One finished tiny run for the whole session; tests work on copies of its workspace."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.flows.tiny import last, selftrain, write_recipe
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny recipe's file."""
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, recipe: str) -> Path:
+    """A workspace with one undisturbed run. Not to be changed."""
+    workspace = tmp_path_factory.mktemp("finished")
+    done = selftrain(workspace, "run", recipe)
+    assert done.returncode == 0, done.stderr
+    assert last(workspace).info["state"] == "done"
+    return workspace
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A workspace of one's own with the finished run in it."""
+    return Path(shutil.copytree(finished, tmp_path / "copy"))

@@ -1,0 +1,95 @@
+"""The command line's promises: exit codes, one clear sentence, never a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.commands.tables import printable
+from tests.flows.tiny import selftrain
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "nowhere.yaml"], "no recipe 'nowhere.yaml'"),
+        (["run", "quickstart", "--set", "teacher.train.stepz=1"], "Did you mean 'steps'"),
+        (["run", "quickstart", "--set", "data.source={name: folder, path: /nowhere/at/all}"], "/nowhere/at/all"),
+        (["status", "nothing"], "no runs in"),
+        (["labels"], "no runs in"),
+        (["approve"], "no runs in"),
+        (["explain", "last", "teacher"], "no runs in"),
+        (["init", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_code_2(tmp_path: Path, words: list[str], sentence: str) -> None:
+    done = selftrain(tmp_path, *words)
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_failed_stage_gets_code_3_and_the_command_that_goes_on(copy: Path, recipe: str) -> None:
+    steep = ["--set", "teacher.train.learning_rate=1.0e+30", "--set", "teacher.train.schedule=constant"]
+    done = selftrain(copy, "run", recipe, *steep, "--set", "teacher.train.precision=fp32")
+    assert done.returncode == 3, done.stderr
+    assert "stage 'teacher' failed" in done.stderr
+    assert "go on with: selftrain" in done.stderr
+    assert "Traceback" not in done.stderr
+    stages = {stage["name"]: stage for stage in json.loads(selftrain(copy, "status", "--json").stdout)["stages"]}
+    assert stages["teacher"]["state"] == "failed"
+    assert stages["teacher"]["reason"]
+    assert Path(stages["teacher"]["log"]).exists()
+    assert stages["student-1"]["state"] == "pending"
+
+
+def test_json_results_stand_alone_on_stdout(copy: Path) -> None:
+    for words in (["status", "--json"], ["status", "--all", "--json"], ["config", "quickstart", "--json"]):
+        json.loads(selftrain(copy, *words).stdout)
+
+
+def test_labels_and_sql_answer(copy: Path) -> None:
+    shown = selftrain(copy, "labels", "last", "--round", "1", "--limit", "3", "--csv", "-")
+    assert len(shown.stdout.splitlines()) == 4, shown.stderr
+    count = selftrain(copy, "sql", "last", "select count(*) as n from selection", "--json", "-")
+    assert json.loads(count.stdout)[0]["n"] > 0
+    refused = selftrain(copy, "sql", "last", "copy selection to 'stolen.csv'")
+    assert refused.returncode == 2
+    assert "read-only" in refused.stderr
+
+
+def test_lineage_reaches_the_labelled_images_and_finds_damage(copy: Path) -> None:
+    tree = selftrain(copy, "lineage", "last", "--verify")
+    assert tree.returncode == 0, tree.stderr
+    assert "labeled · 40 images" in tree.stdout
+    assert "verified" in tree.stdout
+    weights = next(copy.glob("store/train/*/model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    damaged = selftrain(copy, "lineage", "last", "--verify")
+    assert damaged.returncode == 3
+    assert "model.safetensors has other contents" in damaged.stderr
+    assert "models that rest on it" in damaged.stderr
+
+
+def test_clean_removes_what_no_run_names_and_nothing_else(copy: Path, recipe: str) -> None:
+    stray = copy / "store" / "train" / "stray"
+    stray.mkdir()
+    some = next(copy.glob("store/train/*/artifact.json"))
+    (stray / "artifact.json").write_text(some.read_text())
+    assert "would be removed" in selftrain(copy, "clean").stdout
+    assert stray.exists()
+    assert "1 folders" in selftrain(copy, "clean", "--yes").stdout
+    assert not stray.exists()
+    assert some.exists()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from flows.cli import parser; parser(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "pandas", "prefect", "mlflow", "duckdb", "pyarrow", "numpy"} & set(loaded)
+
+
+def test_names_from_data_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\u202ec\x07") == "a\ufffd[2Jb\ufffdc\ufffd"

@@ -1,0 +1,119 @@
+"""Run, run again, change, rerun: what is done is never done twice, and the numbers never depend on how it was run."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ssl_tasks.runs import find_run
+from tests.flows.tiny import (
+    STAGES,
+    command,
+    computed_in_total,
+    environment,
+    last,
+    outcome,
+    selftrain,
+    states,
+)
+
+
+def test_a_run_ends_with_a_table_and_says_why_it_stopped(copy: Path, recipe: str) -> None:
+    done = selftrain(copy, "run", recipe)
+    assert done.returncode == 0
+    assert "their precision" in done.stdout
+    assert "stopped: all 2 rounds done" in done.stdout
+    assert "selftrain status tiny-" in done.stderr
+
+
+def test_a_second_run_reuses_every_stage(copy: Path, finished: Path, recipe: str) -> None:
+    done = selftrain(copy, "run", recipe, "--json")
+    assert done.returncode == 0
+    assert set(states(last(copy)).values()) == {"reused"}
+    assert len(states(last(copy))) == STAGES
+    assert outcome(last(copy))["digests"] == outcome(last(finished))["digests"]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert [line["round"] for line in answer["rounds"]] == [0, 1, 2]
+    assert answer["stopped"] == "all 2 rounds done"
+
+
+def test_without_prefect_the_same_is_found_and_given(copy: Path, finished: Path, recipe: str) -> None:
+    assert selftrain(copy, "run", recipe, "--no-prefect").returncode == 0
+    assert set(states(last(copy)).values()) == {"reused"}
+    assert outcome(last(copy))["digests"] == outcome(last(finished))["digests"]
+
+
+def test_a_changed_threshold_recomputes_from_there_on(copy: Path, recipe: str) -> None:
+    assert selftrain(copy, "run", recipe, "--set", "rounds.1.select.threshold=0.2").returncode == 0
+    by_state = states(last(copy))
+    assert {name for name, state in by_state.items() if state == "computed"} == {
+        "select-2",
+        "student-2",
+        "evaluate-2",
+        "gate-2",
+    }
+    explained = selftrain(copy, "explain", "last", "select-2")
+    assert "threshold: 0.1 → 0.2" in explained.stdout
+    assert "reused" in selftrain(copy, "explain", "last", "teacher").stdout
+
+
+def test_plan_says_what_would_run_before_anything_does(copy: Path, recipe: str) -> None:
+    planned = selftrain(copy, "plan", recipe, "--set", "rounds.1.select.threshold=0.2", "--json")
+    actions = {stage["name"]: stage["action"] for stage in json.loads(planned.stdout)["stages"]}
+    assert actions["predict-2"] == "reuse"
+    assert actions["select-2"] == "compute"
+    assert actions["gate-2"] == "unknown"
+    assert len(actions) == STAGES
+
+
+def test_a_damaged_artifact_is_noticed_and_computed_anew_to_the_same_bits(
+    copy: Path, finished: Path, recipe: str
+) -> None:
+    weights = Path(last(copy).stage("student-1").artifact) / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-7] ^= 1
+    weights.write_bytes(bytes(data))
+    assert selftrain(copy, "run", recipe).returncode == 0
+    assert [name for name, state in states(last(copy)).items() if state == "computed"] == ["student-1"]
+    assert outcome(last(copy))["digests"] == outcome(last(finished))["digests"]
+
+
+def test_rerun_computes_one_stage_and_what_depends_on_it(copy: Path, finished: Path) -> None:
+    before = outcome(last(finished))
+    done = selftrain(copy, "rerun", "last", "student-1")
+    assert done.returncode == 0, done.stderr
+    # It came out as before, bit for bit, so nothing after it had to run.
+    assert [name for name, state in states(last(copy)).items() if state == "computed"] == ["student-1"]
+    assert outcome(last(copy))["digests"] == before["digests"]
+    changed = selftrain(copy, "rerun", "last", "student-2", "--set", "rounds.1.student.train.steps=31")
+    assert changed.returncode == 0, changed.stderr
+    computed = {name for name, state in states(last(copy)).items() if state == "computed"}
+    assert computed == {"student-2", "evaluate-2", "gate-2"}
+
+
+def test_rerun_of_an_unknown_stage_names_the_nearest(copy: Path) -> None:
+    done = selftrain(copy, "rerun", "last", "studnet-1")
+    assert done.returncode == 2
+    assert "Did you mean 'student-1'?" in done.stderr
+
+
+@pytest.mark.slow
+def test_three_runs_at_once_compute_each_stage_once(tmp_path: Path, finished: Path, recipe: str) -> None:
+    words = command(tmp_path, "run", recipe, "--json")
+    racers = [
+        subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    ends = [racer.communicate(timeout=300) for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0, 0], [end[1] for end in ends]
+    assert computed_in_total(tmp_path) == STAGES
+    runs = [json.loads(end[0].splitlines()[-1])["run"] for end in ends]
+    assert all(outcome(find_run(tmp_path, run))["digests"] == outcome(last(finished))["digests"] for run in runs)
+
+
+def test_a_moved_workspace_still_answers(copy: Path, finished: Path, tmp_path: Path, recipe: str) -> None:
+    moved = Path(shutil.move(copy, tmp_path / "elsewhere"))
+    assert selftrain(moved, "run", recipe).returncode == 0
+    assert set(states(last(moved)).values()) == {"reused"}

@@ -29,6 +29,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "freematch by quantile": ("freematch", {"decay": 0.5, "quantile": 0.8}),
     "softmatch": ("softmatch", {"decay": 0.5}),
     "noisy_student": ("noisy_student", {}),
+    "mixmatch": ("mixmatch", {"alpha": 0.0, "ramp_up": 0.0}),
+    "remixmatch": ("remixmatch", {"alpha": 0.0, "views": 2, "rotation_weight": 0.0, "ramp_up": 0.0}),
+    "confirmation_bias": ("confirmation_bias", {"alpha": 0.0, "warmup": 0.0}),
+    "label_propagation": ("label_propagation", {"warmup": 0.0, "neighbors": 3}),
+    "dividemix": ("dividemix", {"alpha": 0.0, "warmup": 0.0, "ramp_up": 0.0}),
+    "distillation": ("distillation", {"weight": 0.5}),
 }
 
 
@@ -48,7 +54,7 @@ def train(case: str) -> dict[str, Tensor]:
         batch = share_of(replace(batch_of(trial.method.views, number), unlabeled_truth=torch.empty(0)))
         trial.optimizer.zero_grad(set_to_none=True)
         trial.method.loss(trial.student, batch, number / (PROBLEM.steps - 1)).total.backward()
-        average_gradients(trial.student.parameters())
+        average_gradients([*trial.student.parameters(), *trial.method.parameters()])
         trial.optimizer.step()
         trial.method.after_step(trial.student)
     return trial.state()

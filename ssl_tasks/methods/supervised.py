@@ -7,34 +7,23 @@ area 1 - λ comes from another image, and λ becomes the share that is left afte
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.classifier import Classifier
 from ssl_tasks.batch import Batch
+from ssl_tasks.functional import weighted_cross_entropy
 from ssl_tasks.methods.base import Losses, Method
 from ssl_tasks.methods.settings import SupervisedSettings
-
-
-def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float = 0.0) -> Tensor:
-    """The mean over the batch of weight · cross-entropy."""
-    if weights is None:
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    return (weights * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()
+from ssl_tasks.mixing import draw_lambda, mix
 
 
 def mixed_cross_entropy(
-    logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float, partner: Tensor, share: float
+    logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float, partner: Tensor, share: Tensor | float
 ) -> Tensor:
     """λ · loss with the image's own label + (1 - λ) · loss with its partner's."""
     theirs = None if weights is None else weights[partner]
     own_loss = weighted_cross_entropy(logits, labels, weights, smoothing)
     return share * own_loss + (1 - share) * weighted_cross_entropy(logits, labels[partner], theirs, smoothing)
-
-
-def mix_images(images: Tensor, partner: Tensor, share: float) -> Tensor:
-    """MixUp: λ of an image and 1 - λ of its partner."""
-    return images.lerp(images[partner], 1 - share)
 
 
 def paste_rectangle(images: Tensor, partner: Tensor, share: float, centre: tuple[float, float]) -> tuple[Tensor, float]:
@@ -50,11 +39,6 @@ def paste_rectangle(images: Tensor, partner: Tensor, share: float, centre: tuple
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def draw_beta(alpha: float) -> float:
-    """λ ~ Beta(α, α)."""
-    return float(torch.distributions.Beta(alpha, alpha).sample())
-
-
 class Supervised(Method):
     """Learns from labels alone."""
 
@@ -62,16 +46,18 @@ class Supervised(Method):
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         (images,), settings = batch.labeled, self.settings
+        share: Tensor | float
         if not settings.mixup and not settings.cutmix:
             loss = weighted_cross_entropy(student(images), batch.labels, batch.label_weights, settings.label_smoothing)
             return Losses(loss, {"supervised": loss.detach()})
         partner = torch.randperm(len(images), device=images.device)
         if settings.cutmix and (not settings.mixup or torch.rand(()) < 0.5):
             row, column = torch.rand(2).tolist()
-            images, share = paste_rectangle(images, partner, draw_beta(settings.cutmix), (row, column))
+            drawn = draw_lambda(settings.cutmix, 1, torch.device("cpu")).item()
+            images, share = paste_rectangle(images, partner, drawn, (row, column))
         else:
-            share = draw_beta(settings.mixup)
-            images = mix_images(images, partner, share)
+            share = draw_lambda(settings.mixup, 1, images.device)[0]
+            images = mix(images, images[partner], share)
         loss = mixed_cross_entropy(
             student(images), batch.labels, batch.label_weights, settings.label_smoothing, partner, share
         )

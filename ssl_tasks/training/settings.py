@@ -58,3 +58,4 @@ class RuntimeSettings(Section):
     memory_gb: float = Field(2.0, gt=0, description="of DuckDB")
     stage_timeout: float | None = Field(None, gt=0, description="seconds")
     retries: int = Field(2, ge=0, description="of faults that trying again can cure")
+    restarts: int = Field(3, ge=0, description="of a crashed run, in a row, where a server starts crashed runs again")

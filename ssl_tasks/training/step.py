@@ -21,7 +21,10 @@ from ssl_tasks.training.run import TrainingRun
 
 def seed_step(seed: int, step: int, what: str = "step") -> None:
     """All randomness of a step: so a resumed run needs no random state, and every rank draws its own."""
-    torch.manual_seed(derive_seed(seed, what, step, rank()))
+    number = derive_seed(seed, what, step, rank())
+    torch.default_generator.manual_seed(number)  # torch.manual_seed takes 0.4 ms where CUDA is not in use
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
 
 
 def take_step(run: TrainingRun, batch: Batch) -> None:

@@ -16,9 +16,12 @@ from ssl_tasks.data.views import Draws
 
 
 def start_worker(_: int) -> None:
-    """A signal to the whole process group is the parent's to answer: it still wants batches until its checkpoint."""
+    """A signal to the whole process group is the parent's to answer: it still wants batches until its checkpoint.
+
+    A second SIGTERM is the parent's own, and ends a worker that hangs where the parent would wait for it for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:

@@ -27,7 +27,7 @@ class Sampler:
         """The entries of draws start … stop - 1."""
         draw = np.arange(start, stop, dtype=np.int64)
         groups = len(self.sizes)
-        group = permute(draw % groups, groups, self._keys(draw // groups, 0))
+        group = permute(draw % groups, groups, self._keys(draw // groups, 0)) if groups > 1 else np.zeros_like(draw)
         turn = draw // groups  # every group comes once in as many draws as there are groups
         size = self.sizes[group]
         copy = self.starts[group] + permute(turn % size, size, self._keys(turn // size, group + 1))

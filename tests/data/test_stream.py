@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import signal
+import time
 
 import numpy as np
 import psutil
@@ -83,6 +84,28 @@ def test_a_signal_to_all_leaves_the_workers_at_work() -> None:
         worker.send_signal(signal.SIGTERM)
         worker.send_signal(signal.SIGINT)
     assert len(list(batches)) == 39
+
+
+class StuckStream(BatchStream):
+    """Batches that take for ever, from step 1 on."""
+
+    def __getitem__(self, step: int) -> Batch:
+        time.sleep(3600 * (step > 0))
+        return super().__getitem__(step)
+
+
+def test_a_worker_that_hangs_ends_with_its_second_signal() -> None:
+    train = TrainSettings(batch_size=2)
+    before = set(psutil.Process().children())
+    batches = loader(StuckStream(FakeDataset(), Views(), train, AugmentSettings(), 0), 0, 9, workers=1)
+    next(batches)
+    (worker,) = set(psutil.Process().children()) - before
+    worker.send_signal(signal.SIGTERM)
+    with pytest.raises(psutil.TimeoutExpired):
+        worker.wait(0.3)
+    worker.send_signal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="killed by signal|exited unexpectedly"):
+        next(batches)  # rather than a wait without end
 
 
 def test_a_pickled_stream_is_the_same_stream() -> None:

@@ -1,5 +1,6 @@
 """From a stream to a device: worker processes, pinned memory, and one pass from bytes to normalised floats."""
 
+import functools
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,11 +45,19 @@ def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_mem
     )
 
 
+@functools.lru_cache(maxsize=16)
+def row_scale(device: torch.device, mean: tuple[float, ...], std: tuple[float, ...], width: int) -> tuple[Tensor, ...]:
+    """Factors and terms for a row of pixels, made once: every transfer of its own would make a GPU wait."""
+    scale = [1 / (255 * value) for value in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    with torch.inference_mode(False):  # what is made in it could not be used outside
+        return tuple(torch.tensor(values, device=device).repeat(width) for values in (scale, shift))
+
+
 def normalise(images: Tensor, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 [n, H, W, C] → normalised float [n, C, H, W] in channels_last: bytes travel, floats are made there."""
     count, height, width, channels = images.shape
-    scale = torch.tensor([1 / (255 * value) for value in std], device=device).repeat(width)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).repeat(width)
+    scale, shift = row_scale(device, tuple(mean), tuple(std), width)
     rows = images.to(device, non_blocking=True).view(count * height, width * channels).float()
     torch.addcmul(shift, rows, scale, out=rows)  # whole rows: a loop over three channels is slow on a CPU
     return rows.view(count, height, width, channels).permute(0, 3, 1, 2)

@@ -130,8 +130,8 @@ class AugmentSettings(Section):
     flip: bool | Literal["auto"] = "auto"
     crop_padding: float = Field(0.125, ge=0, lt=1, description="of the image's side, reflected")
     strong: Literal["randaugment", "ctaugment"] = "randaugment"
-    operations: int = Field(2, ge=0, description="N of RandAugment")
-    magnitude: float | Literal["random"] = Field(
-        "random", description="M of RandAugment, 0 to 30; random as FixMatch's"
+    operations: int = Field(2, ge=0, description="N of RandAugment, depth of CTAugment")
+    magnitude: Annotated[float, Field(ge=0, le=30)] | Literal["random"] = Field(
+        "random", description="M of RandAugment; random as FixMatch's. CTAugment learns its own"
     )
     cutout: float = Field(0.5, ge=0, le=1, description="largest side of the cut square, as a share of the image's")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from ssl_tasks.batch import View
 from ssl_tasks.data.augmentation import OPERATIONS, TABLE, arguments, cutout_boxes, randaugment_draws, randaugment_view
@@ -140,6 +141,12 @@ def test_fixed_magnitudes_go_from_nothing_to_all() -> None:
         below = arguments(which, draw, 15) < operation.neutral
         assert below.any() == (operation.low < operation.neutral)
         assert below.all() == (not operation.signed)
+
+
+@pytest.mark.parametrize("magnitude", [-1, 31, "strong"])
+def test_magnitudes_out_of_range_are_refused(magnitude: float | str) -> None:
+    with pytest.raises(ValidationError):
+        AugmentSettings(magnitude=magnitude)  # type: ignore[arg-type]
 
 
 def test_no_operations_and_no_cutout_leave_the_weak_view() -> None:

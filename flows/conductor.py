@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Conductor:
         self.around: Callable[[Request, int, Callable[[], Outcome]], Outcome] = lambda _request, _round, answer: (
             answer()
         )
+        self.slots: Callable[[Request], AbstractContextManager[None]] = lambda _request: nullcontext()
         self.on_wait: Callable[[int, Artifact], None] = self._wait_for_approval
 
     def fingerprint(self, config: RunConfig) -> str:
@@ -127,7 +129,8 @@ class Conductor:
         return outcome
 
     def _work(self, request: Request, context: StageContext, record: StageRecord) -> StageResult:
-        return run_isolated(request, context, Path(record.log)) if self.isolate else run_inline(request, context)
+        with self.slots(request):
+            return run_isolated(request, context, Path(record.log)) if self.isolate else run_inline(request, context)
 
     def _wait_for_approval(self, round_number: int, selection: Artifact) -> None:
         """Waits for the mark that `selftrain approve` leaves; it stays, so a run that died while waiting goes on."""

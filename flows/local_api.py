@@ -21,7 +21,7 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
     `services` adds schedules, the UI and the other loops of a real server (for `selftrain up`).
     """
     if url := os.environ.get("PREFECT_API_URL"):
-        _check_reachable(url)
+        check_reachable(url)
         yield url
         return
     os.environ["PREFECT_UI_ENABLED"] = "1" if services else "0"
@@ -59,7 +59,8 @@ def _wait_until_started(server: object, thread: threading.Thread) -> None:
         time.sleep(0.02)
 
 
-def _check_reachable(url: str) -> None:
+def check_reachable(url: str) -> None:
+    """An error in one sentence where no Prefect API answers at this address."""
     import httpx
 
     try:

@@ -44,7 +44,7 @@ def run_pipeline(
     with _termination_is_interruption():
         try:
             summary = self_training(config, conductor)
-            run.write_summary(summary.as_json())
+            run.write_summary({**summary.as_json(), "nothing_new": run.nothing_new})
             finished(run, None, summary.stopped)
             _promote(run, summary, tracker, tracked)
             _report(run, tracker, tracked)
@@ -58,6 +58,7 @@ def run_pipeline(
         finally:
             conductor.close()
             report = tracker.close()
+            run.update(champion=report.champion)
             if report.left:
                 log.warning("MLflow does not have %d entries yet (%s)", report.left, report.reason)
     return run

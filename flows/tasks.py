@@ -1,18 +1,25 @@
 """Stages as Prefect tasks: order, names, retries and states. The store alone decides what is done."""
 
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.sync import concurrency
 from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
 from ssl_tasks.config import LearnerSettings
 from ssl_tasks.errors import Transient
 from ssl_tasks.execute import Outcome, Request
+from ssl_tasks.process import visible_gpus
+from ssl_tasks.training.settings import RuntimeSettings
 
+GPU_LIMIT = "gpu"  # the server's count of GPUs; workers obey it where SELFTRAIN_GPU_LIMIT names it
+LEASE_SECONDS = 60  # a killed holder's slots are free again after about that long
 VERBS = {"dataset": "read the data", "train": "train", "given": "take", "predict": "label", "select": "select"}
 
 
@@ -51,6 +58,14 @@ def as_task(request: Request, round_number: int, answer: Callable[[], Outcome], 
     state: State[Any] = stage(return_state=True)
     state.result()  # raises what the stage raised
     return outcomes[-1]
+
+
+def gpu_slots(stage: str, runtime: RuntimeSettings) -> AbstractContextManager[None]:
+    """A share of the GPUs that the hosts of a server have; on one host the kernel's locks decide which."""
+    limit = os.environ.get("SELFTRAIN_GPU_LIMIT")
+    if not limit or stage not in ("train", "predict", "evaluate") or runtime.device == "cpu" or not visible_gpus():
+        return nullcontext()
+    return concurrency(limit, occupy=runtime.processes, lease_duration=LEASE_SECONDS)
 
 
 def _can_be_cured(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -56,7 +56,8 @@ def run(
 
         crash_dead_flow_runs(folder)
 
-        outcome = self_training_flow(loaded.config, folder, tuple(force))
+        state: Any = self_training_flow(loaded.config, folder, tuple(force), return_state=True)
+        outcome = state.result()
     return find_run(folder, outcome["run"])
 
 

@@ -156,6 +156,12 @@ class Run:
         ]
 
     @property
+    def nothing_new(self) -> bool:
+        """Whether every stage that the run met had been answered before."""
+        stages = self.stages()
+        return bool(stages) and all(stage.state == "reused" for stage in stages)
+
+    @property
     def summary(self) -> dict[str, Any]:
         """summary.json, empty while the run goes on: what `run --json` ends with."""
         path = self.path / "summary.json"

@@ -107,6 +107,8 @@ def show_summary(run: Run, as_json: bool) -> None:
     ]
     print_table(rows, right=("labels", "invented", "their precision", "validation", "test", "time"))
     print(f"stopped: {summary['stopped']}")
+    if summary.get("nothing_new"):
+        print("nothing new: every stage was answered before")
     print(f"look further: selftrain status {run.id}", file=sys.stderr)
     for verb in ("labels", "report", "lineage"):
         print(f"              selftrain {verb} {run.id}", file=sys.stderr)

@@ -9,7 +9,8 @@ from flows.environment import set_environment, workspace_folder
 def add_up(verbs: Verbs) -> None:
     verb = verbs.add("up", _up, "the UIs of Prefect and MLflow over the workspace, and schedules that fire")
     verb.add_argument("config", metavar="CONFIG", nargs="*", help="recipes to run by the schedule, or from the UI")
-    _add_schedule(verb)
+    verb.add_argument("--set", action="append", default=[], metavar="A.B=C")
+    add_schedule(verb)
     verb.add_argument("--port", type=int, default=4200, help="of Prefect; another is taken where it is in use")
     verb.add_argument("--mlflow-port", type=int, default=5000)
 
@@ -17,11 +18,12 @@ def add_up(verbs: Verbs) -> None:
 def add_serve(verbs: Verbs) -> None:
     verb = verbs.add("serve", _serve, "run recipes by a schedule on this machine, for the server of PREFECT_API_URL")
     verb.add_argument("config", metavar="CONFIG", nargs="+")
-    _add_schedule(verb)
-
-
-def _add_schedule(verb: ArgumentParser) -> None:
     verb.add_argument("--set", action="append", default=[], metavar="A.B=C")
+    add_schedule(verb)
+
+
+def add_schedule(verb: ArgumentParser) -> None:
+    """When a recipe runs."""
     when = verb.add_mutually_exclusive_group()
     when.add_argument("--cron", metavar='"0 2 * * *"')
     when.add_argument("--interval", type=float, metavar="SECONDS")

@@ -50,6 +50,7 @@ class Applier:
     ) -> None:
         self.client, self.experiment, self.ids, self.is_pending = client, experiment, dict(ids), is_pending
         self.learned: dict[str, str] = {}
+        self.champion = ""  # what happened when a model of this spool became the champion
         self.kinds: dict[str, Callable[[Operation], None]] = {
             "header": lambda _operation: None,
             "run": self._run,
@@ -248,7 +249,9 @@ class Applier:
         model = self._model(artifact.digest)
         if model is None:
             raise LookupError(f"no logged model has the digest {artifact.digest}")
-        verdict = promote(self.client, model, model.source_run_id or run_id, operation)
+        promoted, verdict = promote(self.client, model, model.source_run_id or run_id, operation)
+        if promoted:
+            self.champion = verdict
         self.client.log_batch(run_id, tags=[RunTag("selftrain.champion", verdict)])
 
 

@@ -13,20 +13,23 @@ ALIAS = "champion"
 SCORE, DIGEST, VALIDATION = "selftrain.validation_accuracy", "selftrain.digest", "selftrain.validation"
 
 
-def promote(client: "MlflowClient", model: "LoggedModel", run_id: str, operation: Operation) -> str:
-    """Registers the model and makes it the champion if it beats the holder; says in a sentence what happened."""
+def promote(client: "MlflowClient", model: "LoggedModel", run_id: str, operation: Operation) -> tuple[bool, str]:
+    """Registers the model and makes it the champion if it beats the holder: whether it did, and a sentence about it."""
     name, score = operation["name"], float(operation["score"])
     holder = champion(client, name)
     if holder is not None and holder.tags.get(DIGEST) == operation["manifest"]["digest"]:
-        return f"version {holder.version} holds it already: the same model"
+        return False, f"version {holder.version} holds it already: the same model"
     if holder is not None and float(holder.tags.get(SCORE, "-inf")) >= score:
-        return f"version {holder.version} keeps it: {float(holder.tags[SCORE]):.4f} on validation against {score:.4f}"
+        return (
+            False,
+            f"version {holder.version} keeps it: {float(holder.tags[SCORE]):.4f} on validation against {score:.4f}",
+        )
     version = _version(client, name, model, run_id, operation)
     client.set_registered_model_alias(name, ALIAS, version.version)
     if holder is None:
-        return f"version {version.version}, the first, with {score:.4f} on validation"
+        return True, f"version {version.version}, the first, with {score:.4f} on validation"
     other = "" if holder.tags.get(VALIDATION) == operation["validation"] else " (of other validation images)"
-    return f"version {version.version}: {score:.4f} beat version {holder.version}'s {holder.tags[SCORE]}{other}"
+    return True, f"version {version.version}: {score:.4f} beat version {holder.version}'s {holder.tags[SCORE]}{other}"
 
 
 def champion(client: "MlflowClient", name: str) -> "ModelVersion | None":

@@ -45,6 +45,7 @@ class Shipper:
         self.client: MlflowClient | None = None
         self.appliers: dict[Path, tuple[Applier, Sent]] = {}
         self.finished: set[Path] = set()
+        self.champions: dict[Path, str] = {}  # of each spool: how its model became the champion
 
     def ship_left(self, own: Spool | None) -> None:
         """What dead processes left; the runs that they left open are ended."""
@@ -64,6 +65,8 @@ class Shipper:
         applier, sent = self._applier(spool)
         for offset, operation in spool.operations(sent.offset):
             self._send(applier, sent, operation, offset)
+            if applier.champion:
+                self.champions[spool.path] = applier.champion
 
     def finish(self, spool: Spool, again: bool = False) -> None:
         """The rest of a spool to which nobody will add; with `again`, also what was refused before."""
@@ -229,7 +232,8 @@ def main() -> None:
     own = Spool(workspace / "tracking" / "spool" / name) if name else None
     with file_lock(own.path.with_suffix(".lock")) if own is not None else contextlib.nullcontext():
         serve(shipper, own, Parent())
-        report = Report(shipper.sent, shipper.left(own), shipper.rejected, shipper.reason)
+        champion = shipper.champions.get(own.path, "") if own is not None else ""
+        report = Report(shipper.sent, shipper.left(own), shipper.rejected, shipper.reason, champion)
     answer.write(json.dumps(asdict(report)) + "\n")
     answer.flush()
 

@@ -24,12 +24,16 @@ Ending = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True)
 class Report:
-    """How replaying went: operations that reached MLflow, that wait, and that it refused; why some wait."""
+    """How replaying went: operations that reached MLflow, that wait, and that it refused; why some wait.
+
+    `champion` says what a model of this process did to become the champion, empty where none became it.
+    """
 
     sent: int = 0
     left: int = 0
     rejected: int = 0
     reason: str = ""
+    champion: str = ""
 
 
 class Tracker:

@@ -1,4 +1,4 @@
-"""Tails a stage's events file into the spool, and samples the machine at a low rate. Two threads' worth of nothing."""
+"""Tails a stage's events file into the spool, and samples the machine at a low rate."""
 
 import json
 import math
@@ -62,7 +62,7 @@ class Follower(threading.Thread):
             self._drain(self.local)
             if time.monotonic() - sampled >= SYSTEM_SECONDS:
                 sampled, step = time.monotonic(), step + 1
-                spool_rows(self.spool, self.local, metric_rows(machine_load(), time.time(), step))
+                spool_rows(self.spool, self.local, metric_rows(machine_load(self.events.parent), time.time(), step))
 
     def stop(self) -> None:
         """Takes what is left in the file. Call before the stage's artifact is committed: then the file is gone."""
@@ -92,10 +92,10 @@ class Follower(threading.Thread):
         self.mark.write_text(json.dumps({"run": run, "offset": self.offset}))
 
 
-def machine_load() -> dict[str, float]:
+def machine_load(folder: Path) -> dict[str, float]:
     """The host's load, under the names that MLflow shows as system metrics."""
     memory = psutil.virtual_memory()
-    disk = psutil.disk_usage("/")
+    disk = psutil.disk_usage(str(folder))
     return {
         "system/cpu_utilization_percentage": psutil.cpu_percent(),
         "system/system_memory_usage_megabytes": memory.used / 1e6,

@@ -55,5 +55,5 @@ def _add_dataset(client: "MlflowClient", graph: Graph, dataset: "Dataset", exper
         return
     filters = f"tags.`selftrain.key` = '{source.get('key')}'"
     made_by = client.search_runs([experiment], filters, max_results=1)
-    if made_by:
-        _add_inputs(client, graph, made_by[0], node_id)
+    if made_by:  # a search leaves model inputs out
+        _add_inputs(client, graph, client.get_run(made_by[0].info.run_id), node_id)

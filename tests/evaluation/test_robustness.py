@@ -100,7 +100,7 @@ def test_fgsm_moves_every_pixel_by_the_step_against_the_label() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     weight = torch.tensor([[1.0, -1.0, 2.0, -3.0], [0.0, 0.0, 0.0, 0.0]])
     with torch.no_grad():
-        network[1].weight.copy_(weight)  # type: ignore[union-attr, operator]
+        network[1].weight.copy_(weight)  # type: ignore[operator]
     images = torch.full((1, 1, 2, 2), 0.5)
     attacked = fgsm(network, images, torch.tensor([0]), 0.1, torch.zeros(1), torch.ones(1))
     assert torch.allclose(attacked.flatten(), torch.tensor([0.4, 0.6, 0.4, 0.6]))

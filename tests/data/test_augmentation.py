@@ -146,7 +146,7 @@ def test_fixed_magnitudes_go_from_nothing_to_all() -> None:
 @pytest.mark.parametrize("magnitude", [-1, 31, "strong"])
 def test_magnitudes_out_of_range_are_refused(magnitude: float | str) -> None:
     with pytest.raises(ValidationError):
-        AugmentSettings(magnitude=magnitude)  # type: ignore[arg-type]
+        AugmentSettings(magnitude=magnitude)
 
 
 def test_no_operations_and_no_cutout_leave_the_weak_view() -> None:

@@ -4,19 +4,21 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ssl_tasks.pseudo_labels.engine import fetch, fetch_number, read_parquet
+from ssl_tasks.pseudo_labels.engine import fetch, read_parquet
 from ssl_tasks.pseudo_labels.promise import Ladder
 from ssl_tasks.pseudo_labels.schema import Predictions
 from ssl_tasks.pseudo_labels.settings import SelectSettings
 
-# 1,024 bins, finer where confidence is near 1: the last one begins at 1 - 1e-6.
-FINE_BINS = "floor(1024 * (1 - sqrt(1 - least(confidence, 1::FLOAT)::DOUBLE)))"
+# Counted bins of confidence: finer where it is near 1, and fewer where there are many classes to count them for.
+FINE_BINS = "floor({bins} * (1 - sqrt(1 - least(confidence, 1::FLOAT)::DOUBLE)))::INTEGER"
+MOST_BINS, LEAST_BINS, CELLS = 1024, 64, 2**18
 
 EXCLUDED_IDS = """
     WITH held_out AS (SELECT DISTINCT content FROM {manifest} WHERE split IN ('validation', 'test') AND error IS NULL)
@@ -34,16 +36,25 @@ def define_excluded(connection: duckdb.DuckDBPyConnection, manifest: Path) -> No
 def define_candidates(
     connection: duckdb.DuckDBPyConnection, predictions: Predictions, settings: SelectSettings
 ) -> None:
-    """Views `candidates` and, of these, `eligible`: what passes the rules that look at one sample alone."""
-    connection.execute(
-        "CREATE TEMP TABLE barred AS SELECT sample_id FROM excluded UNION SELECT sample_id FROM overrides"
-    )
-    unbarred = "ANTI JOIN barred USING (sample_id)" if fetch_number(connection, "SELECT count(*) FROM barred") else ""
+    """Views `predictions` and, of these, `eligible`: what may be chosen and passes the rules of one sample.
+
+    Tables `barred` (ids) and `barred_rows` (what is predicted of them).
+    """
+    rules = sample_rules(settings)
     connection.execute(
         f"CREATE TEMP VIEW predictions AS SELECT *, file_index, file_row_number FROM {predictions.table()}"
     )
-    connection.execute(f"CREATE TEMP VIEW candidates AS SELECT * FROM predictions {unbarred} WHERE label IS NOT NULL")
-    connection.execute(f"CREATE TEMP VIEW eligible AS SELECT * FROM candidates WHERE {sample_rules(settings)}")
+    connection.execute(
+        "CREATE TEMP TABLE barred AS SELECT sample_id FROM excluded UNION SELECT sample_id FROM overrides"
+    )
+    connection.execute(
+        "CREATE TEMP TABLE barred_rows AS SELECT sample_id, label, confidence, margin, view_agreement "
+        "FROM predictions SEMI JOIN barred USING (sample_id) WHERE label IS NOT NULL"
+    )
+    connection.execute(
+        f"CREATE TEMP VIEW eligible AS SELECT * FROM predictions ANTI JOIN barred USING (sample_id) "
+        f"WHERE label IS NOT NULL AND {rules}"
+    )
 
 
 def sample_rules(settings: SelectSettings) -> str:
@@ -59,9 +70,10 @@ def float32(value: float) -> str:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Per class, from the most confident bin down: how many candidates each bin holds and its least confidence."""
+    """Per class, from the most confident bin down: how many are eligible and the bin's least confidence."""
 
     ladders: tuple[Ladder, ...]
+    offered: NDArray[np.int64]  # of each class, before the rules of one sample
 
     def passing(self, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
         """How many of each class are at least as confident as its threshold, which must be an edge."""
@@ -92,22 +104,40 @@ class Histogram:
             yield float(ladder.confidence[number]), above, int(rank - (reached[number - 1] if number else 0))
 
 
+def fine_bins(num_classes: int) -> str:
+    """SQL: a row's bin."""
+    return FINE_BINS.format(bins=min(MOST_BINS, max(LEAST_BINS, CELLS // num_classes)))
+
+
 def measure(
-    connection: duckdb.DuckDBPyConnection, table: str, num_classes: int, split_at: float, bin_of: str = FINE_BINS
+    connection: duckdb.DuckDBPyConnection, num_classes: int, split_at: float, settings: SelectSettings
 ) -> Histogram:
-    """One pass over the table's label and confidence. `split_at` becomes an edge, so that counts above it are exact."""
-    rows = fetch(
-        connection,
-        f"SELECT label, min(confidence) AS edge, count(*) AS count FROM {table} "
-        f"GROUP BY label, {bin_of}, confidence >= {float32(split_at)} ORDER BY label, edge DESC",
+    """One pass over label and confidence. `split_at` becomes an edge, so that counts above it are exact.
+
+    Looking up every id costs more than all the rest: barred rows are counted too, and then taken off.
+    """
+    counted = (
+        f"SELECT label, {fine_bins(num_classes)} AS bin, confidence >= {float32(split_at)} AS above, "
+        f"min(confidence) AS edge, count(*) AS offered, count(*) FILTER ({sample_rules(settings)}) AS eligible "
+        "FROM {table} WHERE label IS NOT NULL GROUP BY ALL"
     )
+    query = (
+        f"SELECT c.label, c.edge, c.offered - coalesce(b.offered, 0) AS offered, "
+        f"c.eligible - coalesce(b.eligible, 0) AS count FROM ({counted.format(table='predictions')}) c "
+        f"LEFT JOIN ({counted.format(table='barred_rows')}) b USING (label, bin, above) ORDER BY c.label, c.edge DESC"
+    )
+    return histogram_of(fetch(connection, query), num_classes)
+
+
+def histogram_of(rows: dict[str, NDArray[Any]], num_classes: int) -> Histogram:
+    """From lines of label, edge, offered and count, in order."""
     starts = np.searchsorted(rows["label"], np.arange(num_classes + 1))
-    return Histogram(
-        tuple(
-            Ladder(rows["edge"][first:last].astype(np.float32), rows["count"][first:last].astype(np.int64))
-            for first, last in itertools.pairwise(starts)
-        )
-    )
+    ladders, offered = [], np.zeros(num_classes, np.int64)
+    for label, (first, last) in enumerate(itertools.pairwise(starts)):
+        filled = first + np.flatnonzero(rows["count"][first:last])
+        ladders.append(Ladder(rows["edge"][filled].astype(np.float32), rows["count"][filled].astype(np.int64)))
+        offered[label] = rows["offered"][first:last].sum()
+    return Histogram(tuple(ladders), offered)
 
 
 def count_per_class(connection: duckdb.DuckDBPyConnection, query: str, num_classes: int) -> NDArray[np.int64]:

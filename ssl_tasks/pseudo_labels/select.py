@@ -14,7 +14,7 @@ from ssl_tasks.errors import DataError
 from ssl_tasks.pseudo_labels import candidates, overrides, thresholds
 from ssl_tasks.pseudo_labels.balance import Counts, Plan, bernoulli_plan, exact_plan, wanted_totals
 from ssl_tasks.pseudo_labels.candidates import Histogram
-from ssl_tasks.pseudo_labels.engine import fetch_number, open_duckdb, read_parquet, write_parquet
+from ssl_tasks.pseudo_labels.engine import fetch, fetch_number, open_duckdb, read_parquet, write_parquet
 from ssl_tasks.pseudo_labels.promise import HeldOut
 from ssl_tasks.pseudo_labels.schema import OVERRIDES, SELECTION, STATS, VALIDATION, Predictions
 from ssl_tasks.pseudo_labels.settings import SelectSettings
@@ -22,14 +22,19 @@ from ssl_tasks.pseudo_labels.soft_labels import output_rows
 from ssl_tasks.pseudo_labels.thresholds import Chosen
 from ssl_tasks.stage import StageContext, StageResult
 
-OFFICIAL_BINS = "floor(confidence::DOUBLE * 100)"  # of Noisy Student's filter
+# Those of Noisy Student's filter, .01 wide.
+OFFICIAL_BINS = """
+    SELECT label, min(confidence) AS edge, count(*) AS offered, count(*) AS count FROM ({passing})
+    GROUP BY label, floor(confidence::DOUBLE * 100) ORDER BY label, edge DESC
+"""
 
 # Rows that pass and are among the class's first, and people's corrections before them. `edge` only saves sorting.
 RANKED = """
     CREATE TEMP TABLE ranked AS
     SELECT sample_id, label, confidence, file_index, file_row_number, 'model' AS source,
         people + row_number() OVER (PARTITION BY label ORDER BY confidence DESC, sample_id) AS rank_in_class
-    FROM eligible JOIN plan USING (label) WHERE confidence >= edge
+    FROM (FROM predictions JOIN plan USING (label) WHERE confidence >= edge AND {rules})
+    ANTI JOIN barred USING (sample_id)
     QUALIFY rank_in_class <= people + take
     UNION ALL
     SELECT sample_id, o.label, 1::FLOAT, file_index, file_row_number, 'override',
@@ -91,13 +96,14 @@ class Selecting:
         """Who may be chosen, by which thresholds, how many of each class, and what came of it."""
         forgotten = self.define_tables()
         fixed = self.settings.threshold or 0.0
-        histogram = candidates.measure(self.connection, "eligible", self.num_classes, fixed)
+        histogram = candidates.measure(self.connection, self.num_classes, fixed, self.settings)
         held_out = thresholds.read_held_out(self.connection, self.predictions.folder / VALIDATION, self.settings)
         chosen = thresholds.choose_thresholds(self.connection, self.settings, histogram, held_out)
         plan = self.plan(histogram, chosen.thresholds)
         self.choose(plan, histogram, chosen.thresholds)
         self.write()
-        return {**self.totals(), "forgotten_overrides": forgotten, "classes": self.per_class(chosen, held_out)}
+        per_class = self.per_class(chosen, histogram, held_out)
+        return {**self.totals(histogram), "forgotten_overrides": forgotten, "classes": per_class}
 
     @property
     def num_classes(self) -> int:
@@ -108,7 +114,7 @@ class Selecting:
         return self.context.inputs["dataset"].file("manifest.parquet")
 
     def define_tables(self) -> int:
-        """Tables `excluded`, `overrides`, `candidates`, `eligible`; returns how many old corrections are forgotten."""
+        """Who may be chosen, and what people said; returns how many old corrections are forgotten."""
         candidates.define_excluded(self.connection, self.manifest)
         previous = self.context.inputs.get("previous_selection")
         carried = previous.file(OVERRIDES) if previous and previous.file(OVERRIDES).exists() else None
@@ -132,7 +138,7 @@ class Selecting:
         total = wanted_totals(self.settings, available + people, self.labeled())
         if self.settings.scheme == "exact":
             return exact_plan(total, available, people)
-        bins = candidates.measure(self.connection, f"({passing})", self.num_classes, 0.0, OFFICIAL_BINS)
+        bins = candidates.histogram_of(fetch(self.connection, OFFICIAL_BINS.format(passing=passing)), self.num_classes)
         return bernoulli_plan(total, available, people, bins.reached(np.clip(total - people, 0, None)))
 
     def labeled(self) -> Counts:
@@ -153,7 +159,7 @@ class Selecting:
             total=plan.total,
             ratio=plan.ratio,
         )
-        self.connection.execute(RANKED)
+        self.connection.execute(RANKED.format(rules=candidates.sample_rules(self.settings)))
         bernoulli = BERNOULLI_COPIES.format(seed=self.settings.seed)
         copies = EXACT_COPIES if self.settings.scheme == "exact" else bernoulli
         self.connection.execute(CHOSEN.format(copies=copies, most=self.settings.max_copies or 2**31 - 1))
@@ -169,20 +175,19 @@ class Selecting:
     def number(self, query: str) -> int:
         return fetch_number(self.connection, query)
 
-    def totals(self) -> dict[str, Any]:
+    def totals(self, histogram: Histogram) -> dict[str, Any]:
         """The whole selection in a few numbers."""
         return {
-            "candidates": self.number("SELECT count(*) FROM candidates"),
+            "candidates": int(histogram.offered.sum()),
             "kept": self.number("SELECT count(*) FROM chosen"),
             "copies": self.number("SELECT coalesce(sum(copies), 0)::BIGINT FROM chosen"),
             "overrides": self.number("SELECT count(*) FROM overrides WHERE label IS NOT NULL"),
             "rejected": self.number("SELECT count(*) FROM overrides WHERE label IS NULL"),
-            "excluded": self.number("SELECT count(*) FROM predictions JOIN excluded USING (sample_id)"),
+            "excluded": self.number("SELECT count(*) FROM barred_rows JOIN excluded USING (sample_id)"),
         }
 
-    def per_class(self, chosen: Chosen, held_out: HeldOut) -> list[dict[str, Any]]:
+    def per_class(self, chosen: Chosen, histogram: Histogram, held_out: HeldOut) -> list[dict[str, Any]]:
         """The lines of stats.json."""
-        offered = self.count("SELECT label FROM candidates")
         rows = {row[0]: row[1:] for row in self.connection.execute(KEPT).fetchall()}
         estimates = thresholds.estimated_precision(held_out, chosen.thresholds, self.settings.precision_confidence)
         lines = []
@@ -194,7 +199,7 @@ class Selecting:
                 {
                     "label": label,
                     "name": name,
-                    "candidates": int(offered[label]),
+                    "candidates": int(histogram.offered[label]),
                     "threshold": least if np.isfinite(least) else None,  # null: nothing is good enough
                     "kept": kept,
                     "copies": copies,

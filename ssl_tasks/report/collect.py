@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import pyarrow as pa
 from ssl_tasks.pseudo_labels.engine import open_duckdb
 from ssl_tasks.pseudo_labels.views import RoundTables, RunTables, view_queries
 from ssl_tasks.report.data import Gallery, ReportData, RoundPage, Stage
+from ssl_tasks.report.embedding import size
 from ssl_tasks.report.gallery import NO_PICTURES, open_gallery
 from ssl_tasks.report.picks import Picks, pick
 from ssl_tasks.report.rounds import round_page, thresholds_of
 from ssl_tasks.runs import RoundArtifacts, Run
 
 MEMORY_GB = 1.0
-MOST_PICTURE_BYTES = 9_000_000
+MOST_BYTES = 14_500_000  # of the data in the page: with style and scripts it stays below 15 MB
+MOST_GALLERY_BYTES = 12_000_000
 SHOWN_OF_RUN = ("id", "name", "state", "stopped", "created", "finished", "command")
 Links = Mapping[str, str]
 
@@ -34,13 +37,16 @@ def report_data(run: Run, links: Links | None = None) -> ReportData:
     facts = json.loads(run.dataset.file("info.json").read_text())
     rounds = [one for one in run.rounds() if one.model is not None or one.predictions is not None]
     counts = {name: entry["images"] for name, entry in facts["counts"].items()}
-    pages, gallery = look(run, rounds, tuple(facts["counts"]["labeled"]["per_class"]))
+    room = MOST_BYTES - size([asdict(stage) for stage in stages])
+    pages, gallery = look(run, rounds, tuple(facts["counts"]["labeled"]["per_class"]), room)
     best = best_round(pages)
     return ReportData(shown, tuple(facts["classes"]), counts, stages, pages, best, gallery)
 
 
-def look(run: Run, rounds: list[RoundArtifacts], labeled: tuple[int, ...]) -> tuple[tuple[RoundPage, ...], Gallery]:
-    """The rounds' pages and the gallery, from one database."""
+def look(
+    run: Run, rounds: list[RoundArtifacts], labeled: tuple[int, ...], room: int
+) -> tuple[tuple[RoundPage, ...], Gallery]:
+    """The rounds' pages and, in the room that they leave, the gallery; from one database."""
     dataset = run.dataset
     assert dataset is not None
     tables = RunTables(
@@ -63,11 +69,8 @@ def look(run: Run, rounds: list[RoundArtifacts], labeled: tuple[int, ...]) -> tu
             if one.round in of_round:
                 pick(db, tables, one.round, len(labeled), picks)
         candidates = next((page.candidates for page in reversed(pages) if page.candidates is not None), 0)
-        gallery = (
-            open_gallery(db, run, tables, picks, candidates, MOST_PICTURE_BYTES)
-            if picks.ids
-            else Gallery((), NO_PICTURES, candidates)
-        )
+        left = min(MOST_GALLERY_BYTES, room - size([asdict(page) for page in pages]))
+        gallery = open_gallery(db, run, tables, picks, candidates, left)
     return tuple(pages), gallery
 
 

@@ -3,52 +3,65 @@
 import heapq
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from ssl_tasks.artifacts import Artifact
 from ssl_tasks.data.dataset import Dataset
 from ssl_tasks.errors import SelftrainError
 from ssl_tasks.pseudo_labels.schema import Predictions
 from ssl_tasks.pseudo_labels.views import RunTables
 from ssl_tasks.report.data import Gallery, Opinion, Pictures, Sample
+from ssl_tasks.report.embedding import size
 from ssl_tasks.report.picks import Picks
 from ssl_tasks.report.pictures import COLUMNS, encode_sheets, make_sheets
 from ssl_tasks.report.questions import looked
 from ssl_tasks.runs import Run
 
 TOP = 5  # probabilities shown of a sample
+MOST_OF_TEXT = 0.4  # of the gallery's bytes, for what is said of the samples; the rest is for their pictures
 NO_PICTURES = Pictures(8, COLUMNS, ())
 
 
 def open_gallery(
     connection: duckdb.DuckDBPyConnection, run: Run, tables: RunTables, picks: Picks, candidates: int, most_bytes: int
 ) -> Gallery:
-    """Reads the picked samples from every round's tables, and their images."""
-    ids = list(picks.ids)
-    connection.register("picked_ids", pa.table({"sample_id": pa.array(ids, pa.string())}))
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    """The picked samples with their labels, then their pictures, in as many bytes as there are."""
+    found = read_picked(connection, tables, picks)
+    samples = [sample_of(rows, at, picks) for at, rows in enumerate(found)]
+    used = np.cumsum([size(asdict(sample)) for sample in samples])
+    samples = samples[: int(np.searchsorted(used, most_bytes * MOST_OF_TEXT, side="right"))]
+    if not samples:
+        return Gallery((), NO_PICTURES, candidates)
+    positions = [int(rows[-1]["position"]) for rows in found[: len(samples)]]
+    pictures, note = draw(run, positions, most_bytes - int(used[len(samples) - 1]))
+    if pictures is None:
+        return Gallery(tuple(replace(one, picture=None) for one in samples), NO_PICTURES, candidates, (note,))
+    return Gallery(tuple(samples[: len(pictures.sprites) * COLUMNS**2]), pictures, candidates)
+
+
+def read_picked(
+    connection: duckdb.DuckDBPyConnection, tables: RunTables, picks: Picks
+) -> list[list[Mapping[str, Any]]]:
+    """For each picked sample its rows in the rounds' tables, oldest round first."""
+    found: dict[str, list[Mapping[str, Any]]] = {sample: [] for sample in picks.ids}
+    connection.register("picked_ids", pa.table({"sample_id": pa.array(list(found), pa.string())}))
     for one in tables.rounds:
-        sparse = Predictions.open(one.predictions).sparse
-        more = ", p.probs" + (", p.classes" if sparse else "")
+        more = ", p.probs" + (", p.classes" if Predictions.open(one.predictions).sparse else "")
         query = looked(one, more, "AND p.sample_id IN (SELECT sample_id FROM picked_ids)")
         for row in connection.sql(query).to_arrow_table().to_pylist():
-            found.setdefault(row["sample_id"], []).append({"round": one.round, **row})
+            found[row["sample_id"]].append({"round": one.round, **row})
     connection.unregister("picked_ids")
-    rows = [found[sample] for sample in ids if sample in found]
-    pictures, note = draw(run, [int(row[-1]["position"]) for row in rows], most_bytes)
-    drawn = len(rows) if pictures is None else len(pictures.sprites) * COLUMNS**2
-    samples = (sample_of(row, None if pictures is None else at, picks) for at, row in enumerate(rows[:drawn]))
-    return Gallery(tuple(samples), pictures or NO_PICTURES, candidates, (note,) if note else ())
+    return list(found.values())
 
 
 def draw(run: Run, positions: list[int], most_bytes: int) -> tuple[Pictures | None, str]:
     """The pictures, or why there are none: labels can be read without them."""
     dataset = run.dataset
-    assert isinstance(dataset, Artifact)
+    assert dataset is not None
     try:
         pool = Dataset.open(dataset, run.workspace / "cache", run.config.runtime).pool("unlabeled")
         sheets, tile = make_sheets(pool.images, np.array(positions, np.int64))
@@ -57,7 +70,7 @@ def draw(run: Run, positions: list[int], most_bytes: int) -> tuple[Pictures | No
     return encode_sheets(sheets, tile, most_bytes), ""
 
 
-def sample_of(rows: list[Mapping[str, Any]], picture: int | None, picks: Picks) -> Sample:
+def sample_of(rows: list[Mapping[str, Any]], picture: int, picks: Picks) -> Sample:
     """One sample from its rows, a round each."""
     last = rows[-1]
     opinions = tuple(opinion_of(row, picks) for row in rows)

@@ -3,15 +3,13 @@
 import base64
 import hashlib
 import html
-import json
-import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ssl_tasks.artifacts import write_atomically
 from ssl_tasks.report.collect import Links, report_data
 from ssl_tasks.report.data import ReportData
+from ssl_tasks.report.embedding import embed
 from ssl_tasks.runs import Run
 
 STATIC = Path(__file__).parent / "static"
@@ -65,24 +63,6 @@ def render(data: ReportData) -> str:
         library=library,
         script=script,
     )
-
-
-def embed(value: Any) -> str:
-    """JSON that no HTML parser can take for anything else, whatever text the data holds."""
-    text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    # Half a surrogate pair, as a file name that is no text leaves it, is not UTF-8.
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: null stands for both."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(name): finite(item) for name, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def source_digest(source: str) -> str:

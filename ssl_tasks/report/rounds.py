@@ -16,6 +16,7 @@ from ssl_tasks.report.questions import Questions, looked, sparse_confusion
 from ssl_tasks.runs import RoundArtifacts
 
 MOST_POINTS = 200  # of a learning curve
+MOST_BALANCES = 30_000  # lines by class, over the last rounds
 
 
 def round_page(
@@ -118,11 +119,16 @@ def selection_facts(one: RoundArtifacts, labeled: tuple[int, ...], questions: Qu
     if one.selection is None:
         return facts
     stats = read_json(one.selection, STATS)
+    detailed = (questions.rounds - one.round) * questions.num_classes < MOST_BALANCES
     right, known = questions.right_by_class()
     facts |= {name: int(stats.get(name, 0)) for name in ("kept", "copies", "overrides", "rejected")}
-    facts["balance"] = tuple(
-        class_balance(line, count, int(right[label]), int(known[label]))
-        for label, (line, count) in enumerate(zip(stats["classes"], labeled, strict=True))
+    facts["balance"] = (
+        ()
+        if not detailed
+        else tuple(
+            class_balance(line, count, int(right[label]), int(known[label]))
+            for label, (line, count) in enumerate(zip(stats["classes"], labeled, strict=True))
+        )
     )
     if known.any():
         facts |= {"right": int(right.sum()), "known": int(known.sum())}

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssl_tasks.report import collect
 from ssl_tasks.report.collect import report_data
-from ssl_tasks.report.page import STATIC, embed, finite
+from ssl_tasks.report.embedding import embed, finite
+from ssl_tasks.report.page import STATIC, write_report
 from ssl_tasks.report.pictures import COLUMNS, encode_sheets, fit, make_sheets
 from ssl_tasks.runs import Run
 from tests.report.hostile import CLASSES, PREFIXES
@@ -51,8 +53,6 @@ def test_half_a_surrogate_pair_does_not_stop_the_page() -> None:
 
 
 def test_the_same_run_gives_the_same_bytes(run: Run, page: Path, tmp_path: Path) -> None:
-    from ssl_tasks.report.page import write_report
-
     assert write_report(run, tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
@@ -88,3 +88,12 @@ def test_tiles_are_whole_blocks_and_lie_where_the_page_looks(size: int, tile: in
     assert side == tile
     assert sheets[0].shape == (2 * tile, COLUMNS * tile, channels)
     assert (sheets[0][tile:, tile : 2 * tile] == fit(images[COLUMNS + 1], tile)).all()
+
+
+@pytest.mark.parametrize("room", [60_000, 150_000, 10_000_000])
+def test_the_gallery_takes_the_room_that_is_left(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    without = write_report(Run.create(run.workspace, run.config), tmp_path / "empty.html").stat().st_size
+    monkeypatch.setattr(collect, "MOST_BYTES", room)
+    assert write_report(run, tmp_path / "small.html").stat().st_size <= without + room

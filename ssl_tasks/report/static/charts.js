@@ -53,7 +53,7 @@ function marker({ r, shape, fill, stroke }) {
   return { r, symbol: shape, fill, stroke: stroke ?? 'none', strokeWidth: 1.6 };
 }
 
-const percentAxis = { tickFormat: value => `${Math.round(100 * value)}%` };
+const percentAxis = { tickFormat: value => `${Number((100 * value).toFixed(2))}%` };
 const classMargin = () => Math.min(150, 24 + 6.6 * Math.max(...data.classes.map(name => Math.min(name.length, 22))));
 
 /** Accuracies by round with their intervals. */
@@ -142,7 +142,7 @@ function reliabilityChart(reliability) {
       charts.dot(tempered, { x: 'confidence', y: 'accuracy', r: size, fill: 'none', stroke: MUTED, symbol: 'square' }),
       charts.dot(bins, { x: 'confidence', y: 'accuracy', r: size, fill: ACCENT, stroke: PAPER }),
     ],
-  }), [[keyDot('dot'), 'as it is'], [keyDot('square'), 'with temperature'], [keyRule(), 'perfect']]);
+  }), [[keyDot('dot'), 'as it is'], ...(tempered.length ? [[keyDot('square'), 'with temperature']] : []), [keyRule(), 'perfect']]);
 }
 
 /** A confusion matrix: shares of the true class, counts in the cells where they fit. */

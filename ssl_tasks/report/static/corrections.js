@@ -56,7 +56,7 @@ function basket() {
     const kinds = [...corrections.values()].map(one => one.kind);
     const number = kind => kinds.filter(one => one === kind).length;
     status.textContent = corrections.size
-      ? `${plural(corrections.size, 'correction')}: ${number('right')} right, ${number('wrong')} wrong, ${number('other')} another class`
+      ? `${plural(corrections.size, 'correction')}: ${[['right', 'right'], ['wrong', 'wrong'], ['other', 'another class']].filter(([kind]) => number(kind)).map(([kind, words]) => `${number(kind)} ${words}`).join(', ')}`
       : 'No corrections yet';
     [save, copy, text, clear].forEach(button => { button.disabled = corrections.size === 0; });
     whole.classList.toggle('full', corrections.size > 0);

@@ -116,13 +116,13 @@ function filters(rounds, change) {
     data.gallery.samples.some(one => known(one.truth)) ? check('mistaken', 'wrong by hidden truth') : null);
 }
 
-/** The picture of a sample, `side` pixels wide: a tile of a sprite. */
-function picture(sample, side, attributes = {}) {
+/** The picture of a sample, `side` pixels wide: a tile of a sprite, within a button or another element. */
+function picture(sample, side, attributes = {}, tag = 'button') {
   const { tile, columns, sprites } = data.gallery.pictures;
   const sheet = sprites[Math.floor(sample.picture / columns ** 2)];
-  if (!known(sample.picture) || !sheet) return el('button', { type: 'button', class: 'picture none', ...attributes }, 'no image');
+  if (!known(sample.picture) || !sheet) return el(tag, { type: 'button', class: 'picture none', ...attributes }, 'no image');
   const at = sample.picture % columns ** 2;
-  const element = el('button', { type: 'button', class: `picture ${tile < side / 1.5 ? 'pixels' : ''}`, ...attributes });
+  const element = el(tag, { type: 'button', class: `picture ${tile < side / 1.5 ? 'pixels' : ''}`, ...attributes });
   Object.assign(element.style, {
     width: `${side}px`, height: `${side}px`, backgroundImage: `url(${sheet})`, backgroundSize: `${columns * side}px auto`,
     backgroundPosition: `-${(at % columns) * side}px -${Math.floor(at / columns) * side}px`,
@@ -158,7 +158,8 @@ function chances(top) {
 
 function markButtons(sample, opinion) {
   const name = data.classes[labelOf(opinion)];
-  const button = (kind, words, title, click, disabled) => el('button', { type: 'button', 'data-kind': kind, 'aria-pressed': 'false', title, click, disabled }, words);
+  const button = (kind, words, title, click, disabled) => el('button', { type: 'button', 'data-kind': kind, 'aria-pressed': 'false', 'aria-label': words, title, click, disabled },
+    words[0], el('span', {}, words.slice(1)));
   return [
     button('right', '✓ right', 'the label is right', () => mark(sample.id, 'right', name)),
     button('wrong', '✗ wrong', canReject ? 'no label is to be learned for this picture' : 'a class is called “reject”, so this cannot be said: choose the right class', () => mark(sample.id, 'wrong', REJECT), !canReject),
@@ -172,7 +173,7 @@ function showMark(element) {
   for (const button of element.querySelectorAll('[data-kind]')) {
     const on = said?.kind === button.dataset.kind;
     button.setAttribute('aria-pressed', String(on));
-    if (button.dataset.kind === 'other') button.textContent = on ? `= ${shorten(visible(said.label), 8)}` : '≠ other';
+    if (button.dataset.kind === 'other') button.lastChild.textContent = on ? ` ${shorten(visible(said.label), 8)}` : ' other';
   }
 }
 
@@ -194,7 +195,7 @@ function openSample(sample, opinion, choosing = false) {
     { name: 'Agreement', number: true, show: one => percent(one.agreement, 0), title: 'of views and ensemble members' },
     { name: 'Fate', show: one => (known(one.given) ? `kept as ${className(one.given)}, ${plural(one.copies, 'copy', 'copies')}${one.source === 'override' ? ' (a person’s)' : ''}` : one.rejected ? 'rejected by a person' : 'not kept') },
   ];
-  const large = picture(sample, 192, { disabled: true, 'aria-label': 'the picture' });
+  const large = picture(sample, 192, { type: null, role: 'img', 'aria-label': 'the picture' }, 'div');
   add(dialog, [
     el('div', { class: 'split' }, large, el('div', {},
       el('h3', {}, visible(sample.id)),
@@ -204,7 +205,7 @@ function openSample(sample, opinion, choosing = false) {
       chances(opinion.top))),
     table('What every round said', columns, sample.opinions),
     el('div', { class: 'row' },
-      el('button', { type: 'button', click: () => done('right', data.classes[labelOf(opinion)]) }, `✓ ${className(labelOf(opinion))} is right`),
+      el('button', { type: 'button', autofocus: true, click: () => done('right', data.classes[labelOf(opinion)]) }, `✓ ${className(labelOf(opinion))} is right`),
       el('button', { type: 'button', disabled: !canReject, click: () => done('wrong', REJECT) }, '✗ wrong, learn nothing'),
       el('label', {}, 'another class', choice),
       el('button', { type: 'button', click: () => { mark(sample.id); dialog.close(); } }, 'no judgement'),

@@ -1,0 +1,164 @@
+"""The first connection, a moved workspace, a server of another version, and a server that comes and goes."""
+
+import http.server
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from observed import runs_by_name
+
+from ssl_tasks.artifacts import Artifact
+from ssl_tasks.errors import ConfigError
+from ssl_tasks.tracking.client import check_server, connect, default_uri
+from ssl_tasks.tracking.spool import spools
+from ssl_tasks.tracking.tracker import Tracker, sync
+
+
+def test_eight_processes_race_to_a_fresh_database(tmp_path: Path) -> None:
+    code = """
+import os, pathlib, sys
+import mlflow  # once, before the race
+from ssl_tasks.tracking.client import connect, default_uri, experiment_id
+def one(folder):
+    client = connect(default_uri(folder), folder)
+    client.create_run(experiment_id(client, "selftrain", folder))
+children = []
+for _ in range(8):
+    pid = os.fork()
+    if not pid:
+        try:
+            one(pathlib.Path(sys.argv[1]))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    children.append(pid)
+print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
+"""
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == str([0] * 8), result.stderr
+    client = connect(default_uri(tmp_path), tmp_path)
+    experiments = {one.name: one.experiment_id for one in client.search_experiments()}
+    assert sorted(experiments) == ["Default", "selftrain"]
+    assert len(client.search_runs([experiments["selftrain"]])) == 8
+
+
+def test_a_moved_workspace_finds_its_files_again(workspace: Path, artifacts: dict[str, Artifact]) -> None:
+    tracker = Tracker(default_uri(workspace), workspace, ship=False)
+    run = tracker.start_run("run", {}, "a: 1\n")
+    tracker.finish_stage(tracker.start_stage(run, "teacher"), artifacts["teacher"])
+    tracker.finish_run(run)
+    tracker.close()
+    assert sync(workspace).left == 0
+    moved = workspace.with_name("elsewhere")
+    shutil.move(workspace, moved)
+    client = connect(default_uri(moved), moved)
+    (found,) = runs_by_name(client)["run"]
+    path = client.download_artifacts(found.info.run_id, "config.yaml")
+    assert Path(path).read_text() == "a: 1\n"
+    (teacher,) = runs_by_name(client)["teacher"]
+    model = client.get_logged_model(teacher.outputs.model_outputs[0].model_id)
+    assert model.artifact_location.startswith(moved.as_uri())
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    """An MLflow server of long ago."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"2.9.2")
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+
+def test_a_server_of_another_major_version_is_refused_in_words() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ConfigError, match=r"says version '2\.9\.2', expected 3\.x"):
+            check_server(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[None]:
+    """A real server over the database in `folder`, killed at the end."""
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", default_uri(folder), "--artifacts-destination", str(folder / "files")]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        wait_for_server(port)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for_server(port: int) -> None:
+    """Until it answers."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            check_server(f"http://127.0.0.1:{port}")
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("the server did not start")
+
+
+def test_a_server_that_dies_in_the_middle_delays_nothing_and_loses_nothing(
+    workspace: Path, artifacts: dict[str, Artifact], fresh_database: Path, tmp_path: Path
+) -> None:
+    home, port = tmp_path / "server", free_port()
+    shutil.copytree(fresh_database, home)
+    uri = f"http://127.0.0.1:{port}"
+    with mlflow_server(home, port):
+        tracker = Tracker(uri, workspace)
+        run = tracker.start_run("run", {"seed": 1}, "seed: 1\n")
+        stage = tracker.start_stage(run, "teacher")
+        tracker.log_metrics(stage, {"loss": 1.0}, step=1)
+        client = MlflowClient(uri)
+        deadline = time.monotonic() + 60
+        while "teacher" not in runs_by_name(client):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    started = time.monotonic()
+    tracker.log_metrics(stage, {"loss": 0.5}, step=2)
+    tracker.finish_stage(stage, artifacts["teacher"])
+    tracker.finish_run(run)
+    assert time.monotonic() - started < 0.1
+    report = tracker.close()
+    assert report.left == 4
+    assert "MLflow is away" in report.reason
+    away = sync(workspace)
+    assert (away.sent, away.left) == (0, 4)
+    with mlflow_server(home, port):
+        assert sync(workspace).sent == 4
+        runs = runs_by_name(MlflowClient(uri))
+        assert {name: [one.info.status for one in found] for name, found in runs.items()} == {
+            "run": ["FINISHED"],
+            "teacher": ["FINISHED"],
+        }
+        history = MlflowClient(uri).get_metric_history(runs["teacher"][0].info.run_id, "loss")
+        assert [(one.step, one.value) for one in history] == [(1, 1.0), (2, 0.5)]
+        assert len(runs["teacher"][0].outputs.model_outputs) == 1
+    assert spools(workspace) == []

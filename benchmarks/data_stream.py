@@ -40,7 +40,7 @@ def synthetic(count: int, size: int) -> Bytes:
     generator = np.random.default_rng(SEED)
     small = torch.from_numpy(generator.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8))
     large = torch.nn.functional.interpolate(small.float(), (size, size), mode="bilinear")
-    return large.permute(0, 2, 3, 1).round().byte().numpy()
+    return large.permute(0, 2, 3, 1).round().byte().contiguous().numpy()
 
 
 def from_parquet(path: Path, column: str, count: int, size: int) -> Bytes:

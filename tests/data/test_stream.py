@@ -104,7 +104,7 @@ def test_a_worker_that_hangs_ends_with_its_second_signal() -> None:
     with pytest.raises(psutil.TimeoutExpired):
         worker.wait(0.3)
     worker.send_signal(signal.SIGTERM)
-    with pytest.raises(RuntimeError, match="killed by signal|exited unexpectedly"):
+    with pytest.raises(RuntimeError, match=r"killed by signal|exited unexpectedly"):
         next(batches)  # rather than a wait without end
 
 

@@ -111,9 +111,7 @@ class Store:
             for path in sorted(output.rglob("*"))
             if path.is_file() and path.name != MANIFEST
         }
-        # Files under logs/ tell of times and machines: they are kept and checked, but do not change the contents' name.
-        content = {name: entry["sha256"] for name, entry in files.items() if not name.startswith("logs/")}
-        whole = {**manifest, "stage": stage, "key": key, "digest": digest_json(content), "files": files}
+        whole = {**manifest, "stage": stage, "key": key, "digest": contents_digest(files), "files": files}
         (output / MANIFEST).write_text(json.dumps(whole, indent=1, sort_keys=True, default=str) + "\n")
         flush_tree(output)
         final = self.path(stage, key)
@@ -138,6 +136,12 @@ class Store:
         for path in self.root.glob(f"*/*/{MANIFEST}"):
             if path.parent.parent.name not in {"attempts", "quarantine"}:
                 yield Artifact(path.parent, json.loads(path.read_text()))
+
+
+def contents_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The name of an artifact's contents: the digest of its files' names and digests."""
+    # Files under logs/ tell of times and machines: they are kept and checked, but do not change the contents' name.
+    return digest_json({name: entry["sha256"] for name, entry in files.items() if not name.startswith("logs/")})
 
 
 def check_files(artifact: Artifact, digests: bool = True) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ssl_tasks.artifacts import Artifact, Store, stage_key
 from ssl_tasks.errors import DamagedArtifact
+from ssl_tasks.mirror import mirror_of
 from ssl_tasks.section import Section
 from ssl_tasks.stage import Body, StageContext, StageResult
 from ssl_tasks.training.settings import RuntimeSettings
@@ -76,8 +77,8 @@ def execute(
     provenance: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Reuses the artifact of the request's key, or computes it under the key's lock."""
-    started = time.monotonic()
-    store, key = Store(workspace / "store"), request.key
+    started, runtime = time.monotonic(), runtime or RuntimeSettings()
+    store, key, mirror = Store(workspace / "store"), request.key, mirror_of(runtime)
     with store.lock(request.stage, key):
         if force:
             store.quarantine(request.stage, key)
@@ -86,6 +87,10 @@ def execute(
         except DamagedArtifact:
             store.quarantine(request.stage, key)
             found = None
+        if found is not None and mirror is not None:
+            mirror.offer(found)  # where an earlier run could not
+        elif mirror is not None and not force:
+            found = mirror.fetch(store, request.stage, key)
         if found is not None:
             return Outcome(found, True, time.monotonic() - started)
         attempt = store.attempt(request.stage, key)
@@ -98,7 +103,7 @@ def execute(
             output=attempt / "output",
             scratch=attempt / "scratch",
             cache=workspace / "cache",
-            runtime=runtime or RuntimeSettings(),
+            runtime=runtime,
             events=attempt / "events.jsonl",
             seed=request.seed,
         )
@@ -117,4 +122,7 @@ def execute(
             "finished": time.time(),
             "provenance": dict(provenance or {}),
         }
-        return Outcome(store.commit(request.stage, key, manifest), False, seconds)
+        artifact = store.commit(request.stage, key, manifest)
+        if mirror is not None:
+            mirror.offer(artifact, replace=force)
+        return Outcome(artifact, False, seconds)

@@ -48,7 +48,12 @@ class RuntimeSettings(Section):
     """Where and how fast; nothing here changes what is computed, so nothing here takes part in a stage's key."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
-    processes: int = Field(1, ge=1, description="data-parallel training processes on this host")
+    processes: int = Field(
+        1,
+        ge=1,
+        description="data-parallel training processes on this host. They share each batch; batch norm sees all of it on "
+        "CUDA, and on CPUs each process's own part (running statistics are averaged)",
+    )
     workers: int = Field(0, ge=0, description="processes that prepare batches")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default all cores")
     cache: Literal["auto", "off"] = Field("auto", description="decoded images in a shared file where they fit")
@@ -58,4 +63,7 @@ class RuntimeSettings(Section):
     memory_gb: float = Field(2.0, gt=0, description="of DuckDB")
     stage_timeout: float | None = Field(None, gt=0, description="seconds")
     retries: int = Field(2, ge=0, description="of faults that trying again can cure")
+    store: str | None = Field(
+        None, description="object storage that machines share, as s3://bucket/folder; default SELFTRAIN_STORE"
+    )
     restarts: int = Field(3, ge=0, description="of a crashed run, in a row, where a server starts crashed runs again")

@@ -31,7 +31,8 @@ def add_explain(verbs: Verbs) -> None:
 
 def add_config(verbs: Verbs) -> None:
     verb = verbs.add("config", _config, "the resolved, validated recipe, each value with where it came from")
-    add_recipe(verb)
+    verb.add_argument("--reference", action="store_true", help="every setting there is, as Markdown")
+    add_recipe(verb, optional=True)
     verb.add_argument("--json", action="store_true")
 
 
@@ -95,8 +96,12 @@ def _explain(options: Namespace) -> None:
 
 
 def _config(options: Namespace) -> None:
+    from flows.reference import reference
     from ssl_tasks.recipes import load_recipe, values_with_origin
 
+    if options.reference:
+        print(reference(), end="")
+        return
     recipe = load_recipe(options.config, options.set)
     if options.json:
         print(recipe.config.model_dump_json())

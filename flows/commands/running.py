@@ -9,9 +9,11 @@ from flows.commands.verb import Verbs
 from ssl_tasks.runs import Run
 
 
-def add_recipe(verb: ArgumentParser) -> None:
-    """The arguments of every verb that reads a recipe."""
-    verb.add_argument("config", metavar="CONFIG", help="a YAML recipe, or the name of a built-in one (quickstart)")
+def add_recipe(verb: ArgumentParser, optional: bool = False) -> None:
+    """The arguments of every verb that reads a recipe; an optional one is the quickstart."""
+    number, default = ("?", "quickstart") if optional else (None, None)
+    words = "a YAML recipe, or the name of a built-in one (quickstart)"
+    verb.add_argument("config", metavar="CONFIG", nargs=number, default=default, help=words)
     verb.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="override a setting; may be given often"
     )

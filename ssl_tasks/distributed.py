@@ -55,8 +55,10 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces every gradient by its mean over the ranks, in one message.
+    """Replaces every gradient by its mean over the ranks, in one message after all backward passes.
 
+    DistributedDataParallel would send buckets during backward. It wraps one forward, though, and methods do several
+    in a step, some without gradient, some through `features` and `head` apart, some with gradients of gradients.
     A parameter that has a gradient on some ranks alone counts as zero on the others; one that has none anywhere
     keeps none, so that the optimizer skips it as it does in a single process.
     """

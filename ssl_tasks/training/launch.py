@@ -11,6 +11,7 @@ from typing import Any
 
 from ssl_tasks import errors
 from ssl_tasks.artifacts import Artifact, file_lock, write_atomically
+from ssl_tasks.config import LearnerSettings
 from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.training.interruption import StopRequest, stop_requests
 from ssl_tasks.training.settings import RuntimeSettings
@@ -21,6 +22,7 @@ ALIVE = "alive.lock"
 def train_in_processes(context: StageContext) -> StageResult:
     """Runs the workers and waits. Raises the error of the rank that failed; what was trained can be resumed."""
     folder, processes = context.scratch / "processes", context.runtime.processes
+    refuse_unequal_slices(context)
     folder.mkdir(exist_ok=True)
     for stale in folder.glob("*.json"):
         stale.unlink()
@@ -39,6 +41,17 @@ def train_in_processes(context: StageContext) -> StageResult:
         finally:
             group.kill()
     return read_answers(folder, processes)
+
+
+def refuse_unequal_slices(context: StageContext) -> None:
+    """The mean of the ranks' gradients is the batch's only where every rank has as many images."""
+    assert isinstance(context.section, LearnerSettings)
+    train, processes = context.section.train, context.runtime.processes
+    if train.batch_size % (processes * train.accumulate):
+        raise errors.ConfigError(
+            f"train.batch_size {train.batch_size} cannot be shared by runtime.processes = {processes} with "
+            f"train.accumulate = {train.accumulate}; expected a multiple of {processes * train.accumulate}"
+        )
 
 
 def wait(group: subprocess.Popen[bytes], request: StopRequest) -> None:

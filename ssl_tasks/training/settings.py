@@ -51,8 +51,8 @@ class RuntimeSettings(Section):
     processes: int = Field(
         1,
         ge=1,
-        description="data-parallel training processes on this host. They share each batch; batch norm sees all of it on "
-        "CUDA, and on CPUs each process's own part (running statistics are averaged)",
+        description="data-parallel training processes on this host. They share each batch; batch norm sees it whole on "
+        "CUDA, on CPUs each process's own part (running statistics are averaged)",
     )
     workers: int = Field(0, ge=0, description="processes that prepare batches")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default all cores")

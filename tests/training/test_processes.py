@@ -17,7 +17,7 @@ import pytest
 from small_runs import folder_of, history_of, learner, train_apart, train_in, weights_of
 
 from ssl_tasks.artifacts import Artifact
-from ssl_tasks.errors import Interrupted, SelftrainError, TrainingDiverged
+from ssl_tasks.errors import ConfigError, Interrupted, SelftrainError, TrainingDiverged
 from ssl_tasks.stage import StageContext
 from ssl_tasks.training.checkpoints import checkpoint_files
 from ssl_tasks.training.launch import answer_path, from_json, read_answers, to_json
@@ -121,6 +121,11 @@ def test_cause_is_told_before_what_followed_from_it(tmp_path: Path) -> None:
     answer(tmp_path, 2, error="TrainingDiverged", message="the loss is not a finite number")
     with pytest.raises(TrainingDiverged, match="not a finite number"):
         read_answers(tmp_path, 3)
+
+
+def test_batch_that_cannot_be_shared_is_refused(tmp_path: Path, dataset: Artifact) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size 9 cannot be shared by runtime\.processes = 2"):
+        train_in(tmp_path, learner(batch_size=9), {"dataset": dataset}, processes=2)
 
 
 def test_context_travels_as_plain_json(tmp_path: Path, dataset: Artifact) -> None:

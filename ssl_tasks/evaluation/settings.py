@@ -8,7 +8,7 @@ from ssl_tasks.section import Section
 class EvaluateSettings(Section):
     """What is measured of every model, on validation and on test."""
 
-    batch_size: int = Field(256, ge=1, json_schema_extra={"key": False})
+    batch_size: int = Field(256, ge=1, description="images at a time; bf16 products may differ in their last bit by it")
     bootstrap: int = Field(1_000, ge=0, description="resamplings behind the 95 % intervals")
     attacks: tuple[float, ...] = Field((), description="FGSM steps, as a share of the pixel range")
     corruptions: bool = False

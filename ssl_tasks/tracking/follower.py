@@ -52,6 +52,7 @@ class Follower(threading.Thread):
             before = json.loads(self.mark.read_text())
             self.offset = before["offset"]
             self._drain(before["run"])
+            spool.append("supersedes", run=run, before=before["run"])
 
     def run(self) -> None:
         """Polls until stopped."""
@@ -83,7 +84,10 @@ class Follower(threading.Thread):
             return
         rows: list[Row] = []
         for line in whole.splitlines():
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:  # torn by a kill, or by a full disk
+                continue
             if "progress" in event:
                 self.progress = (*event["progress"], event.get("what", ""))
             rows += metric_rows(event.get("metrics", {}), event["time"], event.get("step", 0))

@@ -53,7 +53,8 @@ def _add_dataset(client: "MlflowClient", graph: Graph, dataset: "Dataset", exper
     graph.connect(node_id, target, part or dataset.name)
     if not graph.add(Node(node_id, kind, part or dataset.name, dataset.digest, source)) or part:
         return
-    filters = f"tags.`selftrain.key` = '{source.get('key')}'"
+    # The digest too: an attempt that failed has the same key.
+    filters = f"tags.`selftrain.key` = '{source.get('key')}' AND tags.`selftrain.digest` LIKE '{dataset.digest}%'"
     made_by = client.search_runs([experiment], filters, max_results=1)
     if made_by:  # a search leaves model inputs out
         _add_inputs(client, graph, client.get_run(made_by[0].info.run_id), node_id)

@@ -56,6 +56,7 @@ class Applier:
             "run": self._run,
             "params": self._params,
             "tags": self._tags,
+            "supersedes": self._supersedes,
             "metrics": self._metrics,
             "text": self._text,
             "file": self._file,
@@ -110,6 +111,11 @@ class Applier:
 
         tags = [RunTag(key[:250], str(value)[:5000]) for key, value in operation["tags"].items()]
         self.client.log_batch(self.run_id(operation["run"]), tags=tags)
+
+    def _supersedes(self, operation: Operation) -> None:
+        """An attempt that goes on where another died names it."""
+        before = self.find_run(operation["before"]) or operation["before"]
+        self._tags({"run": operation["run"], "tags": {"selftrain.supersedes": before}})
 
     def _metrics(self, operation: Operation) -> None:
         from mlflow.entities import Metric

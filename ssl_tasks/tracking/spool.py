@@ -5,8 +5,10 @@ where it goes. `<name>.<server>.sent` says how far it was replayed to a server, 
 became; `<name>.closed` that nothing more will come; `<name>.lock` is held by whoever replays it.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import threading
 import time
@@ -19,6 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ssl_tasks.runs import alive, owner
 
+log = logging.getLogger("selftrain.tracking")
 Operation = Mapping[str, Any]
 
 
@@ -36,7 +39,8 @@ def spool_folder(workspace: Path) -> Path:
 def spools(workspace: Path) -> list["Spool"]:
     """Every spool that is not wholly sent, oldest first; one whose first line was never whole holds nothing."""
     found = [Spool(path) for path in sorted(spool_folder(workspace).glob("*.jsonl"))]
-    return [spool for spool in found if next(spool.operations(), None) is not None]
+    first = ((spool, next(spool.operations(), (0, {"kind": ""}))[1]) for spool in found)
+    return [spool for spool, operation in first if operation["kind"] == "header"]
 
 
 class Spool:
@@ -45,6 +49,7 @@ class Spool:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._torn = False
 
     @classmethod
     def create(cls, workspace: Path, uri: str, experiment: str) -> "Spool":
@@ -56,10 +61,17 @@ class Spool:
         return spool
 
     def append(self, kind: str, **values: Any) -> None:
-        """Adds an operation; once this returns, no death of a process loses it."""
+        """Adds an operation; once this returns, no death of a process loses it. A full disk loses it, and is logged:
+        a run does not fail for its tracking."""
         line = json.dumps({"kind": kind, "time": round(time.time(), 3), **values}, default=str) + "\n"
-        with self._lock, self.path.open("a") as file:
-            file.write(line)
+        with self._lock:
+            try:
+                with self.path.open("a") as file:
+                    file.write("\n" + line if self._torn else line)
+                self._torn = False
+            except OSError as error:
+                self._torn = True
+                log.error("%s is not tracked: %s", kind, error)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -76,14 +88,16 @@ class Spool:
         self.path.with_suffix(".closed").touch()
 
     def operations(self, offset: int = 0) -> Iterator[tuple[int, Operation]]:
-        """Whole lines from a byte offset on, each with the offset behind it. A line torn by a kill is not whole."""
+        """Whole lines from a byte offset on, each with the offset behind it. What a kill or a full disk has torn is
+        passed over."""
         with self.path.open("rb") as file:
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
                 offset += len(line)
-                yield offset, json.loads(line)
+                with contextlib.suppress(ValueError):
+                    yield offset, json.loads(line)
 
     def open_runs(self) -> dict[str, float]:
         """Runs that were started here and not ended, with the time of the last operation."""

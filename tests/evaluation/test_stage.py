@@ -78,13 +78,10 @@ def test_temperature_betters_the_likelihood_it_was_fitted_to(workspace: Path, in
     assert metrics["temperature"] > 0
 
 
-def test_the_same_question_has_the_same_bytes_whatever_the_batch_size(
-    workspace: Path, tmp_path: Path, inputs: Inputs
-) -> None:
+def test_in_fp32_the_batch_size_changes_no_byte(workspace: Path, tmp_path: Path, inputs: Inputs) -> None:
     settings = {"corruptions": True, "attacks": (0.1,), "robustness_images": 20}
     first = evaluated(workspace, inputs, **settings, batch_size=256)
     second = evaluated(tmp_path / "other", inputs, **settings, batch_size=64)
-    assert first.key == second.key
     assert first.digest == second.digest
 
 

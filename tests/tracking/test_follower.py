@@ -70,6 +70,8 @@ def test_what_a_killed_attempt_wrote_goes_to_its_own_run(spool: Spool, stage: St
     second.stop()
     assert rows(spool, "first") == [("loss", 3.0, 1), ("loss", 2.0, 2)]
     assert rows(spool, "second") == [("loss", 1.0, 3)]
+    (link,) = [one for _, one in spool.operations() if one["kind"] == "supersedes"]
+    assert (link["run"], link["before"]) == ("second", "first")
 
 
 def test_half_a_line_waits_for_its_other_half(spool: Spool, stage: StageContext) -> None:
@@ -82,6 +84,13 @@ def test_half_a_line_waits_for_its_other_half(spool: Spool, stage: StageContext)
     stage.events.write_text(line + "\n")
     following.stop()
     assert rows(spool, "run") == [("loss", 1.0, 1)]
+
+
+def test_a_torn_event_is_passed_over(spool: Spool, stage: StageContext) -> None:
+    assert stage.events is not None
+    stage.events.write_text('{"time": 1.0, "metr\n' + json.dumps({"time": 1.0, "metrics": {"loss": 1.0}}) + "\n")
+    Follower(spool, "run", stage.events).stop()
+    assert rows(spool, "run") == [("loss", 1.0, 0)]
 
 
 def test_a_stage_without_events_is_followed_in_peace(spool: Spool, stage: StageContext) -> None:

@@ -140,7 +140,9 @@ def test_mlflow_alone_tells_the_same_lineage(
     tracker = Tracker(default_uri(workspace), workspace, ship=False)
     run = tracker.start_run("quickstart", {}, "")
     for name, artifact in artifacts.items():
-        tracker.finish_stage(tracker.start_stage(run, name), artifact)
+        key = {"selftrain.key": artifact.key}
+        tracker.finish_stage(tracker.start_stage(run, name, key), artifact)
+        tracker.fail_stage(tracker.start_stage(run, f"{name}-failed", key), "an attempt that knew nothing")
     tracker.promote(run, artifacts["student-1"], 0.9, "quickstart")
     tracker.finish_run(run)
     tracker.close()

@@ -332,6 +332,27 @@ def test_a_torn_line_ends_a_spool(workspace: Path) -> None:
     assert [one.path for one in spools(workspace)] == [spool.path]
 
 
+def test_a_full_disk_loses_a_line_and_not_the_run_nor_the_lines_after_it(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, "sqlite:///x", "e")
+    path, spool.path = spool.path, Path("/dev/full")
+    spool.append("tags", run="r", tags={})
+    spool.path = path
+    with path.open("a") as file:
+        file.write('{"kind": "ta')  # as much as there was room for
+    spool.append("end", run="r", ending="FINISHED")
+    assert [operation["kind"] for _, operation in spool.operations()] == ["header", "end"]
+
+
+def test_an_attempt_names_the_one_it_goes_on_from(workspace: Path, client: MlflowClient) -> None:
+    tracker = spool_only(workspace)
+    first, second = tracker.start_run("first", {}, ""), tracker.start_run("second", {}, "")
+    tracker.spool.append("supersedes", run=second, before=first)
+    tracker.close()
+    send(workspace)
+    runs = runs_by_name(client)
+    assert runs["second"][0].data.tags["selftrain.supersedes"] == runs["first"][0].info.run_id
+
+
 def wait_for(ready: Callable[[], bool], seconds: float) -> None:
     """Fails where it is not so in time."""
     deadline = time.monotonic() + seconds

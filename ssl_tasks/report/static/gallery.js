@@ -122,7 +122,7 @@ function picture(sample, side, attributes = {}, tag = 'button') {
   const sheet = sprites[Math.floor(sample.picture / columns ** 2)];
   if (!known(sample.picture) || !sheet) return el(tag, { type: 'button', class: 'picture none', ...attributes }, 'no image');
   const at = sample.picture % columns ** 2;
-  const element = el(tag, { type: 'button', class: `picture ${tile < side / 1.5 ? 'pixels' : ''}`, ...attributes });
+  const element = el(tag, { type: 'button', class: `picture ${tile <= 16 ? 'pixels' : ''}`, ...attributes });
   Object.assign(element.style, {
     width: `${side}px`, height: `${side}px`, backgroundImage: `url(${sheet})`, backgroundSize: `${columns * side}px auto`,
     backgroundPosition: `-${(at % columns) * side}px -${Math.floor(at / columns) * side}px`,

@@ -13,12 +13,9 @@ def main() -> None:
     for threshold in (0.3, 0.95):
         finished = run("quickstart", ["rounds=1", f"round.select.threshold={threshold}"], name=f"threshold-{threshold}")
         student = finished.summary["rounds"][-1]
-        print(
-            f"threshold {threshold}: {student['selected']} labels invented, test accuracy {student['test_accuracy']:.3f}"
-        )
-        print(
-            class_summary(tables_of(finished))[["class", "candidates", "kept", "true_precision"]].to_string(index=False)
-        )
+        print(f"{threshold}: {student['selected']} labels invented, test accuracy {student['test_accuracy']:.3f}")
+        summary = class_summary(tables_of(finished))
+        print(summary[["class", "candidates", "kept", "true_precision"]].to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def disk_full(folder: Path) -> SelftrainError:
 
 
 def fetch(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, NDArray[Any]]:
-    """The columns of a small result."""
+    """The columns of a small result without nulls."""
     return {name: np.asarray(column) for name, column in connection.execute(query).fetchnumpy().items()}
 
 

@@ -36,8 +36,10 @@ class Opinion:
 class Labeller:
     """One teacher or several, in evaluation mode and without noise."""
 
-    def __init__(self, teachers: Sequence[Trained]) -> None:
+    def __init__(self, teachers: Sequence[Trained], batch_size: int) -> None:
         self.teachers = teachers
+        # On a CPU, oneDNN keeps compiled kernels for every batch size it meets, some MB each: it shall meet few.
+        self.multiple = max(1, batch_size // 8)
         self._features: Tensor | None = None
         for teacher in teachers[:1]:
             teacher.network.head.register_forward_pre_hook(self._remember)
@@ -55,11 +57,12 @@ class Labeller:
     @torch.inference_mode()
     def opinion(self, views: Sequence[NDArray[np.uint8]]) -> Opinion:
         """Of one batch of images, given as one array a view; the first is the images as they are."""
+        count, padded = len(views[0]), [pad(images, self.multiple) for images in views]
         try:
             said, features = [], None
             for teacher in self.teachers:
-                for images in views:
-                    said.append(torch.log_softmax(teacher.logits(images), dim=1))
+                for images in padded:
+                    said.append(torch.log_softmax(teacher.logits(images)[:count], dim=1))
                     features = self._features if features is None else features
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"{len(views[0])} images at a time are too many: lower predict.batch_size") from error
@@ -68,7 +71,13 @@ class Labeller:
         together = torch.logsumexp(alone, dim=0) - float(np.log(len(said))) if len(said) > 1 else alone[0]
         if not bool(torch.isfinite(together.max(dim=1).values).all()):
             raise TrainingDiverged("a teacher's outputs are not numbers; train it again with a lower learning rate")
-        return Opinion(together, alone.argmax(dim=2), nn.functional.normalize(features.float(), dim=1))
+        return Opinion(together, alone.argmax(dim=2), nn.functional.normalize(features[:count].float(), dim=1))
+
+
+def pad(images: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
+    """The images, the last one repeated until their number is a multiple."""
+    missing = -len(images) % multiple
+    return np.concatenate([images, images[-1:].repeat(missing, axis=0)]) if missing else images
 
 
 @torch.inference_mode()

@@ -88,7 +88,7 @@ class Predicting:
 
     @cached_property
     def labeller(self) -> Labeller:
-        return Labeller(self.teachers)
+        return Labeller(self.teachers, self.settings.batch_size)
 
     @property
     def stored(self) -> int:

@@ -43,6 +43,7 @@ def from_folder(workspace: Path, folder: Path) -> Artifact:
     settings = DataSettings(
         source=FolderSource(name="folder", path=folder),
         split=SplitSettings(validation=12, test=12, unlabeled_includes_labeled=False),
+        max_unreadable=0.1,
     )
     digest = fingerprint(settings, workspace / "cache")
     request = Request(

@@ -14,7 +14,11 @@ from typing import Any
 import pytest
 
 from ssl_tasks.artifacts import Artifact, digest_file
+from ssl_tasks.data.permutation import key_of
+from ssl_tasks.errors import SelftrainError
+from ssl_tasks.pseudo_labels.settings import SelectSettings
 from tests.pseudo_labels.predict_once import SHARD_SIZE, predict_once
+from tests.pseudo_labels.tables import Row, Tables, run_select
 from tests.pseudo_labels.teachers import synthetic, teacher
 
 IMAGES = 1600
@@ -111,6 +115,13 @@ def test_a_full_disk_leaves_no_half_file_and_a_clear_error(
     assert_only_whole_files(small_disk)
     shutil.copytree(small_disk, tmp_path / "larger")  # what was finished there is used elsewhere
     assert predicted(tmp_path / "larger", inputs, tmp_path / "again")["shards_reused"] == finished_shards(small_disk)
+
+
+def test_selecting_onto_a_full_disk_leaves_no_half_file_and_a_clear_error(tmp_path: Path, small_disk: Path) -> None:
+    rows = [Row(f"{key_of(number):020d}", number % 3, (number % 1000) / 1000) for number in range(20_000)]
+    with pytest.raises(SelftrainError, match="no space left"):
+        run_select(Tables(tmp_path / "tables", rows), small_disk / "output", SelectSettings(threshold=None))
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == []
 
 
 def assert_says_full(said: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ from ssl_tasks.artifacts import Artifact
 from ssl_tasks.data.dataset import Dataset
 from ssl_tasks.errors import ConfigError, TrainingDiverged
 from ssl_tasks.execute import Request, execute
+from ssl_tasks.pseudo_labels.engine import open_duckdb
+from ssl_tasks.pseudo_labels.labeller import Labeller
 from ssl_tasks.pseudo_labels.schema import Predictions
 from ssl_tasks.pseudo_labels.settings import PredictSettings
 from ssl_tasks.trained import load_trained
@@ -122,6 +124,36 @@ def test_new_images_cost_only_the_shards_that_they_are_in(tmp_path: Path) -> Non
     assert 1 <= after.summary["shards"] - after.summary["shards_reused"] <= 3
     shutil.rmtree(tmp_path / "cache" / "shards")
     assert run(tmp_path, from_folder(tmp_path, pictures), model).digest == after.digest
+
+
+def test_unreadable_images_have_a_row_with_the_reason_and_no_label(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    draw_pictures(pictures, [f"{number:03d}" for number in range(120)])
+    (pictures / "unlabeled" / "060.png").write_bytes(b"no picture")
+    artifact = run(tmp_path, from_folder(tmp_path, pictures), teacher(tmp_path / "teacher"))
+    assert (artifact.summary["images"], artifact.summary["unreadable"]) == (119, 1)
+    with open_duckdb(tmp_path / "duckdb") as connection:
+        rows = (
+            f"FROM {Predictions.open(artifact.path).with_positions()} SELECT sample_id, position, label, probs, error"
+        )
+        found = connection.execute(rows).fetchall()
+    (broken,) = [row for row in found if row[4] is not None]
+    assert broken[0].endswith("060.png")
+    assert broken[1:4] == (None, None, None)
+    assert [row[1] for row in found if row[4] is None] == list(range(119))
+
+
+def test_the_network_meets_few_batch_sizes(fresh: tuple[Path, Artifact, Artifact]) -> None:
+    workspace, dataset, model = fresh
+    network = load_trained(model.path, "cpu")
+    sizes: set[int] = set()
+    network.network.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+    labeller = Labeller([network], batch_size=32)
+    pool = Dataset.open(dataset, workspace / "cache", RUNTIME).pool("unlabeled")
+    alone = [labeller.opinion([pool.images(np.arange(count))]).log_probs for count in range(1, 33)]
+    assert sizes == set(range(4, 33, 4))
+    assert [len(one) for one in alone] == list(range(1, 33))
+    torch.testing.assert_close(alone[0], alone[-1][:1], atol=1e-4, rtol=1e-4)
 
 
 def test_a_view_of_an_image_does_not_depend_on_its_batch(fresh: tuple[Path, Artifact, Artifact]) -> None:

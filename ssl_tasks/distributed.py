@@ -59,6 +59,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
     DistributedDataParallel would send buckets during backward. It wraps one forward, though, and methods do several
     in a step, some without gradient, some through `features` and `head` apart, some with gradients of gradients.
+    Over gloo nothing is lost (WRN-28-2, two processes: 494 ms a step against its 513); over NCCL, the overlap is.
     A parameter that has a gradient on some ranks alone counts as zero on the others; one that has none anywhere
     keeps none, so that the optimizer skips it as it does in a single process.
     """

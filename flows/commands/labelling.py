@@ -33,17 +33,18 @@ def add_labels(verbs: Verbs) -> None:
     verb.add_argument("--min-confidence", type=float)
     verb.add_argument("--sort", default="-confidence", help="confidence, margin, agreement, distance; - for descending")
     verb.add_argument("--limit", type=int, default=50)
-    _add_outputs(verb)
+    add_outputs(verb)
 
 
 def add_sql(verbs: Verbs) -> None:
     verb = verbs.add("sql", _sql, "ask DuckDB: views manifest, predictions, selection, rounds over all rounds")
     verb.add_argument("run", metavar="RUN")
     verb.add_argument("query", metavar="QUERY", help='"select label, count(*) from selection group by label"')
-    _add_outputs(verb)
+    add_outputs(verb)
 
 
-def _add_outputs(verb: ArgumentParser) -> None:
+def add_outputs(verb: ArgumentParser) -> None:
+    """Where a table goes."""
     for kind in ("csv", "json", "parquet"):
         verb.add_argument(f"--{kind}", metavar="FILE", type=Path, help=f"write {kind} instead of a table; - is stdout")
 
@@ -107,6 +108,9 @@ def _sql(options: Namespace) -> None:
 
 def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
     """A data frame where the options want it: a terminal's table, or a file."""
+    for path in (options.csv, options.json, options.parquet):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(f"cannot write {path}: {path.absolute().parent} is not a folder")
     if options.csv:
         frame.to_csv("/dev/stdout" if str(options.csv) == "-" else options.csv, index=False)
     elif options.json:

@@ -1,0 +1,143 @@
+"""Trained models by name, and what can be done with one: predict, as functions that return data."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.environment import set_environment, workspace_folder
+from flows.verbs import Workspace
+from ssl_tasks.artifacts import MANIFEST, Artifact, Store
+from ssl_tasks.data.settings import DataSettings
+from ssl_tasks.errors import ConfigError, NotFound, nearest
+from ssl_tasks.runs import Run, all_runs, find_run
+from ssl_tasks.trained_files import CARD, WEIGHTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KINDS = ("train", "given")  # stages whose artifacts are models
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model: its folder, and where a run of the workspace made it, the artifact."""
+
+    name: str
+    folder: Path
+    artifact: Artifact | None = None
+
+    def dataset(self, store: Store) -> Artifact | None:
+        """The data set that it was trained on, if it is still in the store."""
+        source = self.artifact.manifest["inputs"].get("dataset") if self.artifact is not None else None
+        return store.find("dataset", source["key"], verify=False) if source else None
+
+
+def predict(
+    model: str, paths: Iterable[str | Path], workspace: Workspace = None, device: str = "auto", batch_size: int = 256
+) -> "pd.DataFrame":
+    """What a model takes images for: a row each, with the probabilities of all classes.
+
+    `paths` are files and folders; an image that cannot be read gets a row that says why.
+    """
+    folder = workspace_folder(workspace)
+    found = find_model(folder, model)
+    from ssl_tasks.classify import classify, listed_images
+    from ssl_tasks.trained import load_trained
+
+    files = listed_images([Path(path) for path in paths])
+    dataset = found.dataset(Store(folder / "store"))
+    max_pixels = dataset.manifest["settings"]["max_pixels"] if dataset is not None else DataSettings().max_pixels
+    return classify(load_trained(found.folder, device), files, max_pixels, batch_size)
+
+
+def find_model(workspace: Path, name: str) -> Model:
+    """A model by a folder, a stage of the last run, RUN:STAGE, a run (its best), champion:NAME, or a digest."""
+    if (Path(name) / WEIGHTS).is_file():
+        return _in_folder(Path(name))
+    run_name, colon, stage = name.partition(":")
+    if colon and run_name == CHAMPION:
+        return _by_digest(workspace, _champion_digest(workspace, stage))
+    if colon:
+        run = find_run(workspace, run_name)
+        run.stage(stage)  # an unknown one is answered with the nearest
+        return _checked(workspace, f"{run.id}:{stage}", run.artifact(stage))
+    runs = list(all_runs(workspace))
+    if runs and (artifact := runs[-1].artifact(name)) is not None:
+        return _checked(workspace, f"{runs[-1].id}:{name}", artifact)
+    try:
+        return _best(find_run(workspace, name))
+    except NotFound:
+        if not runs or any(run.id.startswith(name) for run in runs):  # a run, but it has no model or is one of many
+            raise
+    return _by_digest(workspace, name)
+
+
+def _in_folder(folder: Path) -> Model:
+    from pydantic import ValidationError
+
+    from ssl_tasks.trained import load_card
+
+    if not (folder / CARD).is_file():
+        raise ConfigError(f"{folder} holds {WEIGHTS} but no {CARD}; a model is both files")
+    try:
+        load_card(folder)
+    except (ValidationError, ValueError) as error:
+        raise ConfigError(f"{folder / CARD} is not a model's card: {str(error).splitlines()[0]}") from error
+    path = folder.absolute()
+    inside = (path / MANIFEST).is_file() and path.parent.name in KINDS
+    artifact = Store(path.parent.parent).find(path.parent.name, path.name) if inside else None
+    return Model(str(folder), path, artifact)
+
+
+def _best(run: Run) -> Model:
+    """The model of the best round; of the newest while the run has not ended."""
+    rounds = run.rounds()
+    best = run.summary.get("best_round")
+    for one in [rounds[best]] if best is not None else reversed(rounds):
+        if one.model is not None:
+            name = "teacher" if one.round == 0 else f"student-{one.round}"
+            return _checked(run.workspace, f"{run.id}:{name}", one.model)
+    raise NotFound(f"run {run.id} has no model yet; `selftrain status {run.id}` says how it stands")
+
+
+def _checked(workspace: Path, name: str, artifact: Artifact | None) -> Model:
+    """The model of an artifact, whose files are what their digests say."""
+    if artifact is None:
+        raise NotFound(f"{name} is not finished, or its artifact is gone; `selftrain status` says how it stands")
+    if artifact.stage not in KINDS:
+        raise NotFound(f"{name} is no model but the outcome of '{artifact.stage}'; expected teacher or student-1, …")
+    Store(workspace / "store").find(artifact.stage, artifact.key)
+    return Model(name, artifact.path, artifact)
+
+
+def _by_digest(workspace: Path, digest: str) -> Model:
+    known = [one for one in Store(workspace / "store").artifacts() if one.stage in KINDS]
+    fitting = [one for one in known if digest and one.digest.startswith(digest)]
+    if len({one.digest for one in fitting}) > 1:
+        raise NotFound(f"'{digest}' fits {len(fitting)} models; give more of the digest")
+    if not fitting:
+        names = [stage.name for run in list(all_runs(workspace))[-1:] for stage in run.stages() if stage.stage in KINDS]
+        raise NotFound(
+            f"no model '{digest}' in {workspace}; expected a stage, RUN:STAGE, a run, champion:NAME, a digest or a "
+            f"folder with {WEIGHTS}." + nearest(digest, names)
+        )
+    artifact = min(fitting, key=lambda one: one.key)
+    return _checked(workspace, digest[:12], artifact)
+
+
+def _champion_digest(workspace: Path, name: str) -> str:
+    """The digest of the model that MLflow's registry calls a name's champion."""
+    set_environment(workspace)
+    from ssl_tasks.tracking.client import connect, default_uri
+    from ssl_tasks.tracking.registry import DIGEST, champion
+
+    uri = default_uri(workspace)
+    try:
+        holder = champion(connect(uri, workspace), name)
+    except OSError as error:
+        raise NotFound(f"MLflow at {uri} does not answer ({error}), so nobody knows the champion") from error
+    if holder is None:
+        raise NotFound(f"MLflow at {uri} has no champion of '{name}'; expected the name of a run that finished")
+    return str(holder.tags[DIGEST])

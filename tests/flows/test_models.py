@@ -1,0 +1,87 @@
+"""Trained models put to use: what predict, evaluate and export promise."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from flows.models import find_model, predict
+from ssl_tasks.data.dataset import Dataset
+from ssl_tasks.errors import NotFound
+from tests.flows.tiny import last, selftrain
+
+
+@pytest.fixture(scope="session")
+def test_images(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test images of the finished run as PNG files, named by their sample ids."""
+    folder = tmp_path_factory.mktemp("images")
+    dataset = last(finished).dataset
+    assert dataset is not None
+    pool = Dataset.open(dataset, finished / "cache").pool("test")
+    index = np.arange(len(pool))
+    for name, pixels in zip(pool.sample_ids(), pool.images(index), strict=True):
+        Image.fromarray(pixels.squeeze(-1)).save(folder / f"{name.replace('/', '_')}.png")
+    return folder
+
+
+def test_files_are_taken_for_what_evaluation_took_them_for(finished: Path, test_images: Path) -> None:
+    table = predict("student-2", [test_images], finished, batch_size=25)
+    evaluation = last(finished).artifact("evaluate-2")
+    assert evaluation is not None
+    evaluated = pd.read_parquet(evaluation.file("predictions.parquet")).query("split == 'test'")
+    by_name = evaluated.assign(name=evaluated["sample_id"].str.replace("/", "_")).set_index("name")
+    expected = by_name.loc[[Path(path).stem for path in table["path"]]]
+    assert len(table) == 60
+    assert table["label"].astype(int).tolist() == expected["predicted"].tolist()
+    probs = table.filter(like="p_").to_numpy()
+    # Products in bf16 may differ in their last bit by the size of the batch.
+    np.testing.assert_allclose(probs, np.stack(expected["probs"].to_list()), atol=0.01)
+
+
+def test_an_unreadable_image_gets_a_row_that_says_why(copy: Path, test_images: Path, tmp_path: Path) -> None:
+    good, bad, missing = sorted(test_images.iterdir())[0], tmp_path / "bad.png", tmp_path / "no.png"
+    bad.write_text("no image")
+    written = tmp_path / "labels.json"
+    done = selftrain(copy, "predict", "last", str(bad), str(good), "--json", str(written))
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 images could not be read" in done.stderr
+    first, second = json.loads(written.read_text())
+    assert "not an image" in first["error"]
+    assert (first["label"], first["p_0"]) == (None, None)
+    assert second["error"] is None
+    assert sum(second[f"p_{digit}"] for digit in range(10)) == pytest.approx(1, abs=1e-4)
+    refused = selftrain(copy, "predict", "last", str(missing))
+    assert refused.returncode == 2
+    assert "no.png is not there" in refused.stderr
+
+
+def test_a_model_has_many_names(copy: Path) -> None:
+    run = last(copy)
+    best = run.summary["best_round"]
+    names = [f"student-{number}" if number else "teacher" for number in range(3)]
+    for name in names:
+        model = run.artifact(name)
+        assert model is not None
+        for said in (name, f"{run.id}:{name}", f"last:{name}", model.digest[:10], str(model.path)):
+            assert find_model(copy, said).folder == model.path
+    champion = run.artifact(names[best])
+    assert champion is not None
+    for said in ("last", run.id, "tiny", "champion:tiny"):
+        assert find_model(copy, said).folder == champion.path
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("studnet-2", "Did you mean 'student-2'"),
+        ("last:evaluate-1", "is no model"),
+        ("last:student-9", "has no stage 'student-9'"),
+        ("champion:nobody", "no champion of 'nobody'"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_what_was_expected(copy: Path, name: str, sentence: str) -> None:
+    with pytest.raises(NotFound, match=sentence):
+        find_model(copy, name)

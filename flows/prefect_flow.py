@@ -1,6 +1,7 @@
 """The pipeline as a Prefect flow."""
 
 import contextvars
+import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,14 @@ from flows.conductor import Conductor
 from flows.environment import set_environment, workspace_folder
 from flows.events import CHAMPION, NOTHING_NEW, RESTARTED
 from flows.pipeline import run_pipeline
+from flows.prefect_page import publish
 from flows.tasks import as_task, gpu_slots
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import Interrupted, SelftrainError
 from ssl_tasks.execute import Outcome, Request
 from ssl_tasks.runs import Run
+
+log = logging.getLogger("selftrain")
 
 
 @flow(name="self-training", flow_run_name="{config.name}", persist_result=False, validate_parameters=True)
@@ -46,6 +50,7 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
         if deployment.get_id():  # a worker stops (then a crash, which is restarted), or a person cancels: Prefect knows
             raise TerminationSignal(signal.SIGTERM) from error
         raise
+    _publish(run)
     if run.info.get("champion"):
         _tell_champion(run)
     answer = {"run": run.id, **run.summary}
@@ -83,6 +88,16 @@ def _crashes_in_a_row(identity: UUID) -> int:
     states.sort(key=lambda state: state.timestamp)
     asked = [at for at, state in enumerate(states) if state.is_scheduled() and state.message != RESTARTED]
     return sum(state.is_crashed() for state in states[asked[-1] if asked else 0 :])
+
+
+def _publish(run: Run) -> None:
+    """The page of the flow run; what computed nothing has none. A run that succeeded does not fail for it."""
+    if run.nothing_new:
+        return
+    try:
+        publish(run)
+    except Exception:  # the numbers are safe; `selftrain report` shows more
+        log.exception("Prefect has no page about %s", run.id)
 
 
 def _tell_champion(run: Run) -> None:

@@ -36,7 +36,8 @@ class Mirror:
         import fsspec
 
         try:
-            self.filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False, auto_mkdir=True)
+            folders = {"auto_mkdir": True} if fsspec.utils.get_protocol(url) in ("file", "local") else {}
+            self.filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **folders)
         except ImportError as error:
             raise ConfigError(
                 f"runtime.store: {url} needs a driver ({error}). Try: pip install 'selftrain[s3]'"

@@ -60,4 +60,6 @@ def _version(
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.tags.get(DIGEST) == digest:
             return version
-    return client.create_model_version(name, source=f"models:/{model.model_id}", run_id=run_id, tags=tags)
+    # A server takes the source for a theft unless the model is named beside it.
+    source, model_id = f"models:/{model.model_id}", model.model_id
+    return client.create_model_version(name, source=source, run_id=run_id, tags=tags, model_id=model_id)

@@ -1,6 +1,7 @@
 """Trained models put to use: what predict, evaluate and export promise."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from flows.measuring import evaluate
 from flows.models import find_model, predict
 from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.errors import NotFound
+from ssl_tasks.errors import NotFound, UserError
 from tests.flows.tiny import last, selftrain
 
 
@@ -85,3 +87,43 @@ def test_a_model_has_many_names(copy: Path) -> None:
 def test_a_wrong_name_is_answered_with_what_was_expected(copy: Path, name: str, sentence: str) -> None:
     with pytest.raises(NotFound, match=sentence):
         find_model(copy, name)
+
+
+def test_evaluating_again_what_a_run_evaluated_computes_nothing(copy: Path, recipe: str) -> None:
+    before = set(copy.glob("store/*/*"))
+    evaluation = last(copy).artifact("evaluate-1")
+    assert evaluation is not None
+    found = evaluate("student-1", recipe, workspace=copy)
+    assert found.artifact.digest == evaluation.digest
+    assert set(copy.glob("store/*/*")) == before
+
+
+def test_attacks_corruptions_and_the_teacher_stand_beside_the_accuracy(copy: Path, recipe: str) -> None:
+    words = ("student-2", recipe, "--attacks", "0.05", "--corruptions", "--set", "evaluate.robustness_images=5")
+    done = selftrain(copy, "evaluate", *words, "--set", "evaluate.bootstrap=50", "--against", "teacher", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["metrics"]["test"]["count"] == 60
+    assert [one["epsilon"] for one in found["robustness"]["attacks"]] == [0.05]
+    assert found["compared"]["count"] == 60
+    assert found["compared"]["mean_corruption_error"] > 0
+    shown = selftrain(copy, "evaluate", *words, "--set", "evaluate.bootstrap=50", "--against", "teacher")
+    for part in ("FGSM ε", "severity 5", "ECE tempered", "precision", "against", "McNemar p ="):
+        assert part in shown.stdout
+
+
+def test_a_model_from_elsewhere_is_measured_alike_unless_its_classes_differ(copy: Path, recipe: str) -> None:
+    run = last(copy)
+    teacher, evaluation = run.artifact("teacher"), run.artifact("evaluate-teacher")
+    assert teacher is not None
+    assert evaluation is not None
+    outside = copy / "outside"
+    outside.mkdir()
+    for name in ("model.safetensors", "model.json"):
+        shutil.copy(teacher.file(name), outside / name)
+    assert evaluate(str(outside), recipe, workspace=copy).artifact.digest == evaluation.digest
+    card = json.loads((outside / "model.json").read_text())
+    card["classes"] = list("abcdefghij")
+    (outside / "model.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="classes"):
+        evaluate(str(outside), recipe, workspace=copy)

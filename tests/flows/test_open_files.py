@@ -16,7 +16,7 @@ def test_pandas_duckdb_and_safetensors_read_a_run(finished: Path) -> None:
     selection = finished / record["artifact"] / "selection.parquet"
     frame = pd.read_parquet(selection)
     assert {"sample_id", "label", "confidence", "rank_in_class", "copies", "source", "probs"} <= set(frame.columns)
-    counted = duckdb.sql(f"select count(*), sum(copies) from '{selection}'").fetchone()
+    counted = duckdb.sql(f"select count(*), sum(copies) from '{selection}'").fetchall()[0]
     assert counted == (len(frame), frame["copies"].sum())
     model = json.loads(next(finished.glob("runs/*/stages/student-1.json")).read_text())
     weights = load_file(finished / model["artifact"] / "model.safetensors")

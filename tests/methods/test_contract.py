@@ -27,6 +27,7 @@ EAGER: dict[str, dict[str, Any]] = {  # so that the unlabelled images count in a
 }
 CONTEXT: dict[tuple[str, str], dict[str, Any]] = {  # what another setting must be for this one to matter
     ("dividemix", "asymmetric"): {"warmup": 1.0},
+    ("flexmatch", "mapping"): {"threshold": 0.7},
 }
 NO_PSEUDO_LABELS = {"supervised", "simclr", "noisy_student", "distillation", "dividemix"}
 NOT_SUPERVISED_AT_ZERO = {  # their labelled loss is another one

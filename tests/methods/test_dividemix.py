@@ -194,7 +194,7 @@ def test_the_evaluated_network_gives_the_mean_of_both_logits() -> None:
 
 
 def test_an_ensemble_is_saved_and_loaded_as_a_model(tmp_path: Path) -> None:
-    pair = joined([student_of(1), student_of(2)]).eval()
+    pair = joined([student_of(seed, model="small_cnn") for seed in (1, 2)]).eval()
     settings = ModelSettings(name="small_cnn", width=8)
     names = tuple(map(str, range(CLASSES)))
     card = Card(model=settings, classes=names, in_channels=1, image_size=8, mean=(0.5,), std=(0.25,), members=2)

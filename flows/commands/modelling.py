@@ -1,10 +1,20 @@
-"""Verbs that use a trained model: predict."""
+"""Verbs that use a trained model: evaluate, predict."""
 
+import json
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from flows.commands.labelling import add_outputs, show_frame
+from flows.commands.scores import (
+    SCORES,
+    attack_rows,
+    class_rows,
+    comparison_sentence,
+    corruption_rows,
+    split_row,
+)
+from flows.commands.tables import print_table
 from flows.commands.verb import Verbs
 from ssl_tasks.errors import ConfigError
 
@@ -16,6 +26,17 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument("--batch-size", type=int, default=256, help="images at a time; default 256")
     verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     add_outputs(verb)
+
+
+def add_evaluate(verbs: Verbs) -> None:
+    verb = verbs.add("evaluate", _evaluate, "a model on a recipe's validation and test images; asked twice, done once")
+    add_model(verb)
+    verb.add_argument("data", metavar="DATA", help="a recipe: its data, its `evaluate:` and its `runtime:` are used")
+    verb.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a setting of the recipe")
+    verb.add_argument("--attacks", metavar="ε,ε,…", type=_numbers, default=(), help="FGSM, such as 0.01,0.03 of white")
+    verb.add_argument("--corruptions", action="store_true", help="noise, blur, weather, digital; five severities each")
+    verb.add_argument("--against", metavar="MODEL", default="", help="measure this one too, and compare: its teacher")
+    verb.add_argument("--json", action="store_true")
 
 
 def add_model(verb: ArgumentParser) -> None:
@@ -37,4 +58,31 @@ def _predict(options: Namespace) -> None:
         print(f"{unread} of {len(table)} images could not be read; column `error` says why", file=sys.stderr)
 
 
-VERBS = [add_predict]
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in text.split(","))
+
+
+def _evaluate(options: Namespace) -> None:
+    from flows.measuring import evaluate
+
+    asked = options.set, options.workspace, options.attacks, options.corruptions, options.against
+    found = evaluate(options.model, options.data, *asked)
+    if options.json:
+        parts = {"metrics": found.metrics, "robustness": found.robustness, "against": found.against or None}
+        digest = found.artifact.digest
+        print(json.dumps({"model": found.model, **parts, "compared": found.compared, "evaluation": digest}))
+        return
+    metrics, robustness = found.metrics, found.robustness
+    measured = {split: metrics[split] for split in ("validation", "test") if metrics[split]["count"]}
+    print_table([split_row(split, one) for split, one in measured.items()], right=SCORES)
+    print()
+    print_table(class_rows(measured), right=("images", "recall", "precision"))
+    for rows in (attack_rows(robustness), corruption_rows(robustness)):
+        if rows:
+            print()
+            print_table(rows, right=tuple(rows[0])[1:])
+    if found.compared is not None:
+        print(f"\n{comparison_sentence(found)}")
+
+
+VERBS = [add_evaluate, add_predict]

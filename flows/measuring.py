@@ -1,0 +1,127 @@
+"""A trained model on a recipe's validation and test images, as the runs measure theirs: answered from the store."""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from flows.environment import set_environment, workspace_folder
+from flows.models import Model, find_model
+from flows.verbs import Workspace
+from ssl_tasks.artifacts import Artifact
+from ssl_tasks.config import RunConfig
+from ssl_tasks.data.settings import DataSettings
+from ssl_tasks.errors import ConfigError, DataError
+from ssl_tasks.execute import execute
+from ssl_tasks.process import run_isolated
+from ssl_tasks.recipes import load_recipe
+from ssl_tasks.stages import dataset_request, evaluate_request, given_request
+
+log = logging.getLogger("selftrain")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured: the files of the evaluation, and where a second model was measured, how they compare."""
+
+    model: str
+    artifact: Artifact
+    against: str = ""
+    compared: dict[str, Any] | None = None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """{"validation": …, "test": …, "temperature": …}"""
+        return json.loads(self.artifact.file("metrics.json").read_text())
+
+    @property
+    def robustness(self) -> dict[str, Any]:
+        """{"attacks": […], "corruptions": {…}}, empty where it was not asked for."""
+        path = self.artifact.file("robustness.json")
+        return json.loads(path.read_text()) if path.exists() else {}
+
+
+def evaluate(
+    model: str,
+    data: str | Path,
+    overrides: Iterable[str] = (),
+    workspace: Workspace = None,
+    attacks: tuple[float, ...] = (),
+    corruptions: bool = False,
+    against: str = "",
+) -> Evaluation:
+    """Measures a model on the validation and test images of a recipe; the same question is answered once.
+
+    `attacks` are FGSM steps as a share of the pixel range. `against` is a second model, measured alike and compared.
+    """
+    if wrong := [step for step in attacks if not 0 < step <= 1]:
+        raise ConfigError(f"--attacks has {wrong[0]:g}; expected shares of the pixel range, above 0 and at most 1")
+    folder, config = workspace_folder(workspace), load_recipe(data, overrides).config
+    asked = {"attacks": attacks or config.evaluate.attacks, "corruptions": corruptions or config.evaluate.corruptions}
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=asked)})
+    set_environment(folder)
+    found = find_model(folder, model)
+    measured = _measured(found, config, folder)
+    if not against:
+        return Evaluation(found.name, measured)
+    reference = find_model(folder, against)
+    from ssl_tasks.evaluation.comparison import compare_evaluations
+
+    split: Literal["test", "validation"] = "test" if measured.summary["test_count"] else "validation"
+    compared = compare_evaluations(_measured(reference, config, folder), measured, split)
+    return Evaluation(found.name, measured, reference.name, {"split": split, **compared})
+
+
+def _measured(model: Model, config: RunConfig, workspace: Path) -> Artifact:
+    """The model's evaluation, from the store or computed into it."""
+    answer = partial(execute, workspace=workspace, runtime=config.runtime, runner=run_isolated)
+    dataset = _images_for(model, config, workspace)
+    artifact = model.artifact or answer(given_request("model", model.folder)).artifact
+    outcome = answer(evaluate_request("evaluate", config.evaluate, dataset, artifact))
+    log.info("%s %s", model.name, "was evaluated before" if outcome.reused else f"in {outcome.seconds:.1f} s")
+    if not outcome.artifact.summary["validation_count"] + outcome.artifact.summary["test_count"]:
+        raise DataError("this recipe's data has neither validation nor test images with labels, so nothing is measured")
+    return outcome.artifact
+
+
+def _images_for(model: Model, config: RunConfig, workspace: Path) -> Artifact:
+    """The recipe's data. What it leaves open (size, channels, classes) is as the model knows it."""
+    from ssl_tasks.trained import load_card
+
+    card = load_card(model.folder)
+    dataset = _dataset(config, workspace)
+    known = {"image_size": card.image_size, "channels": card.in_channels, "classes": list(card.classes)}
+    info = _info(dataset)
+    if any(info[name] != value for name, value in known.items()):
+        open_ = {name: value for name, value in known.items() if getattr(config.data, name) is None}
+        if not set(info["classes"]) <= set(card.classes):  # other classes, not the same in another order or fewer
+            open_.pop("classes", None)
+        data = DataSettings.model_validate({**config.data.model_dump(), **open_})
+        dataset = _dataset(config.model_copy(update={"data": data}), workspace)
+        info = _info(dataset)
+    for name in ("classes", "channels"):
+        if info[name] != known[name]:
+            raise ConfigError(
+                f"{model.name} knows {name} {_short(known[name])} and the data has {_short(info[name])}; "
+                "expected the same, in the same order"
+            )
+    return dataset
+
+
+def _dataset(config: RunConfig, workspace: Path) -> Artifact:
+    from ssl_tasks.data.fingerprint import fingerprint
+
+    request = dataset_request(config, fingerprint(config.data, workspace / "cache"))
+    return execute(request, workspace, config.runtime, run_isolated).artifact
+
+
+def _info(dataset: Artifact) -> dict[str, Any]:
+    return json.loads(dataset.file("info.json").read_text())
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -26,7 +26,7 @@ from ssl_tasks.training.launch import answer_path, from_json, read_answers, to_j
 @pytest.mark.slow
 def test_two_processes_make_what_one_makes(tmp_path: Path, dataset: Artifact) -> None:
     """In fp32, on a network without batch norm, whose statistics are each process's own where there is no CUDA."""
-    method = {"name": "fixmatch", "threshold": 0.2}
+    method = {"name": "fixmatch", "threshold": 0.11}
     section = learner(method, {"name": "mlp-2", "width": 32}, learning_rate=0.05)
     one = train_in(tmp_path / "one", section, {"dataset": dataset})
     two = train_in(tmp_path / "two", section, {"dataset": dataset}, processes=2)
@@ -34,8 +34,9 @@ def test_two_processes_make_what_one_makes(tmp_path: Path, dataset: Artifact) ->
     for name, value in weights_of(one).items():
         assert np.abs(value - theirs[name]).max() < 1e-5, name
     assert history_of(one)["mask"].sum() > 0
-    for name, column in history_of(one).items():
-        both = column.to_numpy(), history_of(two)[name].to_numpy()
+    # Shares (of the gradient, of the largest class) are each rank's own, averaged; these are means over images.
+    for name in ("learning_rate", "loss", "supervised", "unsupervised", "mask", "validation_loss"):
+        both = history_of(one)[name].to_numpy(), history_of(two)[name].to_numpy()
         assert both[0] == pytest.approx(both[1], rel=1e-4, abs=1e-6, nan_ok=True), name
 
 
@@ -66,7 +67,7 @@ def ranks_below(pid: int) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_group_that_lost_a_rank_and_was_stopped_makes_the_same_model(tmp_path: Path, dataset: Artifact) -> None:
-    section = learner(model={"name": "small_cnn", "width": 4}, steps=600, evaluate_every=200, log_every=10)
+    section = learner(model={"name": "small_cnn", "width": 4}, steps=300, evaluate_every=100, log_every=10)
     folder, seen = folder_of(tmp_path / "hurt", section, dataset), []
 
     def reached() -> int:

@@ -3,7 +3,7 @@
 import contextvars
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -75,19 +75,24 @@ def _within_prefect(conductor: Conductor) -> None:
 
 def _refuse_endless_crashes(restarts: int) -> None:
     """Ends a run that crashed again and again: whatever kills it would kill it for ever."""
-    if (crashes := _crashes_in_a_row(UUID(flow_run.get_id()))) > restarts:
+    with get_client(sync_client=True) as client:
+        states = client.read_flow_run_states(UUID(flow_run.get_id()))
+    if (crashes := crashes_in_a_row(states)) > restarts:
         raise SelftrainError(
             f"crashed {crashes} times in a row, and runtime.restarts is {restarts}: find out why, then `Retry` it"
         )
 
 
-def _crashes_in_a_row(identity: UUID) -> int:
-    """How often this run crashed since a person or a schedule asked for it."""
-    with get_client(sync_client=True) as client:
-        states = client.read_flow_run_states(identity)
-    states.sort(key=lambda state: state.timestamp)
-    asked = [at for at, state in enumerate(states) if state.is_scheduled() and state.message != RESTARTED]
-    return sum(state.is_crashed() for state in states[asked[-1] if asked else 0 :])
+def crashes_in_a_row(states: Sequence[State[Any]]) -> int:
+    """How often a run crashed since a person or a schedule asked for it; from all states that it has been in."""
+    ordered = sorted(states, key=lambda state: state.timestamp)
+    asked = [
+        at
+        for at, state in enumerate(ordered)
+        # Late and AwaitingConcurrencySlot are scheduled states too.
+        if state.name in ("Scheduled", "AwaitingRetry") and state.message != RESTARTED
+    ]
+    return sum(state.is_crashed() for state in ordered[asked[-1] if asked else 0 :])
 
 
 def _publish(run: Run) -> None:

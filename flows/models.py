@@ -1,4 +1,4 @@
-"""Trained models by name, and what can be done with one: predict, as functions that return data."""
+"""Trained models by name, and what can be done with one: predict and export, as functions that return data."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flows.environment import set_environment, workspace_folder
 from flows.verbs import Workspace
-from ssl_tasks.artifacts import MANIFEST, Artifact, Store
+from ssl_tasks.artifacts import MANIFEST, Artifact, Store, write_atomically
 from ssl_tasks.data.settings import DataSettings
 from ssl_tasks.errors import ConfigError, NotFound, nearest
 from ssl_tasks.runs import Run, all_runs, find_run
@@ -15,6 +15,8 @@ from ssl_tasks.trained_files import CARD, WEIGHTS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ssl_tasks.export import Format
 
 KINDS = ("train", "given")  # stages whose artifacts are models
 CHAMPION = "champion"
@@ -50,6 +52,46 @@ def predict(
     dataset = found.dataset(Store(folder / "store"))
     max_pixels = dataset.manifest["settings"]["max_pixels"] if dataset is not None else DataSettings().max_pixels
     return classify(load_trained(found.folder, device), files, max_pixels, batch_size)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The file, the card beside it, and how far the file's outputs are from the model's."""
+
+    file: Path
+    card: Path
+    difference: float
+
+
+def export(model: str, output: str | Path, workspace: Workspace = None, format: "Format" = "torch") -> Exported:
+    """Writes a model as one file for other programs, checked against the model, and a model card beside it."""
+    folder, output = workspace_folder(workspace), Path(output)
+    if output.is_dir() or not output.absolute().parent.is_dir() or output.suffix == ".md":
+        raise ConfigError(f"cannot write {output}: expected a file such as model.pt2 in a folder that is there")
+    found, store = find_model(folder, model), Store(folder / "store")
+    from ssl_tasks.export import export_model
+    from ssl_tasks.model_card import model_card
+    from ssl_tasks.tracking.lineage import store_lineage
+    from ssl_tasks.trained import load_card
+
+    difference = export_model(found.folder, output, format)
+    facts = {"file": output.name, "format": format, "largest difference of its outputs": f"{difference:.1e}"}
+    evaluations, lineage = [], None
+    if found.artifact is not None:
+        digest = found.artifact.digest
+        facts["model"] = digest
+        made = [one for one in store.artifacts() if one.stage == "evaluate"]
+        evaluations = [one for one in made if one.manifest["inputs"]["model"]["digest"] == digest]
+        names = {stage.key: stage.name for run in all_runs(folder) for stage in run.stages()}
+        lineage = store_lineage(store, found.artifact, names)
+    card = output.with_suffix(".md")
+    text = model_card(found.name, load_card(found.folder), facts, sorted(evaluations, key=_age), lineage)
+    write_atomically(card, text)
+    return Exported(output, card, difference)
+
+
+def _age(artifact: Artifact) -> tuple[float, str]:
+    return artifact.manifest["finished"], artifact.key
 
 
 def find_model(workspace: Path, name: str) -> Model:

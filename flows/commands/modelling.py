@@ -1,9 +1,10 @@
-"""Verbs that use a trained model: evaluate, predict."""
+"""Verbs that use a trained model: predict, evaluate, export."""
 
 import json
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.commands.labelling import add_outputs, show_frame
 from flows.commands.scores import (
@@ -17,6 +18,9 @@ from flows.commands.scores import (
 from flows.commands.tables import print_table
 from flows.commands.verb import Verbs
 from ssl_tasks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssl_tasks.export import Format
 
 
 def add_predict(verbs: Verbs) -> None:
@@ -36,6 +40,14 @@ def add_evaluate(verbs: Verbs) -> None:
     verb.add_argument("--attacks", metavar="ε,ε,…", type=_numbers, default=(), help="FGSM, such as 0.01,0.03 of white")
     verb.add_argument("--corruptions", action="store_true", help="noise, blur, weather, digital; five severities each")
     verb.add_argument("--against", metavar="MODEL", default="", help="measure this one too, and compare: its teacher")
+    verb.add_argument("--json", action="store_true")
+
+
+def add_export(verbs: Verbs) -> None:
+    verb = verbs.add("export", _export, "a model as one file for other programs, checked, with a model card beside it")
+    add_model(verb)
+    verb.add_argument("--output", metavar="FILE", type=Path, required=True, help="such as model.pt2 or model.onnx")
+    verb.add_argument("--format", choices=("torch", "onnx"), help="torch.export or ONNX; default what the suffix says")
     verb.add_argument("--json", action="store_true")
 
 
@@ -85,4 +97,16 @@ def _evaluate(options: Namespace) -> None:
         print(f"\n{comparison_sentence(found)}")
 
 
-VERBS = [add_evaluate, add_predict]
+def _export(options: Namespace) -> None:
+    from flows.models import export
+
+    suffix: Format = "onnx" if options.output.suffix.lower() == ".onnx" else "torch"
+    done = export(options.model, options.output, options.workspace, options.format or suffix)
+    if options.json:
+        print(json.dumps({"file": str(done.file), "card": str(done.card), "difference": done.difference}))
+        return
+    print(f"wrote {done.file}, whose outputs differ from the model's by {done.difference:.1e} at the most")
+    print(f"wrote {done.card}")
+
+
+VERBS = [add_predict, add_evaluate, add_export]

@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from flows.measuring import evaluate
-from flows.models import find_model, predict
+from flows.models import export, find_model, predict
+from models.settings import ModelSettings
 from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.errors import NotFound, UserError
+from ssl_tasks.errors import ConfigError, NotFound, SelftrainError, UserError
+from ssl_tasks.export import write_torch
+from ssl_tasks.model_card import model_card
+from ssl_tasks.trained import Card, load_trained
 from tests.flows.tiny import last, selftrain
 
 
@@ -127,3 +132,68 @@ def test_a_model_from_elsewhere_is_measured_alike_unless_its_classes_differ(copy
     (outside / "model.json").write_text(json.dumps(card))
     with pytest.raises(UserError, match="classes"):
         evaluate(str(outside), recipe, workspace=copy)
+
+
+def test_an_exported_file_gives_the_logits_of_the_model_and_has_a_card_beside_it(copy: Path, tmp_path: Path) -> None:
+    file = tmp_path / "student.pt2"
+    done = export("student-2", file, copy)
+    assert done.difference <= 1e-4
+    model = find_model(copy, "student-2")
+    trained = load_trained(model.folder, "cpu", "fp32")
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    logits = torch.export.load(file).module()(torch.from_numpy(images))
+    torch.testing.assert_close(logits, trained.logits(images).clone(), atol=1e-4, rtol=0)
+    card = done.card.read_text()
+    assert done.card == tmp_path / "student.md"
+    evaluation, dataset = last(copy).artifact("evaluate-2"), last(copy).dataset
+    assert model.artifact is not None
+    assert evaluation is not None
+    assert dataset is not None
+    low, high = evaluation.summary["test_interval"]
+    for part in (model.artifact.digest, dataset.digest, dataset.parts["labeled"], "select-2", "teacher"):
+        assert part in card
+    assert f"({100 * low:.1f} … {100 * high:.1f})" in card
+
+
+def test_onnx_computes_the_same_where_it_is_installed(copy: Path, tmp_path: Path) -> None:
+    done = selftrain(copy, "export", "teacher", "--output", str(tmp_path / "teacher.onnx"), "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["difference"] <= 1e-4
+    assert Path(answer["file"]).stat().st_size > 1000
+
+
+def test_without_onnx_the_remedy_is_named_and_nothing_is_written(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'selftrain\[onnx\]'"):
+        export("teacher", tmp_path / "teacher.onnx", finished, "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_whose_outputs_differ_is_not_kept(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = write_torch
+    monkeypatch.setattr(
+        "ssl_tasks.export.write_torch", lambda *given: lambda images: right(*given)(images) + np.float32(0.01)
+    )
+    with pytest.raises(SelftrainError, match="nothing was written"):
+        export("teacher", tmp_path / "teacher.pt2", finished)
+    assert not list(tmp_path.iterdir())
+
+
+def test_hostile_class_names_stay_text_in_the_card() -> None:
+    card = Card(
+        model=ModelSettings(),
+        classes=("a|b", "<script>x</script>", "c\nd"),
+        in_channels=1,
+        image_size=8,
+        mean=(0,),
+        std=(1,),
+    )
+    text = model_card("m", card, {}, [], None)
+    assert "a\\|b" in text
+    assert "<script" not in text
+    assert "c\nd" not in text

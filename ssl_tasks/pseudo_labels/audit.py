@@ -1,4 +1,4 @@
-"""Where a benchmark knows the truth: how right the invented labels are. Read after the fact, never by a stage's body."""
+"""Where a benchmark knows the truth: how right the invented labels are. Read afterwards, never by a stage's body."""
 
 import pandas as pd
 

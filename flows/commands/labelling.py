@@ -108,9 +108,7 @@ def _sql(options: Namespace) -> None:
 
 def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
     """A data frame where the options want it: a terminal's table, or a file."""
-    for path in (options.csv, options.json, options.parquet):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"cannot write {path}: {path.absolute().parent} is not a folder")
+    check_writable(options.csv, options.json, options.parquet)
     if options.csv:
         frame.to_csv("/dev/stdout" if str(options.csv) == "-" else options.csv, index=False)
     elif options.json:
@@ -120,6 +118,13 @@ def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
         frame.to_parquet(options.parquet, index=False)
     else:
         _print_frame(frame)
+
+
+def check_writable(*paths: Path | None) -> None:
+    """ConfigError where a file that is to be written has no folder."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(f"cannot write {path}: {path.absolute().parent} is not a folder")
 
 
 def _print_frame(frame: "pd.DataFrame") -> None:

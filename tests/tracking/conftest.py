@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tracked_stages import pipeline
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.tracking.client import QUIET, default_uri
+from tests.tracking.tracked_stages import pipeline
 
 os.environ.update(QUIET)
 

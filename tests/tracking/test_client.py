@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from observed import runs_by_name
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.tracking.client import check_server, connect, default_uri
 from ssl_tasks.tracking.spool import spools
 from ssl_tasks.tracking.tracker import Tracker, sync
+from tests.tracking.observed import runs_by_name
 
 
 def test_eight_processes_race_to_a_fresh_database(tmp_path: Path) -> None:

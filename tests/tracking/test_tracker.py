@@ -13,7 +13,6 @@ import mlflow
 import psutil
 import pytest
 from mlflow import MlflowClient
-from observed import everything, runs_by_name
 from safetensors.numpy import load_file
 
 from ssl_tasks.artifacts import Artifact
@@ -23,6 +22,7 @@ from ssl_tasks.tracking.registry import champion
 from ssl_tasks.tracking.shipper import Shipper
 from ssl_tasks.tracking.spool import Sent, Spool, spool_folder, spools
 from ssl_tasks.tracking.tracker import Report, Tracker, sync
+from tests.tracking.observed import everything, runs_by_name
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def answer(
     workspace: Path, stage: str, inputs: dict[str, Artifact], depends: dict[str, str], **settings: Any
 ) -> Artifact:
     """One stage's artifact."""
-    request = Request(stage, stage, 1, f"tracked_stages:{stage}", Tiny(**settings), inputs, depends)
+    request = Request(stage, stage, 1, f"tests.tracking.tracked_stages:{stage}", Tiny(**settings), inputs, depends)
     return execute(request, workspace).artifact
 
 

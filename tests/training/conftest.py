@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from small_runs import digits
 
 from ssl_tasks.artifacts import Artifact
+from tests.training.small_runs import digits
 
 
 @pytest.fixture(scope="session")

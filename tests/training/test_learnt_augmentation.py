@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from small_runs import TRAIN, train_in, weights_of
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import LearnerSettings
@@ -13,6 +12,7 @@ from ssl_tasks.data.policy import REFRESH, Policy
 from ssl_tasks.training.run import TrainingRun, build_run
 from ssl_tasks.training.settings import RuntimeSettings
 from ssl_tasks.training.step import take_step
+from tests.training.small_runs import TRAIN, train_in, weights_of
 
 STEPS = 3 * REFRESH
 

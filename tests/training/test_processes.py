@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from small_runs import folder_of, history_of, learner, train_apart, train_in, weights_of
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.errors import ConfigError, Interrupted, SelftrainError, TrainingDiverged
 from ssl_tasks.stage import StageContext
 from ssl_tasks.training.checkpoints import checkpoint_files
 from ssl_tasks.training.launch import answer_path, from_json, read_answers, to_json
+from tests.training.small_runs import folder_of, history_of, learner, train_apart, train_in, weights_of
 
 
 @pytest.mark.slow

@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import folder_of, kill, learner, train_apart, train_in
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import LearnerSettings
 from ssl_tasks.training.checkpoints import checkpoint_files
+from tests.training.small_runs import folder_of, kill, learner, train_apart, train_in
 
 KILLS = 10
 EACH_STEP = 1e-6  # seconds between checkpoints: so that kills fall into writes as well

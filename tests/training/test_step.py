@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from small_runs import learner, train_in, weights_of
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import LearnerSettings
@@ -17,6 +16,7 @@ from ssl_tasks.methods.settings import SupervisedSettings
 from ssl_tasks.training.run import TrainingRun, build_run, refuse_what_own_steps_ignore
 from ssl_tasks.training.settings import TrainSettings
 from ssl_tasks.training.step import micro_batch, seed_step, take_step
+from tests.training.small_runs import learner, train_in, weights_of
 
 
 def run_of(section: LearnerSettings, dataset: Artifact, cache: Path) -> TrainingRun:

@@ -13,7 +13,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from small_runs import digits, folder_of, history_of, learner, train_apart, train_in, weights_of
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.batch import Batch
@@ -26,6 +25,7 @@ from ssl_tasks.training import loop
 from ssl_tasks.training import step as training_step
 from ssl_tasks.training.checkpoints import checkpoint_files
 from ssl_tasks.training.run import TrainingRun
+from tests.training.small_runs import digits, folder_of, history_of, learner, train_apart, train_in, weights_of
 
 
 def test_a_model_learns_and_its_files_agree(tmp_path: Path, dataset: Artifact) -> None:

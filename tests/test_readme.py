@@ -1,0 +1,42 @@
+"""The README's commands, in their order, in one fresh workspace."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ssl_tasks.methods import METHODS
+from tests.flows.tiny import selftrain
+
+README = Path(__file__).parent.parent / "README.md"
+QUICKER = ["--set", "teacher.train.steps=60", "--set", "round.student.train.steps=60", "--set", "rounds=2"]
+COMPUTES = {"run", "plan"}  # the same recipe, with fewer steps
+
+
+def commands() -> list[list[str]]:
+    """Every `selftrain …` line of the README's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("selftrain ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
+    found = commands()
+    assert {"run", "plan", "labels", "sql", "lineage", "report", "explain", "status", "rerun"} <= {c[0] for c in found}
+    assert selftrain(tmp_path, "run", "quickstart", *QUICKER).returncode == 0
+    for words in found:
+        verb, rest = words[0], words[1:]
+        done = selftrain(tmp_path, verb, *rest[:1], *(QUICKER if verb in COMPUTES else []), *rest[1:])
+        assert done.returncode == 0, f"selftrain {shlex.join(words)}: {done.stderr}"
+
+
+def test_the_readme_names_every_method() -> None:
+    text = README.read_text()
+    assert not [name for name in METHODS if f"`{name}`" not in text]
+
+
+def test_the_readmes_files_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text()):
+        assert (README.parent / target).exists(), f"the README links to {target}, which is not there"

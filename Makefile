@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: run test quick lint setup clean
+.PHONY: run test test-stack quick lint audit setup clean
 
 run: setup            ## the quickstart: digits, 5 labels per class, a teacher and three rounds of students
 	$(BIN)/selftrain run configs/quickstart.yaml
 
 test: lint            ## lint, format check, types, every test
 	$(BIN)/python -m pytest
+
+test-stack: $(VENV)/.stack  ## the flows on PostgreSQL, Redis and the servers of docker-compose.yml, with faults
+	$(BIN)/python -m pytest -m stack tests/stack
 
 quick: setup          ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
@@ -20,6 +23,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+audit: setup         ## known vulnerabilities of the versions that were tested; asks PyPI
+	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+	  $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
 setup: $(STAMP)       ## makes the environment once; again only when the requirements change
 
 # Without venv's own upgrade of pip, and with the versions that were tested.
@@ -27,6 +35,12 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+$(VENV)/.stack: $(STAMP)
+	if ! ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || ! command -v redis-server >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql redis-server >/dev/null; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,stack]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) .selftrain build *.egg-info .mypy_cache .ruff_cache .pytest_cache

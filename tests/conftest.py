@@ -17,6 +17,12 @@ from ssl_tasks.section import Section
 from ssl_tasks.training.settings import RuntimeSettings
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Servers start for `-m stack` alone (`make test-stack`)."""
+    asked = "stack" in config.option.markexpr and "not stack" not in config.option.markexpr
+    return True if collection_path == Path(__file__).parent / "stack" and not asked else None
+
+
 class RunStage(Protocol):
     """Runs a stage's body inline in the test's workspace and returns its artifact."""
 

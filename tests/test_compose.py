@@ -129,3 +129,13 @@ def test_images_carry_every_package_of_ours() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert copied == {"flows", "ssl_tasks", "models", "configs"}
     assert {f"!{name}" for name in copied} <= set(ignored)
+
+
+def test_prefect_yaml_deploys_valid_recipes_of_a_flow_that_exists() -> None:
+    from ssl_tasks.config import RunConfig
+
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        RunConfig.model_validate(deployment["parameters"]["config"])
+        module, _, function = deployment["entrypoint"].rpartition(".")
+        assert f"def {function}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        assert deployment["work_pool"]["name"] in SERVICES["prefect-init"]["command"].split()

@@ -83,7 +83,7 @@ class Conductor:
         try:
             outcome = self._execute(request, record)
         except BaseException as error:
-            state: StageState = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+            state: StageState = "interrupted" if interrupted(error) else "failed"
             reason = str(describe(error)["message"]).splitlines()[0]
             self.run_record.record(replace(record, state=state, reason=reason, seconds=time.time() - record.started))
             if isinstance(error, (StageFailed, UserError, Interrupted)) or not isinstance(error, Exception):
@@ -112,8 +112,7 @@ class Conductor:
             try:
                 return self._work(request, context, record)
             except BaseException as error:
-                killed = isinstance(error, (Interrupted, KeyboardInterrupt))
-                self.tracker.fail_stage(attempts[-1], str(describe(error)["message"]), killed)
+                self.tracker.fail_stage(attempts[-1], str(describe(error)["message"]), interrupted(error))
                 raise
             finally:
                 if follower is not None:
@@ -149,11 +148,16 @@ class Conductor:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
+def interrupted(error: BaseException) -> bool:
+    """Whether somebody asked us to stop: our own error, Ctrl-C, or the signal that Prefect raises as an exception."""
+    return isinstance(error, Interrupted) or not isinstance(error, Exception)
+
+
 def finished(run: Run, error: BaseException | None, stopped: str = "") -> None:
     """Writes how the run ended."""
     if error is None:
         run.update(state="done", stopped=stopped, finished=time.time())
-    elif isinstance(error, (Interrupted, KeyboardInterrupt)):
+    elif interrupted(error):
         run.update(state="interrupted", stopped="interrupted", finished=time.time())
     else:
         reason = str(error) if isinstance(error, SelftrainError) else f"{type(error).__name__}: {error}"

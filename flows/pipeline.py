@@ -3,11 +3,11 @@
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
-from flows.conductor import Conductor, finished
+from flows.conductor import Conductor, finished, interrupted
 from flows.reaper import mend_dead_runs
 from flows.self_training import Summary, self_training
 from ssl_tasks.config import RunConfig
@@ -16,7 +16,7 @@ from ssl_tasks.process import stop_all
 from ssl_tasks.recipes import leaves
 from ssl_tasks.runs import Run
 from ssl_tasks.tracking.client import default_uri
-from ssl_tasks.tracking.tracker import Tracker
+from ssl_tasks.tracking.tracker import Ending, Tracker
 
 log = logging.getLogger("selftrain")
 REPORT = "report.html"
@@ -30,8 +30,12 @@ def run_pipeline(
     isolate: bool = True,
     prepare: Prepare | None = None,
     command: str = "",
+    own_signals: bool = True,
 ) -> Run:
-    """Runs the rounds and returns the run's record. `prepare` may wrap the stages (Prefect does)."""
+    """Runs the rounds and returns the run's record. `prepare` may wrap the stages (Prefect does).
+
+    Without `own_signals`, whoever called us has a handler of SIGTERM that raises.
+    """
     mend_dead_runs(workspace)
     run = Run.create(workspace, config, command=command)
     tracker = Tracker(default_uri(workspace), workspace)
@@ -41,7 +45,7 @@ def run_pipeline(
     conductor = Conductor(run, config, tracker, tracked, force, isolate)
     if prepare is not None:
         prepare(conductor)
-    with _termination_is_interruption():
+    with _termination_is_interruption() if own_signals else nullcontext():
         try:
             summary = self_training(config, conductor)
             run.write_summary({**summary.as_json(), "nothing_new": run.nothing_new})
@@ -52,8 +56,8 @@ def run_pipeline(
         except BaseException as error:
             stop_all()
             finished(run, error)
-            killed = isinstance(error, (Interrupted, KeyboardInterrupt))
-            tracker.finish_run(tracked, "KILLED" if killed else "FAILED", {"selftrain.stopped": run.info["stopped"]})
+            ending: Ending = "KILLED" if interrupted(error) else "FAILED"
+            tracker.finish_run(tracked, ending, {"selftrain.stopped": run.info["stopped"]})
             raise
         finally:
             conductor.close()

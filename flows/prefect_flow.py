@@ -2,7 +2,6 @@
 
 import contextvars
 import logging
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 
@@ -23,7 +21,7 @@ from flows.pipeline import run_pipeline
 from flows.prefect_page import publish
 from flows.tasks import as_task, gpu_slots
 from ssl_tasks.config import RunConfig
-from ssl_tasks.errors import Interrupted, SelftrainError
+from ssl_tasks.errors import SelftrainError
 from ssl_tasks.execute import Outcome, Request
 from ssl_tasks.runs import Run
 
@@ -44,12 +42,9 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
     set_environment(folder)
     if deployment.get_id():
         _refuse_endless_crashes(config.runtime.restarts)
-    try:
-        run = run_pipeline(config, folder, frozenset(force), prepare=_within_prefect)
-    except Interrupted as error:
-        if deployment.get_id():  # a worker stops (then a crash, which is restarted), or a person cancels: Prefect knows
-            raise TerminationSignal(signal.SIGTERM) from error
-        raise
+    # In a deployment a SIGTERM is a person's cancelling or a crash; Prefect knows, and its own handler tells it.
+    own_signals = not deployment.get_id()
+    run = run_pipeline(config, folder, frozenset(force), prepare=_within_prefect, own_signals=own_signals)
     _publish(run)
     if run.info.get("champion"):
         _tell_champion(run)

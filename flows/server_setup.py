@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS = 30  # what workers are told (PREFECT_FLOWS_HEARTBEAT_FREQUENCY); Prefect allows no less
 PATIENCE = timedelta(seconds=3 * HEARTBEAT_SECONDS)
+PAUSE = timedelta(seconds=15)  # before a crashed run is scheduled again
 WEBHOOK = "selftrain-notifications"
 ENDED = ("Completed", NOTHING_NEW, "Failed", "Cancelled", "Crashed")
 
@@ -77,14 +78,24 @@ def dead_runs() -> "AutomationCore":
 
 
 def restarts() -> "AutomationCore":
-    """A crashed run is scheduled again, and goes on from its checkpoints; runtime.restarts says how often."""
+    """A crashed run is scheduled again, and goes on from its checkpoints; runtime.restarts says how often.
+
+    Not at once: a worker of Prefect 3.8 that gets a run back while it still clears it away ends with an error.
+    """
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
-    from prefect.events.schemas.automations import AutomationCore
+    from prefect.events.schemas.automations import AutomationCore, Posture
 
+    on_its_way = ("Scheduled", "AwaitingRetry", "Pending", "Running", *(end for end in ENDED if end != "Crashed"))
+    trigger = _of_runs(
+        after={"prefect.flow-run.Crashed"},
+        expect={f"prefect.flow-run.{state}" for state in on_its_way},
+        posture=Posture.Proactive,
+        within=PAUSE,
+    )
     return AutomationCore(
         name="selftrain: crashed runs go on",
-        trigger=_of_runs(expect={"prefect.flow-run.Crashed"}),
+        trigger=trigger,
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, message=RESTARTED)],
     )
 

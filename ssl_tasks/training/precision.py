@@ -62,3 +62,4 @@ def prepare_backends(precision: str, threads: int | None) -> None:
     format = "ieee" if precision == "fp32" else "tf32"
     torch.backends.cuda.matmul.fp32_precision = format
     torch.backends.cudnn.conv.fp32_precision = format  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn.fp32_precision = format  # type: ignore[attr-defined]  # torch.export refuses two formats

@@ -59,7 +59,5 @@ def prepare_backends(precision: str, threads: int | None) -> None:
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a check for other people's bugs, at a price
-    format = "ieee" if precision == "fp32" else "tf32"
-    torch.backends.cuda.matmul.fp32_precision = format
-    torch.backends.cudnn.conv.fp32_precision = format  # type: ignore[attr-defined]
-    torch.backends.cudnn.rnn.fp32_precision = format  # type: ignore[attr-defined]  # torch.export refuses two formats
+    # The older of torch's two ways: torch.export still reads it, and fails where the newer one was used.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"

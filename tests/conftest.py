@@ -1,9 +1,9 @@
-"""Shared fixtures. Every test runs offline, on one or two threads, in a folder of its own."""
+"""Shared fixtures. Every test runs offline, on one thread, in a folder of its own."""
 
 import os
 
 os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", DO_NOT_TRACK="true", MLFLOW_DISABLE_TELEMETRY="true")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nets this small only lose by more
 
 from collections.abc import Mapping
 from pathlib import Path

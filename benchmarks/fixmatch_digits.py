@@ -4,7 +4,8 @@
 
 Both learn with the same network, split, steps, batch of labelled images and weak view; FixMatch adds the unlabelled
 images. Recipes are `configs/digits/`, with more steps and a slower average, which FixMatch's validation preferred
-(seeds 0 to 2). A seed draws the split, the weights and the batches. The model is the best on validation; the test set is read once.
+(seeds 0 to 2). A seed draws the split, the weights and the batches. The model is the best on validation; the test set
+is read once.
 """
 
 import argparse

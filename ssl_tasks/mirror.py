@@ -22,6 +22,12 @@ from ssl_tasks.training.settings import RuntimeSettings
 
 T = TypeVar("T")
 TRIES, FIRST_PAUSE = 6, 0.2
+AWAY_SECONDS = 60.0  # after it failed so often, the storage is left alone for this long
+OPTIONS: dict[str, dict[str, Any]] = {
+    "file": {"auto_mkdir": True},
+    "s3": {"config_kwargs": {"connect_timeout": 5, "retries": {"max_attempts": 0}}},  # we try again ourselves
+}
+_away_until: dict[str, float] = {}
 log = logging.getLogger("selftrain")
 
 
@@ -36,8 +42,8 @@ class Mirror:
         import fsspec
 
         try:
-            folders = {"auto_mkdir": True} if fsspec.utils.get_protocol(url) in ("file", "local") else {}
-            self.filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **folders)
+            options = OPTIONS.get(fsspec.utils.get_protocol(url), {})
+            self.filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         except ImportError as error:
             raise ConfigError(
                 f"runtime.store: {url} needs a driver ({error}). Try: pip install 'selftrain[s3]'"
@@ -111,6 +117,8 @@ class Mirror:
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Tries again with growing pauses; what is not there is not there."""
+        if time.monotonic() < _away_until.get(self.url, 0.0):
+            raise Unreachable("it did not answer a moment ago")
         for number in range(TRIES):
             try:
                 return action()
@@ -119,6 +127,7 @@ class Mirror:
             except Exception as error:  # noqa: BLE001 - drivers raise what they like; trying again decides
                 reason = f"{type(error).__name__}: {error}"
                 time.sleep(FIRST_PAUSE * 2**number if number + 1 < TRIES else 0)
+        _away_until[self.url] = time.monotonic() + AWAY_SECONDS
         raise Unreachable(reason)
 
     def _manifest(self, stage: str, key: str) -> str:

@@ -23,6 +23,7 @@ def shared(tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_module, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(mirror_module, "AWAY_SECONDS", 0.0)
 
 
 def answer(machine: Path, url: str, force: bool = False) -> Outcome:
@@ -139,3 +140,13 @@ def test_the_environment_names_the_store_for_every_recipe(
 def test_an_address_that_nobody_knows_is_the_users_error() -> None:
     with pytest.raises(ConfigError, match="Expected an address as s3://"):
         Mirror("nosuch://bucket/folder")
+
+
+def test_storage_that_is_away_is_not_asked_for_every_file(
+    tmp_path: Path, shared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "AWAY_SECONDS", 60.0)
+    monkeypatch.setattr(mirror_module, "_away_until", {})
+    asked = break_storage(monkeypatch, 1)
+    assert not answer(tmp_path / "a", shared).reused
+    assert len(asked) == mirror_module.TRIES

@@ -24,7 +24,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 BINARIES = Path(sys.executable).parent
-PATIENCE = 180.0
+PATIENCE, GRACE = 180.0, 20.0  # seconds to come up, and to end
 CONTAINER_PORTS = {"postgres": 5432, "redis": 6379, "prefect-server": 4200, "mlflow": 5000, "s3": 8333, "worker": 8080}
 PORTED = "|".join(map(str, CONTAINER_PORTS.values()))
 ADDRESS = re.compile(rf"(?:[a-z][a-z0-9-]*|127\.0\.0\.1|0\.0\.0\.0):({PORTED})\b")
@@ -121,7 +121,7 @@ class Stack:
         self.start_postgres()
         self.start("redis", "--port", str(self.ports[6379]), "--bind", "127.0.0.1", "--dir", str(self._home("redis")))
         self.wait("redis", lambda: b"PONG" in self._run("redis-cli", "-p", str(self.ports[6379]), "ping").stdout)
-        self._start("s3", [sys.executable, "-m", "tests.stack.s3_server", str(self.ports[8333]), str(self.faults)])
+        self._start("s3", [sys.executable, "-m", "tests.s3_server", str(self.ports[8333]), str(self.faults)])
         self.wait_port("s3")
         self.one_shot("s3-buckets")
         self.one_shot("prefect-migrate")
@@ -176,7 +176,7 @@ class Stack:
         process = self.processes.pop(service)
         process.send_signal(number)
         try:
-            process.wait(60)
+            process.wait(GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -1,6 +1,6 @@
 """An S3 endpoint on loopback (moto's) that fails half of its requests while a file is there.
 
-python -m tests.stack.s3_server PORT FAULTS_FILE
+python -m tests.s3_server PORT FAULTS_FILE
 """
 
 import random

@@ -3,12 +3,23 @@
 import os
 from pathlib import Path
 
+from ssl_tasks.errors import ConfigError
+
 DEFAULT_WORKSPACE = ".selftrain"
 
 
 def workspace_folder(given: str | Path | None = None) -> Path:
     """The workspace: the option, else SELFTRAIN_HOME, else `.selftrain` in the current folder."""
     return Path(given or os.environ.get("SELFTRAIN_HOME") or DEFAULT_WORKSPACE).expanduser().absolute()
+
+
+def make_workspace(folder: Path) -> None:
+    """The folder, or an error in one sentence."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"the workspace {folder} cannot be made ({error.strerror}); expected a folder that may be written to"
+        raise ConfigError(f"{what}. Name another one: selftrain --workspace DIR …") from error
 
 
 def set_environment(workspace: Path) -> None:

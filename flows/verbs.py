@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.environment import set_environment, workspace_folder
+from flows.environment import make_workspace, set_environment, workspace_folder
 from flows.planning import PlannedStage, stage_names
 from flows.planning import plan as plan_stages
 from flows.reaper import crash_dead_flow_runs, mend_dead_runs
 from ssl_tasks.artifacts import Store, write_atomically
 from ssl_tasks.errors import NotFound, nearest
+from ssl_tasks.recipe_paths import check_paths
 from ssl_tasks.recipes import Recipe, load_recipe, parse_recipe
 from ssl_tasks.runs import Run, StageRecord, all_runs, approval_file, find_run
 
@@ -42,7 +43,8 @@ def run(
     """
     folder = workspace_folder(workspace)
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, _named(overrides, name))
-    folder.mkdir(parents=True, exist_ok=True)
+    check_paths(loaded.config, folder / "cache")
+    make_workspace(folder)
     set_environment(folder)
     if not prefect:
         from flows.pipeline import run_pipeline

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
+from ssl_tasks.errors import ConfigError
+
 
 class Section(BaseModel):
     """Settings that cannot be changed after they were read, and that refuse keys they do not know.
@@ -42,3 +44,10 @@ def _beside_recipe(path: Path, info: ValidationInfo) -> Path:
 
 RecipePath = Annotated[Path, AfterValidator(_beside_recipe)]
 """A path in a recipe: where it is relative, it starts from the recipe's own folder."""
+
+
+def existing_file(path: Path, setting: str, kind: str) -> Path:
+    """The path, if a file is there; else a ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{setting}: {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected {kind}")
+    return path

@@ -10,12 +10,11 @@ from pydantic import Field
 
 from ssl_tasks.artifacts import Artifact, digest_file
 from ssl_tasks.config import LearnerSettings, RunConfig
-from ssl_tasks.errors import ConfigError
 from ssl_tasks.evaluation.settings import EvaluateSettings, GateSettings
 from ssl_tasks.execute import Request
 from ssl_tasks.methods import LABELS_ONLY
 from ssl_tasks.pseudo_labels.settings import PredictSettings, SelectSettings
-from ssl_tasks.section import RecipePath, Section
+from ssl_tasks.section import RecipePath, Section, existing_file
 from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.trained_files import copy_trained, trained_digest
 
@@ -54,9 +53,7 @@ def train_request(
             inputs[role] = artifact
             depends[role] = artifact.digest
     if (weights := learner.model.pretrained) is not None:
-        if not weights.is_file():
-            raise ConfigError(f"model.pretrained: {weights} does not exist; expected a .safetensors file")
-        depends["pretrained"] = digest_file(weights)
+        depends["pretrained"] = digest_file(existing_file(weights, "model.pretrained", "a .safetensors file"))
     return _request(name, "train", learner, inputs, depends, seed)
 
 
@@ -83,9 +80,8 @@ def select_request(
         inputs["previous_selection"] = previous
         depends["previous_selection"] = previous.digest
     if settings.overrides is not None:
-        if not settings.overrides.is_file():
-            raise ConfigError(f"select.overrides: {settings.overrides} does not exist; expected a CSV or Parquet file")
-        depends["overrides"] = digest_file(settings.overrides)
+        overrides = existing_file(settings.overrides, "select.overrides", "a CSV or Parquet file")
+        depends["overrides"] = digest_file(overrides)
     return _request(name, "select", settings, inputs, depends)
 
 

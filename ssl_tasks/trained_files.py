@@ -11,11 +11,16 @@ from ssl_tasks.stage import StageResult
 WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
-def trained_digest(folder: Path) -> str:
-    """The digest of a model's weights and card; ConfigError where the folder holds none."""
+def require_trained(folder: Path) -> None:
+    """ConfigError where the folder holds no model."""
     for name in (WEIGHTS, CARD):
         if not (folder / name).is_file():
             raise ConfigError(f"given_teacher: {folder} holds no {name}; expected a folder with {WEIGHTS} and {CARD}")
+
+
+def trained_digest(folder: Path) -> str:
+    """The digest of a model's weights and card; ConfigError where the folder holds none."""
+    require_trained(folder)
     return digest_json({name: digest_file(folder / name) for name in (WEIGHTS, CARD)})
 
 

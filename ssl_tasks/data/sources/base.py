@@ -67,6 +67,9 @@ class ImageSource(ABC):
     def read(self, uri: str) -> bytes | np.ndarray:
         """One image file's bytes, or its pixels; OSError where it is not there."""
 
+    def check(self) -> None:  # noqa: B027 - what is computed has no place to look at
+        """DataError where the source's place cannot be one. A glance: it lists no images and reads none."""
+
     def file_keys(self, listing: Listing, files: "FileDigests") -> list[bytes | None] | None:
         """The digest of every sample's bytes where it is known without reading them, else None."""
         return None

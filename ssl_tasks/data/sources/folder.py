@@ -110,6 +110,9 @@ class Folder(ImageSource):
                 name, error = below(place.parent, line)
                 rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}", error)
 
+    def check(self) -> None:
+        self._class_folders()
+
     def listing(self) -> Listing:
         return self._listing
 

@@ -56,10 +56,19 @@ class Table(ImageSource):
             if self.settings.image not in self._tables[part].column_names
         }
 
-    def _read(self, path: Path) -> pa.Table:
+    @property
+    def _wanted(self) -> list[str]:
         asked = [self.settings.image, self.settings.label, self.settings.id, self.settings.split]
-        wanted = list(dict.fromkeys(name for name in asked if name is not None))
-        if path.suffix.lower() in {".parquet", ".pq"}:
+        return list(dict.fromkeys(name for name in asked if name is not None))
+
+    def check(self) -> None:
+        for path in self._files.values():
+            _require(self._wanted, _columns(path), path)
+        self._places  # noqa: B018 - raises where the root is not there
+
+    def _read(self, path: Path) -> pa.Table:
+        wanted = self._wanted
+        if is_parquet(path):
             schema = _parquet_schema(path)
             _require(wanted, schema.names, path)
             if holds_bytes(schema.field(self.settings.image).type):
@@ -124,6 +133,24 @@ def holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def is_parquet(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() in {".parquet", ".pq"}
+
+
+def _columns(path: Path) -> list[str]:
+    """The names of the columns, from the file's head."""
+    if path.is_dir():
+        raise DataError(f"the table {path} is a folder; expected a CSV or Parquet file")
+    if is_parquet(path):
+        return list(_parquet_schema(path).names)
+    try:
+        with pa.csv.open_csv(path) as reader:
+            return list(reader.schema.names)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from error
 
 
 def _parquet_schema(path: Path) -> pa.Schema:

@@ -12,6 +12,7 @@ import numpy as np
 from ssl_tasks.data.file_digests import FileDigests
 from ssl_tasks.data.settings import TorchvisionSource
 from ssl_tasks.data.sources.base import ImageSource, Listing
+from ssl_tasks.data.sources.places import existing
 from ssl_tasks.errors import DataError
 
 DIGITS = tuple("0123456789")
@@ -79,6 +80,10 @@ class TorchvisionSet(ImageSource):
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # results alone go to stdout
             warnings.filterwarnings("ignore", message="dtype")  # CIFAR's files hold arrays as an old numpy wrote them
             return build(str(self.settings.path), download=download, **choice)
+
+    def check(self) -> None:
+        if not self.settings.download:
+            existing(self.settings.path, f"the folder of {self.known.name}")
 
     def fingerprint(self, files: FileDigests) -> str:
         return self.known.name  # a published set never changes, and torchvision checks its files

@@ -92,9 +92,10 @@ class Pool:
     def images(self, index: np.ndarray) -> np.ndarray:
         """uint8 [n, S, S, C]. The first call puts into the decoded cache what it lost."""
         index = np.asarray(index, np.int64)
-        if self._kept is None or not (self._kept.pixels is None or self._kept.pixels.exists()):
-            self._kept = self._images.keep(len(self), self.contents, self._uris_of)
-        return self._images.load(self._kept, index, self._uris_of)
+        kept = self._kept
+        if kept is None or not (kept.pixels is None or kept.pixels.exists()):
+            kept = self._kept = self._images.keep(len(self), self.contents, self._uris_of)
+        return self._images.load(kept, index, self._uris_of)
 
     def sample_ids(self, index: np.ndarray | None = None) -> list[str]:
         """The ids of `index`, or of all, in the pool's order."""

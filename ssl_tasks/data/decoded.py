@@ -2,14 +2,16 @@
 
 `<cache>/decoded/<S>x<S>x<C>-v<version>/pixels-<name>.u8` only grows; `segments/` say which rows are whole, by the
 content they hold and by the digest of the image file they came from. Data sets, splits and rounds that share images
-share rows. The folder can be deleted: what is missing is decoded again, under another name, so that row numbers that
-an older process still holds are never read from it.
+share rows. All of it, or any file, can be deleted at any time, while processes read and write it: no row is ever
+written twice, a segment names the pixel file that it speaks of, and what is missing is decoded again, under another
+name, so that row numbers that an older process still holds are never read from it.
 """
 
+import contextlib
+import fcntl
 import os
-import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ INDEX = pa.schema(
         ("row", pa.int64()),  # in the pixel file; -1 where the pixels were not kept
     ]
 )
+PIXELS = b"pixels"  # the name of a segment's pixel file, in its metadata
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Index:
     """What the cache knows: an entry for each image file that was ever decoded here, the latest first."""
 
     table: pa.Table
-    rows: int  # whole rows of the pixel file
+    rows: int  # of the pixel file, those that nobody speaks of included
     pixels: Path | None  # the file; None before the first row
 
     def find(self, keys: Sequence[bytes | None]) -> np.ndarray:
@@ -60,7 +63,15 @@ def _positions(values: pa.Array, known: pa.ChunkedArray) -> np.ndarray:
     return found
 
 
-VOID = Index(INDEX.empty_table(), 0, None)
+def pixels_of(segment: pa.Table) -> str:
+    """The name of the pixel file that a segment speaks of."""
+    return (segment.schema.metadata or {}).get(PIXELS, b"").decode()
+
+
+def without_rows(segment: pa.Table) -> pa.Table:
+    """The same entries, of which the pixels are not kept."""
+    number = segment.schema.get_field_index("row")
+    return segment.set_column(number, INDEX.field("row"), pa.array(np.full(len(segment), -1), pa.int64()))
 
 
 class DecodedCache:
@@ -75,18 +86,32 @@ class DecodedCache:
         self._segments: dict[Path, pa.Table] = {}
 
     def index(self) -> Index:
-        """What is there now. A pixel file that is missing or shorter than promised makes all of it void."""
-        files = sorted((self.folder / "segments").glob("*.parquet"), reverse=True)
+        """What is there now. Rows count where their segment names the pixel file that is there."""
+        self._segments = dict(self._read_segments())
+        named = {pixels_of(table): None for table in self._segments.values()}
+        pixels, rows = next(filter(self._is_whole, (self.folder / name for name in named if name)), None), 0
+        if pixels is not None:
+            with contextlib.suppress(FileNotFoundError):  # else another process deletes it just now
+                rows = -(-pixels.stat().st_size // self.row_bytes)
+        tables = [
+            table if pixels is not None and pixels_of(table) == pixels.name else without_rows(table)
+            for table in self._segments.values()
+        ]
+        return Index(pa.concat_tables([INDEX.empty_table(), *tables]), rows, pixels)
+
+    def _read_segments(self) -> Iterator[tuple[Path, pa.Table]]:
+        """The latest first, without those that are damaged: their images are decoded again."""
+        for file in sorted((self.folder / "segments").glob("*.parquet"), reverse=True):
+            with contextlib.suppress(OSError, pa.ArrowInvalid):
+                yield file, self._segments.get(file) or pq.read_table(file)
+
+    def _is_whole(self, pixels: Path) -> bool:
+        """Whether a pixel file is there and as long as its segments say."""
+        rows = [pc.max(table["row"]).as_py() for table in self._segments.values() if pixels_of(table) == pixels.name]
         try:
-            self._segments = {file: self._segments.get(file) or pq.read_table(file) for file in files}
-            table = pa.concat_tables([INDEX.empty_table(), *self._segments.values()])
-            pixels = next(self.folder.glob("pixels-*.u8"), None)
-            rows = 1 + (pc.max(table["row"]).as_py() if len(table) else -1)
-            if rows and (pixels is None or pixels.stat().st_size < rows * self.row_bytes):
-                return VOID
-        except (OSError, pa.ArrowInvalid):
-            return VOID
-        return Index(table, rows, pixels)
+            return pixels.stat().st_size >= (max(rows) + 1) * self.row_bytes
+        except FileNotFoundError:
+            return False
 
     def map(self, pixels: Path) -> np.ndarray:
         """The rows of a pixel file, mapped read-only; FileNotFoundError where it was deleted."""
@@ -115,36 +140,51 @@ class DecodedCache:
         if not readable:
             return
         keys, images = zip(*readable, strict=True)
-        with file_lock(self.folder.parent / f"{self.folder.name}.lock"):
+        lock = self.folder.parent / f"{self.folder.name}.lock"
+        with contextlib.suppress(FileNotFoundError), file_lock(lock):  # deleted meanwhile: then nothing is kept
             index = self.index()
-            if index is VOID:
-                shutil.rmtree(self.folder, ignore_errors=True)
             contents = pa.array([image.content for image in images], pa.binary(16))
             rows = index.rows_of(contents)
-            fresh: dict[bytes, int] = {}
+            fresh: dict[bytes, np.ndarray] = {}
             room = max(0, int(limit_bytes // self.row_bytes) - index.rows)
-            for position, image in enumerate(images):
-                if rows[position] < 0 and image.pixels is not None and (image.content in fresh or len(fresh) < room):
-                    rows[position] = fresh.setdefault(image.content, index.rows + len(fresh))
-            self._write_pixels(index, images, rows)
-            self._write_segment(keys, images, contents, rows)
+            for row, image in zip(rows, images, strict=True):
+                if row < 0 and image.pixels is not None and len(fresh) < room:
+                    fresh.setdefault(image.content, image.pixels)
+            first, pixels = self._write_pixels(index.pixels, list(fresh.values()))
+            new = {content: first + number for number, content in enumerate(fresh)}
+            whole = [row if row >= 0 else new.get(image.content, -1) for row, image in zip(rows, images, strict=True)]
+            self._write_segment(keys, images, contents, whole, pixels)
 
-    def _write_pixels(self, index: Index, images: Sequence[Decoded], rows: np.ndarray) -> None:
-        pairs = zip(rows.tolist(), images, strict=True)
-        new = {row: image.pixels for row, image in pairs if row >= index.rows and image.pixels is not None}
-        if not new:
-            return
-        data = np.stack([new[row] for row in sorted(new)])  # the rows that follow the last one
+    def _write_pixels(self, current: Path | None, images: Sequence[np.ndarray]) -> tuple[int, Path | None]:
+        """Adds rows to the pixel file, or to a new one; the first of them, and the file."""
+        if not images:
+            return 0, current
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = index.pixels or self.folder / f"pixels-{uuid.uuid4().hex}.u8"
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644), "wb") as file:
-            file.seek(index.rows * self.row_bytes)
-            file.write(data.data)
+        pixels = current or self._new_pixels()
+        with os.fdopen(os.open(pixels, os.O_WRONLY | os.O_CLOEXEC), "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # the folder's lock may have been deleted, and another taken
+            first = -(-os.fstat(file.fileno()).st_size // self.row_bytes)
+            file.seek(first * self.row_bytes)
+            file.write(np.stack(images).data)
             file.flush()
             os.fsync(file.fileno())
+        return first, pixels
+
+    def _new_pixels(self) -> Path:
+        """An empty pixel file, which takes the place of those that no segment speaks of."""
+        for stale in self.folder.glob("pixels-*.u8"):
+            stale.unlink(missing_ok=True)
+        pixels = self.folder / f"pixels-{uuid.uuid4().hex}.u8"
+        pixels.touch()
+        return pixels
 
     def _write_segment(
-        self, keys: Sequence[bytes], images: Sequence[Decoded], contents: pa.Array, rows: np.ndarray
+        self,
+        keys: Sequence[bytes],
+        images: Sequence[Decoded],
+        contents: pa.Array,
+        rows: Sequence[int],
+        pixels: Path | None,
     ) -> None:
         columns = [
             pa.array(keys, pa.binary(32)),
@@ -155,8 +195,9 @@ class DecodedCache:
             ),
             pa.array(rows, pa.int64()),
         ]
+        schema = INDEX.with_metadata({PIXELS: "" if pixels is None else pixels.name})
         buffer = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_arrays(columns, schema=INDEX), buffer, compression="zstd")
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), buffer, compression="zstd")
         folder = self.folder / "segments"
         number = len(list(folder.glob("*.parquet")))
         write_atomically(folder / f"{number:08d}-{uuid.uuid4().hex[:8]}.parquet", buffer.getvalue().to_pybytes())

@@ -38,7 +38,7 @@ class Images:
 
     def __init__(self, source: ImageSource, decoder: Decoder, cache: Path, runtime: RuntimeSettings) -> None:
         self.source, self.decoder, self.cache, self.runtime = source, decoder, cache, runtime
-        self._mapped: tuple[Path, np.ndarray] | None = None
+        self._mapped: tuple[Path | None, np.ndarray] = None, np.empty(0, np.uint8)
 
     def __reduce__(self) -> tuple[type["Images"], tuple[ImageSource, Decoder, Path, RuntimeSettings]]:
         return type(self), (self.source, self.decoder, self.cache, self.runtime)
@@ -75,26 +75,34 @@ class Images:
 
     def load(self, kept: Kept, index: np.ndarray, uris: Uris) -> np.ndarray:
         """uint8 [n, S, S, C]: the images of `index`, an index into `kept`."""
-        rows = kept.rows[index]
-        if kept.pixels is not None and (rows >= 0).all():
-            return self._map(kept.pixels, kept.stop)[rows]
+        rows, mapped = kept.rows[index], self._map(kept)
+        if mapped is not None and (rows >= 0).all():
+            return mapped[rows]
         if isinstance(self.source, DrawnSource):
             return self._fitted(self.source.draw(uris(index)))
         size, channels = self.decoder.image_size, self.decoder.channels
         images = np.empty((len(index), size, size, channels), np.uint8)
-        cached = rows >= 0
-        if kept.pixels is not None and cached.any():
-            images[cached] = self._map(kept.pixels, kept.stop)[rows[cached]]
+        cached = rows >= 0 if mapped is not None else np.zeros(len(rows), bool)
+        if mapped is not None:
+            images[cached] = mapped[rows[cached]]
         elsewhere = np.flatnonzero(~cached)
         with quiet_decoding():
             for at, uri in zip(elsewhere, uris(index[elsewhere]), strict=True):
                 images[at] = self._decode(uri)
         return images
 
-    def _map(self, pixels: Path, rows: int) -> np.ndarray:
-        if self._mapped is None or self._mapped[0] != pixels or len(self._mapped[1]) < rows:
-            self._mapped = pixels, DecodedCache(self.cache, self.decoder).map(pixels)
-        return self._mapped[1]
+    def _map(self, kept: Kept) -> np.ndarray | None:
+        """The rows of the pixel file; None where there is none, or no longer. Threads share what one has mapped."""
+        if kept.pixels is None:
+            return None
+        pixels, mapped = self._mapped
+        if pixels != kept.pixels or len(mapped) < kept.stop:
+            try:
+                mapped = DecodedCache(self.cache, self.decoder).map(kept.pixels)
+            except FileNotFoundError:
+                return None
+            self._mapped = kept.pixels, mapped
+        return mapped
 
     def _decode(self, uri: str) -> np.ndarray:
         _, image = decode_uri(self.source, self.decoder, uri)

@@ -2,13 +2,16 @@
 
 import multiprocessing
 import pickle
+import random
 import shutil
+import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ssl_tasks.artifacts import Artifact
@@ -20,6 +23,7 @@ from ssl_tasks.errors import DataError
 from ssl_tasks.training.settings import RuntimeSettings
 
 Build = Callable[..., Any]
+POOLS: tuple[PoolName, ...] = ("labeled", "unlabeled", "validation", "test")
 
 
 @pytest.fixture
@@ -94,6 +98,41 @@ def test_a_pool_sees_images_that_were_cached_after_another_pool_mapped_the_file(
     assert [digest(data.pool(name)) for name in names] == before
 
 
+@pytest.mark.parametrize("lost", ["pixels-*.u8", "segments/*.parquet", "segments/00000000-*.parquet", "*/*.*"])
+def test_rows_that_a_pool_knows_are_never_given_to_other_images(artifact: Artifact, cache: Path, lost: str) -> None:
+    data = Dataset.open(artifact, cache)
+    pools = {name: data.pool(name) for name in POOLS}
+    for _ in range(3):  # each pool finds others' rows, its own, and none
+        before = {name: digest(pool) for name, pool in pools.items()}
+        for file in cache.rglob(lost):
+            file.unlink()
+        for name in POOLS:
+            assert digest(Dataset.open(artifact, cache).pool(name)) == before[name]
+            assert {one: digest(pool) for one, pool in pools.items()} == before
+
+
+def test_files_that_vanish_at_any_moment_change_no_pixel(artifact: Artifact, cache: Path) -> None:
+    data, chance = Dataset.open(artifact, cache), random.Random(0)
+    pools = [data.pool(name) for name in POOLS]
+    expected = [digest(pool) for pool in pools]
+
+    def read(number: int) -> None:
+        for _ in range(40):
+            assert digest(pools[number % len(pools)]) == expected[number % len(pools)]
+
+    with ThreadPoolExecutor(6) as threads:
+        readers = [threads.submit(read, number) for number in range(6)]
+        while not all(reader.done() for reader in readers):
+            files = [file for file in (cache / "decoded").rglob("*") if file.is_file()]
+            for file in chance.sample(files, chance.randint(0, len(files))):
+                file.unlink(missing_ok=True)
+            if chance.random() < 0.3:
+                shutil.rmtree(cache / "decoded", ignore_errors=True)
+            time.sleep(chance.uniform(0, 0.05))
+    for reader in readers:
+        reader.result()
+
+
 def test_processes_that_miss_the_same_images_agree(artifact: Artifact, cache: Path) -> None:
     pool = Dataset.open(artifact, cache).pool("unlabeled")
     expected = digest(pool)
@@ -135,4 +174,7 @@ def test_a_kill_between_pixels_and_index_leaves_a_sound_cache(tmp_path: Path) ->
     with pixels.open("ab") as file:
         file.write(b"\xff" * 5)  # rows that were written and never entered
     cache.append([(b"b" * 32, second)], 1e9)
-    assert cache.map(pixels)[:2].ravel().tolist() == [7, 9]
+    index = cache.index()
+    assert index.pixels == pixels
+    rows = index.rows_of(pa.array([first.content, second.content], pa.binary(16)))
+    assert cache.map(pixels)[rows].ravel().tolist() == [7, 9]

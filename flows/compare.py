@@ -5,25 +5,29 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flows.environment import set_environment, workspace_folder
 from flows.verbs import Workspace, run
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.errors import ConfigError, DataError, NotFound
 from ssl_tasks.recipes import load_recipe
+from ssl_tasks.report.comparison import Comparison, Point
 from ssl_tasks.runs import Run, find_run
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
+
+Split = Literal["test", "validation"]
+PAIRED = ("images", "difference", "low", "high", "gains", "losses", "p")
 
 
-def compare_runs(names: Sequence[str], workspace: Workspace = None) -> "pd.DataFrame":
+def compare_runs(names: Sequence[str], workspace: Workspace = None) -> Comparison:
     """A row for each run: its best round's accuracies with intervals, its cost, and how it differs from the first.
 
     The difference (with a paired bootstrap interval) and McNemar's p are over the test images, over validation where
-    there is no test set. They are empty, and `note` says why, where a run was tested on other images than the first.
+    there is no test set; gains are images that this run has right and the first wrong, losses the reverse. They are
+    empty, and `note` says why, where a run was tested on other images than the first.
     """
     import pandas as pd
 
@@ -31,9 +35,18 @@ def compare_runs(names: Sequence[str], workspace: Workspace = None) -> "pd.DataF
         raise ConfigError(f"found {len(names)} run to compare; expected two or more, the first is the reference")
     runs = [find_run(workspace_folder(workspace), name) for name in names]
     first = _evaluation(runs[0])
-    rows = [{**_line(runs[0]), **_paired(first, first, is_first=True)}]
-    rows += [{**_line(one), **_paired(first, _evaluation(one))} for one in runs[1:]]
-    return pd.DataFrame(rows)
+    split = _split(first)
+    rows = [{**_line(runs[0]), **dict.fromkeys(PAIRED), "note": "the reference"}]
+    rows += [{**_line(one), **_paired(first, _evaluation(one), split)} for one in runs[1:]]
+    names_of = [one.info["name"] for one in runs]
+    return Comparison(
+        kind="runs",
+        title=" and ".join(dict.fromkeys(names_of)),
+        asked={"runs": ", ".join(one.id for one in runs)},
+        split=split,
+        table=pd.DataFrame(rows),
+        points=tuple((_point(one),) for one in runs),
+    )
 
 
 def _line(one: Run) -> dict[str, Any]:
@@ -66,21 +79,35 @@ def _evaluation(one: Run) -> Artifact:
     return evaluation
 
 
-def _paired(first: Artifact, other: Artifact, is_first: bool = False) -> dict[str, Any]:
+def _split(evaluation: Artifact) -> Split:
+    """Where models are compared image by image."""
+    return "test" if evaluation.summary["test_count"] else "validation"
+
+
+def _point(one: Run, seed: int | None = None) -> Point:
+    summary = _evaluation(one).summary
+    return Point(one.id, seed, summary["validation_accuracy"], summary["test_accuracy"], cost(one))
+
+
+def _paired(first: Artifact, other: Artifact, split: Split) -> dict[str, Any]:
+    """How another run differs from the first on the same images, or why that cannot be said."""
     from ssl_tasks.evaluation.comparison import compare_evaluations
 
-    empty = {"difference": None, "low": None, "high": None, "p": None, "note": "the reference" if is_first else None}
-    if is_first:
-        return empty
+    empty: dict[str, Any] = dict.fromkeys(PAIRED)
     try:
-        found = compare_evaluations(first, other, "test" if first.summary["test_count"] else "validation")
+        found = compare_evaluations(first, other, split)
     except DataError:
         return {**empty, "note": "tested on other images than the first"}
+    return {**_columns(found), "note": None if found["count"] else "no image with a label to test on"}
+
+
+def _columns(found: dict[str, Any]) -> dict[str, Any]:
+    """A paired comparison as columns of the table."""
     if not found["count"]:
-        return {**empty, "note": "no image with a label to test on"}
-    between = found["difference_interval"]
-    paired = {"difference": found["difference"], "low": between["low"], "high": between["high"]}
-    return {**paired, "p": found["mcnemar"]["p_value"], "note": None}
+        return dict.fromkeys(PAIRED)
+    between, test = found["difference_interval"], found["mcnemar"]
+    line = {"images": found["count"], "difference": found["difference"], "low": between["low"], "high": between["high"]}
+    return {**line, "gains": test["gains"], "losses": test["losses"], "p": test["p_value"]}
 
 
 @dataclass(frozen=True)
@@ -93,6 +120,9 @@ class Cell:
     run: Run
 
 
+AXES = ("method", "labels", "seed")
+
+
 def compare_methods(
     recipe: str | Path,
     methods: Sequence[str] = (),
@@ -101,7 +131,7 @@ def compare_methods(
     overrides: Iterable[str] = (),
     workspace: Workspace = None,
     prefect: bool = True,
-) -> "pd.DataFrame":
+) -> Comparison:
     """A recipe's first model trained by every method, with every label budget, from every seed: mean ± std over seeds.
 
     Each cell is a run without rounds; cells that were run before are answered from the store. A seed draws the split
@@ -109,7 +139,8 @@ def compare_methods(
     """
     import pandas as pd
 
-    planned = list(_planned(recipe, methods, labels, seeds, list(overrides)))
+    overrides = list(overrides)
+    planned = list(_planned(recipe, methods, labels, seeds, overrides))
     folder = workspace_folder(workspace)
     with _one_api(folder) if prefect else nullcontext():
         cells = [
@@ -119,8 +150,20 @@ def compare_methods(
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.method, cell.labels), []).append(cell)
-    reference = cells[0].method
-    return pd.DataFrame([_group(group, groups[reference, group[0].labels]) for group in groups.values()])
+    reference, split = cells[0].method, _split(_evaluation(cells[0].run))
+    lines = [_group(group, groups[reference, group[0].labels], split) for group in groups.values()]
+    return Comparison(
+        kind="methods",
+        title=load_recipe(recipe, overrides).config.name,
+        asked={
+            "recipe": str(recipe),
+            **({"overrides": ", ".join(overrides)} if overrides else {}),
+            **{name: ", ".join(dict.fromkeys(str(getattr(cell, name)) for cell in cells)) for name in AXES},
+        },
+        split=split,
+        table=pd.DataFrame(lines),
+        points=tuple(tuple(_point(cell.run, cell.seed) for cell in group) for group in groups.values()),
+    )
 
 
 def _planned(
@@ -132,7 +175,8 @@ def _planned(
     counts = labels or ([] if budget is None else [budget])
     if not counts:
         raise ConfigError("this recipe does not set data.split.labels_per_class; say which budgets with --labels 5,10")
-    for count, seed, method in product(counts, seeds, methods or [own]):
+    grid = product(dict.fromkeys(counts), dict.fromkeys(seeds), dict.fromkeys(methods or [own]))
+    for count, seed, method in grid:
         changes = [*overrides, "rounds=[]", f"seed={seed}", f"data.split.seed={seed}"]
         changes += [f"data.split.labels_per_class={count}", f"name={config.name}-{method}-{count}-seed{seed}"]
         if method != own:
@@ -150,33 +194,28 @@ def _one_api(workspace: Path) -> AbstractContextManager[object]:
     return prefect_api(workspace)
 
 
-def _group(cells: Sequence[Cell], reference: Sequence[Cell]) -> dict[str, Any]:
+def _group(cells: Sequence[Cell], reference: Sequence[Cell], split: Split) -> dict[str, Any]:
     """Cells that differ by their seed alone, against those of the first method."""
     import numpy as np
 
     from ssl_tasks.evaluation.paired import compare_right
 
     line: dict[str, Any] = {"method": cells[0].method, "labels": cells[0].labels, "seeds": len(cells)}
-    for split in ("validation", "test"):
-        found = [_evaluation(cell.run).summary[f"{split}_accuracy"] for cell in cells]
+    for name in ("validation", "test"):
+        found = [_evaluation(cell.run).summary[f"{name}_accuracy"] for cell in cells]
         known = np.array([value for value in found if value is not None])
-        line[split] = float(known.mean()) if len(known) else None
-        line[f"{split}_std"] = float(known.std(ddof=1)) if len(known) > 1 else None
+        line[name] = float(known.mean()) if len(known) else None
+        line[f"{name}_std"] = float(known.std(ddof=1)) if len(known) > 1 else None
     line["seconds"] = round(float(np.mean([cost(cell.run) for cell in cells])), 3)
-    paired: dict[str, Any] = {"difference": None, "low": None, "high": None, "p": None}
-    if cells[0].method != reference[0].method:
-        right = [np.concatenate([_right(cell.run) for cell in group]) for group in (reference, cells)]
-        compared = compare_right(right[0], right[1])
-        if compared["count"]:
-            paired = {"difference": compared["difference"], "p": compared["mcnemar"]["p_value"]}
-            paired |= {side: compared["difference_interval"][side] for side in ("low", "high")}
-    return {**line, **paired}
+    if cells[0].method == reference[0].method:
+        return {**line, **dict.fromkeys(PAIRED)}
+    right = [np.concatenate([_right(cell.run, split) for cell in group]) for group in (reference, cells)]
+    return {**line, **_columns(compare_right(right[0], right[1]))}
 
 
-def _right(one: Run) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """Whether each test image (validation, where there is none) was taken for what it is."""
+def _right(one: Run, split: Split) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Whether each image of a split was taken for what it is."""
     from ssl_tasks.evaluation.comparison import read_predictions
 
-    evaluation = _evaluation(one)
-    table = read_predictions(evaluation, "test" if evaluation.summary["test_count"] else "validation")
+    table = read_predictions(_evaluation(one), split)
     return (table["predicted"] == table["label"]).to_numpy()

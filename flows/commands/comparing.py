@@ -1,13 +1,17 @@
 """The verb compare: runs side by side, or methods × label budgets × seeds."""
 
+import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from flows.commands.labelling import check_writable
-from flows.commands.tables import print_table, printable, seconds, share
+from flows.commands.tables import print_table
 from flows.commands.verb import Verbs
 from ssl_tasks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssl_tasks.report.comparison import Comparison
 
 WORDS = ("run", "round", "method", "labels", "seeds", "note")
 
@@ -26,6 +30,7 @@ def add_compare(verbs: Verbs) -> None:
     verb.add_argument("--no-prefect", action="store_true", help="plain functions, without Prefect")
     verb.add_argument("--json", metavar="FILE", type=Path, help="write JSON instead of a table; - is stdout")
     verb.add_argument("--markdown", metavar="FILE", type=Path, help="write Markdown instead of a table; - is stdout")
+    verb.add_argument("--html", metavar="FILE", type=Path, help="write a page with charts instead of a table")
 
 
 def _words(text: str) -> list[str]:
@@ -40,50 +45,37 @@ def _integers(text: str) -> list[int]:
 
 
 def _compare(options: Namespace) -> None:
+    check_writable(options.json, options.markdown, options.html)
+    comparison = _compared(options)
+    from flows.comparison_record import as_json, as_markdown, record, shown_rows
+    from ssl_tasks.report.comparison import render_comparison
+
+    rows = shown_rows(comparison)
+    if options.json:
+        _write(options.json, as_json(comparison))
+    if options.markdown:
+        _write(options.markdown, as_markdown(rows))
+    if options.html:
+        _write(options.html, render_comparison(comparison))
+    if not (options.json or options.markdown or options.html):
+        print_table(rows, right=[name for name in rows[0] if name not in WORDS])
+    sys.stdout.flush()  # before MLflow is told, which may take a while
+    print(f"kept, as a page too, in {record(comparison, options.workspace)}", file=sys.stderr)
+
+
+def _compared(options: Namespace) -> "Comparison":
     from flows.compare import compare_methods, compare_runs
 
-    check_writable(options.json, options.markdown)
     if options.methods or options.labels or options.seeds:
         if len(options.words) != 1:
             raise ConfigError(f"found {len(options.words)} recipes; expected one with --methods, --labels and --seeds")
         grid = options.methods, options.labels, options.seeds or [0]
-        table = compare_methods(options.words[0], *grid, options.set, options.workspace, not options.no_prefect)
-    elif options.set:
+        return compare_methods(options.words[0], *grid, options.set, options.workspace, not options.no_prefect)
+    if options.set:
         raise ConfigError(
             "--set changes a recipe, and runs are compared as they are; add --methods, --labels or --seeds"
         )
-    else:
-        table = compare_runs(options.words, options.workspace)
-    rows = [shown_row(row) for row in table.astype(object).where(table.notna(), None).to_dict("records")]
-    if options.json:
-        _write(options.json, table.to_json(orient="records"))
-    elif options.markdown:
-        _write(options.markdown, as_markdown(rows))
-    else:
-        print_table(rows, right=[name for name in rows[0] if name not in WORDS])
-
-
-def shown_row(row: dict[Any, Any]) -> dict[str, str]:
-    """A row for a person: accuracies with interval or ± std, the difference in points."""
-    shown = {name: str(row[name]) for name in ("run", "round", "method", "labels", "seeds") if name in row}
-    for split in ("validation", "test"):
-        text = share(row[split])
-        if row.get(f"{split}_low") is not None:
-            text += f" ({100 * row[f'{split}_low']:.1f} … {100 * row[f'{split}_high']:.1f})"
-        if row.get(f"{split}_std") is not None:
-            text += f" ± {100 * row[f'{split}_std']:.1f}"
-        shown[split] = text
-    points = ""
-    if row["difference"] is not None:
-        points = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} … {100 * row['high']:+.1f})"
-    shown |= {"points against the first": points, "McNemar p": "" if row["p"] is None else f"{row['p']:.3g}"}
-    return {**shown, "time": seconds(row["seconds"]), **({"note": row["note"] or ""} if "note" in row else {})}
-
-
-def as_markdown(rows: list[dict[str, str]]) -> str:
-    """The rows as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "".join("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return compare_runs(options.words, options.workspace)
 
 
 def _write(path: Path, text: str) -> None:

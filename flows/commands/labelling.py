@@ -121,10 +121,12 @@ def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
 
 
 def check_writable(*paths: Path | None) -> None:
-    """ConfigError where a file that is to be written has no folder."""
+    """ConfigError where a file that is to be written is a folder, or has none."""
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
             raise ConfigError(f"cannot write {path}: {path.absolute().parent} is not a folder")
+        if path is not None and path.is_dir():
+            raise ConfigError(f"cannot write {path}: it is a folder; expected the name of a file")
 
 
 def _print_frame(frame: "pd.DataFrame") -> None:

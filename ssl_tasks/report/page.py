@@ -1,10 +1,12 @@
-"""The report's file: style, scripts, data and pictures in one HTML page that asks nobody for anything."""
+"""A page's file: style, scripts, data and pictures in one HTML page that asks nobody for anything."""
 
 import base64
 import hashlib
 import html
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ssl_tasks.artifacts import write_atomically
 from ssl_tasks.report.collect import Links, report_data
@@ -13,7 +15,7 @@ from ssl_tasks.report.embedding import embed
 from ssl_tasks.runs import Run
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("page", "charts", "overview", "rounds", "corrections", "gallery", "lineage", "main")
+SCRIPTS = ("page", "figures", "charts", "overview", "rounds", "corrections", "gallery", "lineage", "main")
 
 # Scripts run by their digest alone, so text from data could not run even if it came to stand in the markup. Plot writes
 # style attributes, whence 'unsafe-inline' for styles. Nothing may be fetched, framed, submitted or based elsewhere.
@@ -33,7 +35,7 @@ PAGE = """<!doctype html>
 <style>{style}</style>
 </head>
 <body>
-<noscript>This report draws itself with JavaScript, which is off here. It loads nothing from anywhere.</noscript>
+<noscript>This page draws itself with JavaScript, which is off here. It loads nothing from anywhere.</noscript>
 <main id="report"></main>
 <script type="application/json" id="data">{data}</script>
 <script>{library}</script>
@@ -50,16 +52,21 @@ def write_report(run: Run, output: Path, links: Links | None = None) -> Path:
 
 
 def render(data: ReportData) -> str:
-    """The whole page."""
+    """The whole report."""
+    return render_page(f"{data.run['id']} · selftrain", asdict(data), SCRIPTS)
+
+
+def render_page(title: str, data: Any, scripts: Sequence[str]) -> str:
+    """A page that some of our scripts draw from `data`."""
     library = (STATIC / "vendor" / "charts.min.js").read_text()
     script = (
-        "(() => {\n'use strict';\n" + "\n".join((STATIC / f"{name}.js").read_text() for name in SCRIPTS) + "\n})();"
+        "(() => {\n'use strict';\n" + "\n".join((STATIC / f"{name}.js").read_text() for name in scripts) + "\n})();"
     )
     return PAGE.format(
         policy=POLICY.format(scripts=f"{source_digest(library)} {source_digest(script)}"),
-        title=html.escape(f"{data.run['id']} · selftrain"),
+        title=html.escape(title),
         style=(STATIC / "report.css").read_text(),
-        data=embed(asdict(data)),
+        data=embed(data),
         library=library,
         script=script,
     )

@@ -46,12 +46,21 @@ class Tracker:
         self.shipper = _start_shipper(self.workspace, uri, self.spool.path.name) if ship else None
 
     def start_run(
-        self, name: str, settings: Mapping[str, Any], config_yaml: str, tags: Mapping[str, str] | None = None
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        config_yaml: str = "",
+        tags: Mapping[str, str] | None = None,
+        local: str = "",
     ) -> str:
-        """A pipeline run: `settings` (name.of.setting → value) become parameters, the YAML a file."""
-        run = self._start(name, None, tags)
+        """A pipeline run: `settings` (name.of.setting → value) become parameters, the YAML a file.
+
+        A run of the same `local` id is gone on with; without one, it is a new run.
+        """
+        run = self._start(name, None, tags, local)
         self.spool.append("params", run=run, params={key: str(value) for key, value in settings.items()})
-        self.spool.append("text", run=run, text=config_yaml, file="config.yaml")
+        if config_yaml:
+            self.spool.append("text", run=run, text=config_yaml, file="config.yaml")
         return run
 
     def start_stage(self, parent: str, name: str, tags: Mapping[str, str] | None = None) -> str:
@@ -127,8 +136,8 @@ class Tracker:
             return Report(left=1, reason=f"MLflow took longer than {timeout:g} s; `selftrain sync` sends the rest")
         return _report(output)
 
-    def _start(self, name: str, parent: str | None, tags: Mapping[str, str] | None) -> str:
-        run = uuid.uuid4().hex
+    def _start(self, name: str, parent: str | None, tags: Mapping[str, str] | None, local: str = "") -> str:
+        run = local or uuid.uuid4().hex
         self.spool.append("run", run=run, name=name, parent=parent, tags=dict(tags or {}))
         return run
 

@@ -1,19 +1,23 @@
 """Runs side by side, and grids of runs: what `compare` says of them."""
 
+import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from flows.compare import compare_methods, compare_runs
 from flows.verbs import run
 from ssl_tasks.runs import find_run
+from ssl_tasks.tracking.client import connect, default_uri
 from tests.flows.tiny import computed_in_total, last, selftrain
 
 
 def test_a_run_compared_with_its_teacher_alone_is_paired_on_the_same_images(copy: Path, recipe: str) -> None:
     whole = last(copy).id
     teacher = run(recipe, ["rounds=[]"], workspace=copy, prefect=False)
-    table = compare_runs([teacher.id, whole], copy)
+    table = compare_runs([teacher.id, whole], copy).table
     lines = last(copy).summary["rounds"], find_rounds(copy, whole)
     assert table["test"].tolist() == [lines[0][0]["test_accuracy"], lines[1][table["round"][1]]["test_accuracy"]]
     assert table["difference"][1] == pytest.approx(table["test"][1] - table["test"][0])
@@ -34,7 +38,8 @@ def test_adding_a_seed_runs_only_the_new_cells(tmp_path: Path, recipe: str) -> N
     methods = ["supervised", "fixmatch"]
     compare_methods(recipe, methods, [2], [0], few, tmp_path, prefect=False)
     before = computed_in_total(tmp_path)
-    table = compare_methods(recipe, methods, [2], [0, 1], few, tmp_path, prefect=False)
+    found = compare_methods(recipe, methods, [2], [0, 1, 1], few, tmp_path, prefect=False)
+    table = found.table
     assert before == 1 + 2 * 2  # one data set for both methods; a model and its evaluation for each
     assert computed_in_total(tmp_path) == 2 * before
     assert table["method"].tolist() == methods
@@ -42,6 +47,32 @@ def test_adding_a_seed_runs_only_the_new_cells(tmp_path: Path, recipe: str) -> N
     assert table["test_std"].notna().all()
     assert table["difference"].notna().tolist() == [False, True]
     assert table["difference"][1] == pytest.approx(table["test"][1] - table["test"][0])
+    assert (table["gains"][1] - table["losses"][1]) / table["images"][1] == pytest.approx(table["difference"][1])
+    for points, mean in zip(found.points, table["test"], strict=True):
+        assert [point.seed for point in points] == [0, 1]
+        assert np.mean([point.test for point in points]) == pytest.approx(mean)
+
+
+def test_a_comparison_is_kept_and_logged_once_however_often_it_is_made(copy: Path, tmp_path: Path) -> None:
+    page, lines = tmp_path / "page.html", tmp_path / "lines.json"
+    for _ in range(2):
+        done = selftrain(copy, "compare", "last", "tiny", "--html", str(page), "--json", str(lines))
+        assert done.returncode == 0, done.stderr
+    (kept,) = (copy / "comparisons").iterdir()
+    assert str(kept) in done.stderr
+    assert (kept / "comparison.html").read_text() == page.read_text()
+    assert json.loads((kept / "comparison.json").read_text()) == json.loads(lines.read_text())
+    assert pd.read_csv(kept / "comparison.csv")["test"].tolist() == [
+        row["test"] for row in json.loads(lines.read_text())
+    ]
+    client = connect(default_uri(copy), copy)
+    experiment = client.get_experiment_by_name("selftrain")
+    assert experiment is not None
+    (logged,) = client.search_runs([experiment.experiment_id], "tags.`selftrain.comparison` LIKE '%'")
+    names = {"comparison.json", "comparison.csv", "comparison.md", "comparison.html"}
+    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == names
+    assert logged.info.status == "FINISHED"
+    assert last(copy).id in logged.data.params["runs"]
 
 
 def test_runs_tested_on_other_images_are_shown_but_not_paired(copy: Path, recipe: str) -> None:
@@ -64,6 +95,7 @@ def test_runs_tested_on_other_images_are_shown_but_not_paired(copy: Path, recipe
         (["quickstart", "--methods", "fixmach"], "fixmatch"),
         (["quickstart", "--seeds", "one"], "expected whole numbers"),
         (["a", "b", "--seeds", "1"], "expected one"),
+        (["last", "last", "--html", "."], "it is a folder"),
     ],
 )
 def test_bad_input_gets_one_sentence(copy: Path, words: list[str], sentence: str) -> None:

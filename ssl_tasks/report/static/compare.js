@@ -1,0 +1,155 @@
+// Runs, or methods and label budgets, side by side: accuracy, cost, and how far a difference can be believed.
+
+const { rows, split } = data;
+const isGrid = data.kind === 'methods';
+rows.forEach((row, at) => { row.number = at + 1; });
+const reference = rows[0];
+const paired = rows.filter(row => known(row.difference));
+
+/** A run by its name and the end of its id; a method with its labels where there are several budgets. */
+function rowName(row) {
+  if (!isGrid) return visible(row.run.replace(/-\d{8}-\d{6}-(?=[0-9a-f]{4}$)/, ' …'));
+  const budgets = new Set(rows.map(one => one.labels));
+  return budgets.size > 1 ? `${visible(row.method)}, ${count(row.labels)} labels` : visible(row.method);
+}
+
+const shortName = (row, most = 26) => `${row.number}  ${shorten(rowName(row), most)}`;
+const nameMargin = width => Math.min(width * 0.42, 30 + 6.4 * Math.max(...rows.map(row => Math.min(rowName(row).length, 26))));
+const lettersIn = width => Math.floor((nameMargin(width) - 30) / 6.4);
+const points = (value, digits = 1) => (known(value) ? `${value > 0 ? '+' : ''}${(100 * value).toFixed(digits)}` : '–');
+const probability = value => (known(value) ? (value < 0.001 ? '< 0.001' : value.toFixed(3)) : '–');
+const believed = row => row.low > 0 || row.high < 0;
+
+/** From, to: ± one standard deviation over seeds, or a single run's 95% interval; nothing for one seed alone. */
+function spread(row) {
+  const [low, high, std] = ['low', 'high', 'std'].map(name => row[`${split}_${name}`]);
+  if (known(std)) return [row[split] - std, row[split] + std];
+  return known(low) ? [low, high] : [row[split], row[split]];
+}
+
+const bars = () => rows.filter(row => known(row[split])).map(row => ({ row, number: row.number, mean: row[split], from: spread(row)[0], to: spread(row)[1] }));
+
+function band(width, shown) {
+  const named = new Map(rows.map(row => [row.number, row]));
+  return { type: 'band', label: null, tickSize: 0, domain: shown.map(row => row.number), tickFormat: at => shortName(named.get(at), lettersIn(width)) };
+}
+
+function accuracyBars() {
+  const seeds = rows.flatMap(row => row.points.map(point => ({ number: row.number, value: point[split] }))).filter(one => known(one.value));
+  const words = isGrid ? 'The mean over seeds ± one standard deviation; every seed is a dot.' : 'The best round by validation, with its 95% interval.';
+  return chart(`${split === 'test' ? 'Test' : 'Validation'} accuracy`, words, width => ({
+    height: 56 + 30 * rows.length, marginLeft: nameMargin(width), marginRight: 20, marginTop: 26,
+    x: { ...percentAxis, axis: 'top', grid: true, nice: true, label: null, ticks: width < 500 ? 3 : 6 }, y: band(width, rows),
+    marks: [
+      charts.ruleY(bars(), { y: 'number', x1: 'from', x2: 'to', stroke: ACCENT, strokeWidth: 2 }),
+      ...(isGrid ? [
+        charts.dot(seeds, { y: 'number', x: 'value', r: 4, fill: PAPER, fillOpacity: 0.6, stroke: INK }),
+        charts.tickX(bars(), { y: 'number', x: 'mean', stroke: ACCENT, strokeWidth: 4, inset: 5 }),
+      ] : [charts.dot(bars(), { y: 'number', x: 'mean', ...marker(SHAPES.dot) })]),
+    ],
+  }), isGrid ? [[keyTick(), 'mean'], [keyRing(), 'one seed']] : []);
+}
+
+function keyTick() {
+  return keyPlot([charts.ruleX([7], { stroke: ACCENT, strokeWidth: 4 })]);
+}
+
+function keyRing() {
+  return keyPlot([charts.dot([[7, 7]], { x: d => d[0], y: d => d[1], r: 4, fill: PAPER, stroke: INK })]);
+}
+
+function costChart() {
+  const known_ = bars().filter(one => one.row.seconds > 0);
+  const seconds = known_.map(one => one.row.seconds);
+  const far = Math.max(...seconds) / Math.min(...seconds) > 20;
+  return chart('Accuracy and cost', `Computing time of ${isGrid ? 'one run, the mean over seeds' : 'the whole run'}${far ? ', on a logarithmic scale' : ''}; numbers are the table’s. Up and to the left is better.`, () => ({
+    height: 300, marginLeft: 46, marginRight: 24, marginBottom: 40, marginTop: 20,
+    x: { type: far ? 'log' : 'linear', zero: !far, nice: true, ticks: 4, tickFormat: value => duration(value), label: 'computing time', grid: true },
+    y: { ...percentAxis, grid: true, nice: true, label: null, ticks: 5 },
+    marks: [
+      charts.ruleX(known_, { x: one => one.row.seconds, y1: 'from', y2: 'to', stroke: MUTED }),
+      charts.dot(known_, { x: one => one.row.seconds, y: 'mean', r: 9, fill: PAPER, stroke: ACCENT, strokeWidth: 1.6 }),
+      charts.text(known_, { x: one => one.row.seconds, y: 'mean', text: one => String(one.number), fill: INK, fontSize: 11 }),
+    ],
+  }));
+}
+
+function differenceChart() {
+  const title = `Points against ${isGrid ? visible(reference.method) : 'the first run'}`;
+  const words = `Differences on the same ${split} images, with paired bootstrap intervals of 95%; McNemar’s p at the right. A filled mark: the interval is clear of 0.`;
+  return chart(title, words, width => ({
+    height: 56 + 30 * paired.length, marginLeft: nameMargin(width), marginRight: 74, marginTop: 26,
+    x: { axis: 'top', grid: true, nice: true, label: null, ticks: width < 500 ? 3 : 6, tickFormat: value => points(value, 0) }, y: band(width, paired),
+    marks: [
+      charts.ruleX([0], { stroke: INK, strokeDasharray: '4,3' }),
+      charts.ruleY(paired, { y: 'number', x1: 'low', x2: 'high', stroke: ACCENT, strokeWidth: 2 }),
+      charts.dot(paired, { y: 'number', x: 'difference', r: 4.5, fill: row => (believed(row) ? ACCENT : PAPER), stroke: ACCENT, strokeWidth: 1.6 }),
+      charts.text(paired, { y: 'number', text: row => `p ${known(row.p) && row.p < 0.001 ? '' : '= '}${probability(row.p)}`, frameAnchor: 'right', dx: 70, textAnchor: 'end', fill: INK }),
+    ],
+    color: { type: 'identity' },
+  }));
+}
+
+function accuracyCell(row, name) {
+  const [low, high, std] = ['low', 'high', 'std'].map(part => row[`${name}_${part}`]);
+  const more = known(std) ? ` ± ${(100 * std).toFixed(1)}` : known(low) ? ` (${percent(low)}–${percent(high)})` : '';
+  return known(row[name]) ? [percent(row[name]), el('span', { class: 'range' }, more)] : '–';
+}
+
+function comparisonTable() {
+  const number = (name, value, show, title) => ({ name, number: true, value, show, title });
+  const columns = [
+    number('#', row => row.number, row => String(row.number)),
+    ...(isGrid
+      ? [{ name: 'Method', value: row => visible(row.method) }, number('Labels', row => row.labels, row => count(row.labels), 'per class'), number('Seeds', row => row.seeds, row => count(row.seeds))]
+      : [{ name: 'Run', value: row => visible(row.run) }, number('Best round', row => row.round, row => (row.round === 0 ? 'teacher' : String(row.round)), 'chosen on validation')]),
+    number('Test', row => row.test, row => accuracyCell(row, 'test')),
+    number('Validation', row => row.validation, row => accuracyCell(row, 'validation')),
+    number('Time', row => row.seconds, row => duration(row.seconds), 'of computing'),
+    number('Points', row => row.difference, row => (known(row.difference) ? [points(row.difference), el('span', { class: 'range' }, ` (${points(row.low)} … ${points(row.high)})`)] : '–'), 'against the first, with the paired bootstrap interval of 95%'),
+    number('Gained', row => row.gains, row => count(row.gains), 'images that it has right and the first wrong'),
+    number('Lost', row => row.losses, row => count(row.losses), 'images that it has wrong and the first right'),
+    number('McNemar p', row => row.p, row => probability(row.p)),
+    ...(isGrid ? [] : [{ name: 'Note', show: row => visible(row.note ?? '') }]),
+  ];
+  return table(`Against ${isGrid ? `${visible(reference.method)} with as many labels` : 'the first'}, on the same ${split} images`, columns, rows);
+}
+
+function runsTable() {
+  const runs = rows.flatMap(row => row.points.map(point => ({ ...point, row })));
+  return fold('Every run', table('The runs behind the means', [
+    { name: 'Run', value: one => visible(one.run) },
+    { name: 'Method', value: one => visible(one.row.method) },
+    { name: 'Labels', number: true, value: one => one.row.labels, show: one => count(one.row.labels) },
+    { name: 'Seed', number: true, value: one => one.seed, show: one => String(one.seed) },
+    { name: 'Test', number: true, value: one => one.test, show: one => percent(one.test) },
+    { name: 'Validation', number: true, value: one => one.validation, show: one => percent(one.validation) },
+    { name: 'Time', number: true, value: one => one.seconds, show: one => duration(one.seconds) },
+  ], runs));
+}
+
+/** What the numbers allow to be said, in one sentence. */
+function finding() {
+  const name = isGrid ? visible(reference.method) : `the first, ${rowName(reference)}`;
+  const say = (words, chosen) => (chosen.length ? `${words} than ${name}: ${chosen.map(row => `${rowName(row)} (${points(row.difference)} points)`).join('; ')}. ` : '');
+  const clear = paired.filter(believed);
+  const rest = paired.length - clear.length;
+  if (!paired.length) return 'Nothing could be compared image by image.';
+  return say('Better', clear.filter(row => row.difference > 0)) + say('Worse', clear.filter(row => row.difference < 0))
+    + (rest ? `${rest === paired.length ? 'No' : `For ${count(rest)} more, no`} difference that chance would not explain.` : '');
+}
+
+const asked = Object.entries(data.asked).filter(([, value]) => value);
+document.getElementById('report').append(
+  el('header', { class: 'top' },
+    el('p', { class: 'kicker' }, 'selftrain comparison'),
+    el('h1', {}, visible(data.title)),
+    el('p', { class: 'lede' }, finding())),
+  el('section', { id: 'comparison', class: 'first', 'aria-label': 'Comparison' },
+    el('div', { class: 'columns' }, rows.some(row => known(row[split])) ? accuracyBars() : null, paired.length ? differenceChart() : null, costChart()),
+    comparisonTable(),
+    isGrid ? runsTable() : null,
+    el('p', { class: 'note' }, 'Intervals and tests are for one comparison at a time: of twenty, one is expected to look like a difference by chance. ',
+      isGrid ? 'A seed draws the split as well; the images of all seeds are compared together.' : ''),
+    fold('What was asked', el('dl', { class: 'asked' }, asked.map(([name, value]) => [el('dt', {}, name), el('dd', {}, visible(value))])))),
+);

@@ -5,8 +5,9 @@
 A step is everything that training does: the batch from bytes (all its views), the loss, backward, the optimizer, the
 averages. The bare side runs as many random images through the same network: those that a step runs with a gradient
 in one forward and backward, those without one in one forward, those whose own gradient is asked for (VAT) in one of
-each. How many these are is counted while the method steps, and stands in the table. WRN-28-2, 64 labelled images and
-μ = 7, 32×32, as in the papers. The sides take turns; medians. On CUDA, waits of the host during a step are counted.
+each. How many these are is counted while the method steps, and stands in the table. WRN-28-2, 64 labelled images
+(`--batch-size`) and μ = 7, 32×32, as in the papers. The sides take turns; medians. On CUDA, waits of the host during
+a step are counted.
 """
 
 import argparse
@@ -176,11 +177,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
+    parser.add_argument("--batch-size", type=int, default=64, help="labelled images; 16 where 512 a step take too long")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     prepare_backends("auto", arguments.threads)
-    model, batch_size, repeats = ("small_cnn", 8, 2) if arguments.quick else ("wrn-28-2", 64, arguments.repeats)
+    model, batch_size, repeats = (
+        ("small_cnn", 8, 2) if arguments.quick else ("wrn-28-2", arguments.batch_size, arguments.repeats)
+    )
     rows = []
     with tempfile.TemporaryDirectory() as workspace:
         dataset = synthetic_images(Path(workspace), 2_000)

@@ -38,7 +38,7 @@ def _data(options: Namespace) -> int:
         return 0 if report.ok else 2
     rows = []
     for split, counts in report.counts.items():
-        per_class = counts["per_class"] or [0]
+        per_class = counts.get("per_class", [])  # nobody may count the classes of what is unlabelled
         held_out = {
             "images": counts["images"],
             "unreadable": counts["unreadable"],

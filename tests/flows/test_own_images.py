@@ -1,0 +1,58 @@
+"""A newcomer's whole way with a folder of images: init, data, run, a correction, the next run, export."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.flows.tiny import last, selftrain, states
+
+SHORT = [
+    *("--set", "teacher.train.steps=40", "--set", "teacher.model.width=8"),
+    *("--set", "round.student.train.steps=20", "--set", "round.student.model.width=8"),
+    *("--set", "rounds=1", "--set", "round.select.threshold=0", "--set", "runtime.threads=1"),
+]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes of ten labelled images, eighty without a label, a test set, one file that is no image."""
+    pixels, labels = load_digits(return_X_y=True)
+    root = tmp_path / "my images"
+    for digit, name in ((0, "nought"), (1, "one")):
+        for number, image in enumerate(pixels[labels == digit][:65]):
+            folder = root / (name if number < 10 else "unlabeled" if number < 50 else f"test/{name}")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image.reshape(8, 8) * 15.9).astype("uint8")).save(folder / f"{name} {number}.png")
+    (root / "unlabeled" / "broken.png").write_text("no image")
+    return root
+
+
+def test_a_newcomer_comes_from_a_folder_to_a_model(images: Path, tmp_path: Path) -> None:
+    workspace, recipe = tmp_path / "workspace", tmp_path / "selftrain.yaml"
+
+    def done(*words: str) -> str:
+        result = selftrain(workspace, *words)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert "20 images labeled" in done("init", str(images), "--output", str(recipe))
+    assert "unlabeled/broken.png: not an image" in done("data", str(recipe))
+    first = json.loads(done("run", str(recipe), *SHORT, "--json"))
+    assert [line["round"] for line in first["rounds"]] == [0, 1]
+
+    wrong = json.loads(done("labels", "last", "--selected", "--limit", "1", "--json", "-"))[0]
+    other = "one" if wrong["class"] == "nought" else "nought"
+    corrections = tmp_path / "corrections.csv"
+    corrections.write_text(f"sample_id,label\n{wrong['sample_id']},{other}\n")
+    done("labels", "apply", "last", str(corrections))
+    done("run", str(recipe), *SHORT)
+    after = states(last(workspace))
+    assert (after["teacher"], after["predict-1"], after["select-1"]) == ("reused", "reused", "computed")
+    query = f"select class from selection where sample_id = '{wrong['sample_id']}'"
+    assert json.loads(done("sql", "last", query, "--json", "-"))[0]["class"] == other
+
+    assert "<html" in Path(done("report", "last", "--output", str(tmp_path / "report.html")).strip()).read_text()
+    done("export", "last", "--output", str(tmp_path / "model.pt2"))

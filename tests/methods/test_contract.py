@@ -1,6 +1,7 @@
 """What every method owes: finite losses, gradients in the right places, a state that resumes, and no dead knob."""
 
 import time
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -94,6 +95,21 @@ def test_the_student_learns_from_what_is_not_labelled(name: str) -> None:
         return torch.cat([one.flatten() for one in trial.student.parameters()])
 
     assert (weights(False) - weights(True)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_the_hidden_truth_is_never_learned(name: str) -> None:
+    def left(truths: str) -> dict[str, Tensor]:
+        trial = Trial(eager(name))
+        for number in range(PROBLEM.steps):
+            batch = batch_of(trial.method.views, number)
+            known = batch.unlabeled_truth
+            told = {"right": known, "wrong": (known + 1) % PROBLEM.num_classes, "unknown": torch.full_like(known, -1)}
+            trial.step(number, replace(batch, unlabeled_truth=told[truths]))
+        return trial.state()
+
+    assert same(left("right"), left("wrong"))
+    assert same(left("right"), left("unknown"))
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -64,6 +66,27 @@ def test_training_opens_no_test_images(tmp_path: Path, dataset: Artifact, monkey
     monkeypatch.setattr(Dataset, "pool", noted)
     train_in(tmp_path, learner({"name": "fixmatch"}), {"dataset": dataset})
     assert set(opened) == {"labeled", "unlabeled", "validation"}
+
+
+def test_scrambled_truth_changes_no_weight_and_no_choice(tmp_path: Path, dataset: Artifact) -> None:
+    section = learner({"name": "fixmatch", "threshold": 0.3}, steps=48, learning_rate=0.1)
+    lied_to = Artifact(
+        Path(shutil.copytree(dataset.path.parents[2], tmp_path / "copy")) / told(dataset), dataset.manifest
+    )
+    truth = pd.read_parquet(lied_to.file("truth.parquet"))
+    truth.assign(label=(truth["label"] + 1) % 10).to_parquet(lied_to.file("truth.parquet"), index=False)
+    one, two = (train_in(tmp_path / name, section, {"dataset": it}) for name, it in (("a", dataset), ("b", lied_to)))
+    for name in ("model.safetensors", "last.safetensors", "metrics.json"):
+        assert one.file(name).read_bytes() == two.file(name).read_bytes()
+    histories = [history_of(model) for model in (one, two)]
+    audit = ["pseudo_accuracy"]  # what the truth is for: to be told how right the pseudo-labels are
+    assert histories[0][audit].sum().item() != histories[1][audit].sum().item()
+    pd.testing.assert_frame_equal(*(history.drop(columns=audit) for history in histories))
+
+
+def told(dataset: Artifact) -> Path:
+    """Where an artifact lies in its workspace."""
+    return dataset.path.relative_to(dataset.path.parents[2])
 
 
 def test_best_on_validation_becomes_the_model_and_the_last_is_beside_it(

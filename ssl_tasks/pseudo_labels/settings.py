@@ -11,7 +11,7 @@ class PredictSettings(Section):
     """A teacher, as evaluated and without noise, labels the unlabelled images in shards."""
 
     shard_size: int = Field(65_536, ge=1, description="most samples a shard may hold")
-    batch_size: int = Field(256, ge=1, json_schema_extra={"key": False})
+    batch_size: int = Field(256, ge=1, description="images at a time; products may differ in their last bit by it")
     views: int = Field(1, ge=1, description="1 is the image itself; more are averaged with weak views of it")
     temperature: Annotated[float, Field(gt=0)] | Literal["fit"] = Field(
         1.0, description="fit: chosen on one half of validation; thresholds are then chosen on the other"

@@ -101,6 +101,17 @@ def test_the_same_question_has_the_same_bytes_with_and_without_the_cache(
     assert reused.summary["shards_reused"] == reused.summary["shards"]
 
 
+def test_another_batch_size_is_another_question_for_it_may_round_otherwise(
+    fresh: tuple[Path, Artifact, Artifact],
+) -> None:
+    workspace, dataset, model = fresh
+    whole, alone = (run(workspace, dataset, model, batch_size=size) for size in (32, 1))
+    assert whole.key != alone.key
+    assert alone.summary["shards_reused"] == 0
+    shutil.rmtree(workspace / "cache" / "shards")
+    assert run(workspace, dataset, model, batch_size=1).digest == alone.digest
+
+
 def test_a_cached_shard_with_a_flipped_bit_is_computed_again(fresh: tuple[Path, Artifact, Artifact]) -> None:
     workspace, dataset, model = fresh
     whole = run(workspace, dataset, model)

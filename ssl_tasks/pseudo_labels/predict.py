@@ -117,6 +117,7 @@ class Predicting:
             **self.description(temperature),
             "weak_views": weak if self.settings.views > 1 else None,
             "precision": [str(teacher.dtype) for teacher in self.teachers],
+            "batch_size": self.settings.batch_size,  # products round otherwise with their size
             "image": [self.dataset.image_size, self.dataset.channels],
             "class_means": self.parts["validation"],
         }

@@ -80,9 +80,10 @@ def _promote(run: Run, summary: Summary, tracker: Tracker, tracked: str) -> None
 def _report(run: Run, tracker: Tracker, tracked: str) -> None:
     """The page about the run, in its folder and in MLflow. A run that succeeded does not fail for it."""
     from ssl_tasks.report.page import write_report
+    from ssl_tasks.tracking.links import run_links
 
     try:
-        tracker.log_file(tracked, write_report(run, run.path / REPORT))
+        tracker.log_file(tracked, write_report(run, run.path / REPORT, run_links(run, patience=5)))
     except Exception:  # the numbers are safe; the page can be written again with `selftrain report`
         log.exception("the report of %s could not be written", run.id)
 

@@ -24,6 +24,7 @@ from flows.reaper import crash_dead_flow_runs, mend_dead_runs
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import ConfigError, Interrupted
 from ssl_tasks.tracking.client import artifact_folder, connect, default_uri
+from ssl_tasks.tracking.links import announced
 
 log = logging.getLogger("selftrain")
 
@@ -57,9 +58,10 @@ def up(
     port = free_port(port)
     os.environ["PREFECT_SERVER_UI_API_URL"] = f"http://127.0.0.1:{port}/api"
     with (
-        _interruptible(),
+        interruptible(),
         prefect_api(workspace, services=True, port=port) as api,
         mlflow_ui(workspace, mlflow_port) as ui,
+        announced(workspace, ui),
     ):
         crash_dead_flow_runs(workspace)
         print(f"Prefect  {api.removesuffix('/api')}\nMLflow   {ui}", flush=True)
@@ -128,7 +130,9 @@ def free_port(wanted: int) -> int:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
+    """SIGTERM ends what is in the block as Ctrl-C does."""
+
     def interrupt(*_: object) -> None:
         raise Interrupted("asked to stop")
 

@@ -5,6 +5,7 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+from flows.commands.labelling import check_writable
 from flows.commands.verb import Verbs
 from flows.environment import workspace_folder
 from ssl_tasks.artifacts import Artifact, Store
@@ -107,9 +108,11 @@ def _sample(run: Run, options: Namespace) -> None:
 def _report(options: Namespace) -> None:
     from flows.pipeline import REPORT
     from ssl_tasks.report.page import write_report
+    from ssl_tasks.tracking.links import run_links
 
+    check_writable(options.output)
     run = find_run(workspace_folder(options.workspace), options.run)
-    print(write_report(run, options.output or run.path / REPORT))
+    print(write_report(run, options.output or run.path / REPORT, run_links(run)))
 
 
 def _sync(options: Namespace) -> None:

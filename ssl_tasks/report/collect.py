@@ -22,14 +22,15 @@ from ssl_tasks.runs import RoundArtifacts, Run
 MEMORY_GB = 1.0
 MOST_BYTES = 14_500_000  # of the data in the page: with style and scripts it stays below 15 MB
 MOST_GALLERY_BYTES = 12_000_000
-SHOWN_OF_RUN = ("id", "name", "state", "stopped", "created", "finished", "command")
+SHOWN_OF_RUN = ("id", "name", "state", "stopped", "created", "finished", "command", "tracked")
 Links = Mapping[str, str]
 
 
 def report_data(run: Run, links: Links | None = None) -> ReportData:
-    """Everything the report shows of a run, finished or not. `links`: addresses (of MLflow) by artifact digest."""
+    """Everything the report shows of a run, finished or not. `links`: MLflow's pages by artifact digest and run id."""
     info = run.info
     shown = {name: info[name] for name in SHOWN_OF_RUN if name in info}
+    shown["link"] = (links or {}).get(run.id)
     stages = read_stages(run, links or {})
     if run.dataset is None:
         empty = Gallery((), NO_PICTURES, 0)
@@ -128,7 +129,6 @@ def read_stages(run: Run, links: Links) -> tuple[Stage, ...]:
             ),
             settings=manifests[record.name].get("settings", {}),
             summary=manifests[record.name].get("summary", {}),
-            tracked=str(manifests[record.name].get("provenance", {}).get("mlflow_run") or ""),
             link=links.get(record.digest),
         )
         for record in records

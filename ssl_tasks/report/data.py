@@ -31,7 +31,6 @@ class Stage:
     inputs: tuple[tuple[str, str], ...]  # role, name of the stage it came from
     settings: Mapping[str, Any]
     summary: Mapping[str, Any]
-    tracked: str  # its run's id in the tracker: MLflow's tag `selftrain.local`
     link: str | None  # to its MLflow run
 
 

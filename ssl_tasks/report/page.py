@@ -46,7 +46,7 @@ PAGE = """<!doctype html>
 
 
 def write_report(run: Run, output: Path, links: Links | None = None) -> Path:
-    """Writes a run's report to `output` and returns it. `links`: addresses (of MLflow) by artifact digest."""
+    """Writes a run's report to `output` and returns it. `links`: MLflow's pages by artifact digest and run id."""
     write_atomically(output, render(report_data(run, links)))
     return output
 

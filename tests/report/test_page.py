@@ -57,7 +57,7 @@ def test_the_same_run_gives_the_same_bytes(run: Run, page: Path, tmp_path: Path)
 
 
 def test_only_addresses_of_the_web_become_links() -> None:
-    source = (STATIC / "lineage.js").read_text()
+    source = (STATIC / "page.js").read_text()
     assert "/^https?:\\/\\//i.test(address)" in source
 
 

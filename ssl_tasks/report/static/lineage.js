@@ -116,7 +116,7 @@ function stagePanel(stage, choose, nodes) {
       row('Digest', el('span', { class: 'digest' }, stage.digest || '–')),
       row('Key', el('span', { class: 'digest' }, stage.key || '–')),
       row('Made of', stage.inputs.length ? stage.inputs.map(go) : 'the source alone'),
-      row('MLflow', link(stage))),
+      row('MLflow', stageLink(stage))),
     fold('Settings', el('pre', { tabindex: 0 }, visibleJson(stage.settings))),
     fold('Summary', el('pre', { tabindex: 0 }, visibleJson(stage.summary))),
   ];
@@ -124,10 +124,10 @@ function stagePanel(stage, choose, nodes) {
 
 const visibleJson = value => JSON.stringify(value, null, 1).split('\n').map(visible).join('\n');
 
-/** Only addresses of the web; anything else stays text. Without one, what to search for in MLflow. */
-function link({ link: address, tracked }) {
-  if (!known(address)) return tracked ? el('code', {}, `tags."selftrain.local" = '${visible(tracked)}'`) : 'not tracked';
-  return /^https?:\/\//i.test(address) ? el('a', { href: address, target: '_blank', rel: 'noopener noreferrer' }, visible(address)) : visible(address);
+/** The stage's run in MLflow; where no server was known, what to search for there. */
+function stageLink({ link: address, digest }) {
+  if (known(address)) return link(address);
+  return data.run.tracked && digest ? el('code', {}, `tags."selftrain.digest" = '${digest}'`) : 'not tracked';
 }
 
 function stagesTable() {
@@ -138,6 +138,6 @@ function stagesTable() {
     { name: 'To compute', number: true, value: one => one.cost_seconds, show: one => duration(one.cost_seconds) },
     { name: 'Made of', value: one => one.inputs.map(([, from]) => visible(from)).join(', ') || '–' },
     { name: 'Digest', show: one => el('span', { class: 'digest' }, one.digest.slice(0, 12) || '–') },
-    { name: 'MLflow', show: one => link(one) },
+    { name: 'MLflow', show: one => stageLink(one) },
   ], data.stages);
 }

@@ -16,7 +16,7 @@ function overview() {
     el('h2', { id: 'summary-title', class: 'quiet' }, 'Summary'), figures(),
     el('div', { class: 'columns' }, data.rounds.length ? accuracyChart(data.rounds) : null, data.stages.length ? costChart(data.stages) : null),
     data.rounds.length ? roundsTable() : el('p', {}, 'No model has been trained yet.'),
-    el('p', { class: 'note' }, `Started ${started} UTC. `, known(run.finished) ? `The run took ${duration(run.finished - run.created)}.` : ''),
+    el('p', { class: 'note' }, `Started ${started} UTC. `, known(run.finished) ? `The run took ${duration(run.finished - run.created)}. ` : '', known(run.link) ? ['In MLflow: ', link(run.link)] : null),
   );
   return [top, part];
 }

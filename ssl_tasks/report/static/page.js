@@ -84,6 +84,11 @@ function sorted(rows, value, descending) {
   });
 }
 
+/** Only addresses of the web become links; anything else stays text. */
+function link(address) {
+  return /^https?:\/\//i.test(address) ? el('a', { href: address, target: '_blank', rel: 'noopener noreferrer' }, visible(address)) : visible(address);
+}
+
 function section(id, title, ...children) {
   return el('section', { id, 'aria-labelledby': `${id}-title` }, el('h2', { id: `${id}-title` }, title), children);
 }

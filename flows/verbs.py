@@ -5,18 +5,18 @@ finished = run("quickstart", ["seed=1"])
 status("last")                              # a pandas DataFrame
 """
 
-import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.cleaning import Cleaned, clean
 from flows.environment import make_workspace, set_environment, workspace_folder
 from flows.planning import PlannedStage, stage_names
 from flows.planning import plan as plan_stages
 from flows.reaper import crash_dead_flow_runs, mend_dead_runs
-from ssl_tasks.artifacts import Store, write_atomically
+from ssl_tasks.artifacts import write_atomically
 from ssl_tasks.errors import NotFound, nearest
 from ssl_tasks.recipe_paths import check_paths
 from ssl_tasks.recipes import Recipe, load_recipe, parse_recipe
@@ -127,47 +127,12 @@ def approve(run_name: str = "last", workspace: Workspace = None) -> int:
     return int(waits_for["round"])
 
 
-@dataclass(frozen=True)
-class Cleaned:
-    """What `clean` removed, or would remove."""
-
-    paths: tuple[Path, ...]
-    bytes: int
-
-
-def clean(workspace: Workspace = None, dry_run: bool = True) -> Cleaned:
-    """Removes artifacts that no run names, quarantined ones, and what dead attempts left. A dry run by default."""
-    folder = workspace_folder(workspace)
-    store = Store(folder / "store")
-    named: set[str] = set()
-    for one in all_runs(folder):
-        named.update(stage.artifact for stage in one.stages())
-    unreferenced = [artifact.path for artifact in store.artifacts() if str(artifact.path) not in named]
-    debris = [path for kind in ("attempts", "quarantine") for path in (store.root / kind).glob("*")]
-    idle = [path for path in debris if not _in_use(store, path)]
-    size = sum(file.stat().st_size for path in (*unreferenced, *idle) for file in path.rglob("*") if file.is_file())
-    if not dry_run:
-        for path in (*unreferenced, *idle):
-            shutil.rmtree(path)
-    return Cleaned((*unreferenced, *idle), size)
-
-
-def _in_use(store: Store, path: Path) -> bool:
-    """Whether a process works in an attempt's folder right now."""
-    from ssl_tasks.artifacts import file_lock
-
-    try:
-        with file_lock(store.root / "locks" / path.name, blocking=False):
-            return False
-    except BlockingIOError:
-        return True
-
-
 def _named(overrides: Iterable[str], name: str | None) -> list[str]:
     return [*overrides, *([f"name={name}"] if name else [])]
 
 
 __all__ = [
+    "Cleaned",
     "approve",
     "clean",
     "parse_recipe",

@@ -50,6 +50,7 @@ def add_approve(verbs: Verbs) -> None:
 def add_clean(verbs: Verbs) -> None:
     verb = verbs.add("clean", _clean, "remove artifacts that no run names; says what first")
     verb.add_argument("--yes", action="store_true", help="really remove; without it nothing is touched")
+    verb.add_argument("--cache", action="store_true", help="also what the next run makes again: decoded images, shards")
 
 
 def _run(options: Namespace) -> None:
@@ -80,11 +81,14 @@ def _approve(options: Namespace) -> None:
 def _clean(options: Namespace) -> None:
     from flows import verbs
 
-    cleaned = verbs.clean(options.workspace, dry_run=not options.yes)
+    cleaned = verbs.clean(options.workspace, dry_run=not options.yes, cache=options.cache)
     for path in cleaned.paths:
         print(path)
     done = "removed" if options.yes else "would be removed; add --yes to remove them"
-    print(f"{len(cleaned.paths)} folders, {cleaned.bytes / 1e6:.1f} MB {done}")
+    size = cleaned.bytes + cleaned.cache_bytes * options.cache
+    print(f"{len(cleaned.paths)} folders, {size / 1e6:.1f} MB {done}")
+    if not options.cache:
+        print(f"the cache holds {cleaned.cache_bytes / 1e6:.1f} MB that the next run would make again: --cache")
 
 
 def show_summary(run: Run, as_json: bool) -> None:

@@ -1,13 +1,17 @@
 """The command line's promises: exit codes, one clear sentence, never a traceback."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from flows.cleaning import clean
 from flows.commands.tables import printable
+from ssl_tasks.artifacts import file_lock
+from ssl_tasks.errors import UserError
 from tests.flows.tiny import selftrain
 
 
@@ -83,6 +87,34 @@ def test_clean_removes_what_no_run_names_and_nothing_else(copy: Path, recipe: st
     assert "1 folders" in selftrain(copy, "clean", "--yes").stdout
     assert not stray.exists()
     assert some.exists()
+
+
+def test_the_cache_is_offered_and_removed_where_it_is_asked_for(copy: Path) -> None:
+    def kept() -> dict[str, int]:
+        return {str(file): file.stat().st_size for file in copy.glob("store/*/*/**/*") if file.is_file()}
+
+    pixels = next(copy.glob("cache/decoded/*/pixels-*.u8")).stat().st_size
+    before, offered = kept(), clean(copy)
+    assert offered.paths == ()
+    assert offered.cache_bytes >= pixels
+    assert f"{offered.cache_bytes / 1e6:.1f} MB that the next run would make again" in selftrain(copy, "clean").stdout
+    assert (copy / "cache" / "decoded").exists()
+    with file_lock(copy / "store" / "locks" / "train-key"):
+        (copy / "store" / "attempts" / "train-key").mkdir(parents=True)
+        with pytest.raises(UserError, match="a run is at work"):
+            clean(copy, dry_run=False, cache=True)
+    assert clean(copy, dry_run=False, cache=True).cache_bytes == offered.cache_bytes
+    assert not list((copy / "cache").iterdir())
+    assert kept() == before
+
+
+def test_a_shard_that_an_artifact_holds_frees_nothing(tmp_path: Path) -> None:
+    shard = tmp_path / "cache" / "shards" / "ab" / "ab12.parquet"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"rows")
+    assert clean(tmp_path).cache_bytes == 4
+    os.link(shard, tmp_path / "part-00000.parquet")
+    assert clean(tmp_path).cache_bytes == 0
 
 
 def test_help_imports_nothing_heavy() -> None:

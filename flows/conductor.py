@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from flows.progress import Show, display
 from flows.self_training import Pending
 from ssl_tasks.artifacts import Artifact, Store
 from ssl_tasks.config import RunConfig
-from ssl_tasks.errors import Interrupted, SelftrainError, StageFailed, UserError
+from ssl_tasks.errors import Interrupted, StageFailed, UserError
 from ssl_tasks.execute import Outcome, Request, execute, run_inline
 from ssl_tasks.process import describe, run_isolated
-from ssl_tasks.runs import Run, StageRecord, StageState, approval_file, corrections_file
+from ssl_tasks.runs import Run, RunState, StageRecord, StageState, approval_file, corrections_file
 from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.tracking.tracker import Tracker
 
@@ -44,6 +45,7 @@ class Conductor:
         )
         self.slots: Callable[[Request], AbstractContextManager[None]] = lambda _request: nullcontext()
         self.on_wait: Callable[[int, Artifact], None] = self._wait_for_approval
+        self.display = display()
 
     def fingerprint(self, config: RunConfig) -> str:
         from ssl_tasks.data.fingerprint import fingerprint
@@ -78,14 +80,14 @@ class Conductor:
             order=order,
             log=str(self.run_record.path / "logs" / f"{request.name}.log"),
         )
-        self.run_record.record(record)
         log.info("%s …", request.name)
         try:
+            self.run_record.record(record)
             outcome = self._execute(request, record)
         except BaseException as error:
             state: StageState = "interrupted" if interrupted(error) else "failed"
-            reason = str(describe(error)["message"]).splitlines()[0]
-            self.run_record.record(replace(record, state=state, reason=reason, seconds=time.time() - record.started))
+            reason = reason_of(error)
+            self._note(replace(record, state=state, reason=reason, seconds=time.time() - record.started))
             if isinstance(error, (StageFailed, UserError, Interrupted)) or not isinstance(error, Exception):
                 raise
             raise StageFailed(request.name, reason, record.log) from error
@@ -105,18 +107,8 @@ class Conductor:
         attempts: list[str] = []
 
         def runner(request: Request, context: StageContext) -> StageResult:
-            if self.tracker is None:
-                return self._work(request, context, record)
-            attempts.append(self.tracker.start_stage(self.tracked, request.name, {"selftrain.key": request.key}))
-            follower = self.tracker.follow(attempts[-1], context.events) if context.events else None
-            try:
-                return self._work(request, context, record)
-            except BaseException as error:
-                self.tracker.fail_stage(attempts[-1], str(describe(error)["message"]), interrupted(error))
-                raise
-            finally:
-                if follower is not None:
-                    follower.stop()
+            with self.display.stage(request.name) as show:
+                return self._tracked(request, context, record, attempts, show)
 
         provenance = {"run": self.run_record.id}
         workspace, runtime = self.run_record.workspace, self.config.runtime
@@ -126,6 +118,33 @@ class Conductor:
         elif self.tracker is not None:
             self.tracker.finish_stage(attempts[-1], outcome.artifact, record.round)
         return outcome
+
+    def _tracked(
+        self, request: Request, context: StageContext, record: StageRecord, attempts: list[str], show: Show
+    ) -> StageResult:
+        """One attempt, which the tracker follows."""
+        if self.tracker is None:
+            return self._work(request, context, record)
+        attempts.append(self.tracker.start_stage(self.tracked, request.name, {"selftrain.key": request.key}))
+        follower = self.tracker.follow(attempts[-1], context.events) if context.events else None
+        if follower is not None:
+            follower.show = show
+        try:
+            return self._work(request, context, record)
+        except BaseException as error:
+            self.run_record.free_reserve()
+            self.tracker.fail_stage(attempts[-1], reason_of(error), interrupted(error))
+            raise
+        finally:
+            if follower is not None:
+                follower.stop()
+
+    def _note(self, record: StageRecord) -> None:
+        """Writes down how a stage failed; a full disk must not hide why."""
+        try:
+            self.run_record.record(record)
+        except OSError as error:
+            log.error("that %s %s cannot be written down: %s", record.name, record.state, error)
 
     def _work(self, request: Request, context: StageContext, record: StageRecord) -> StageResult:
         with self.slots(request):
@@ -148,6 +167,12 @@ class Conductor:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
+def reason_of(error: BaseException) -> str:
+    """Why a stage failed, in one line, for a place that has the stage's name already."""
+    reason = error.reason if isinstance(error, StageFailed) else str(describe(error)["message"])
+    return (reason.splitlines() or [""])[0]
+
+
 def interrupted(error: BaseException) -> bool:
     """Whether somebody asked us to stop: our own error, Ctrl-C, or the signal that Prefect raises as an exception."""
     return isinstance(error, Interrupted) or not isinstance(error, Exception)
@@ -155,10 +180,15 @@ def interrupted(error: BaseException) -> bool:
 
 def finished(run: Run, error: BaseException | None, stopped: str = "") -> None:
     """Writes how the run ended."""
-    if error is None:
-        run.update(state="done", stopped=stopped, finished=time.time())
-    elif interrupted(error):
-        run.update(state="interrupted", stopped="interrupted", finished=time.time())
-    else:
-        reason = str(error) if isinstance(error, SelftrainError) else f"{type(error).__name__}: {error}"
-        run.update(state="failed", stopped=reason, finished=time.time())
+    state: RunState = "done" if error is None else "interrupted" if interrupted(error) else "failed"
+    if state == "interrupted":
+        stopped = "interrupted"
+    elif error is not None:
+        stopped = (str(describe(error)["message"]).splitlines() or [""])[0]
+    try:
+        run.free_reserve()
+        run.update(state=state, stopped=stopped, finished=time.time())
+    except OSError as full:
+        if error is None:
+            raise
+        log.error("that %s %s cannot be written down: %s", run.id, state, full)

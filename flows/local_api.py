@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.errors import SelftrainError
+from ssl_tasks.tracking.spool import without_password
 
 START_SECONDS = 120.0
 
@@ -49,6 +50,12 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
         server.should_exit = True
         thread.join(10)
         os.environ.pop("PREFECT_API_URL", None)
+
+
+def server_in_use(workspace: Path) -> str:
+    """The address of the user's server, empty where the API is our own: its database is in the workspace."""
+    own = os.environ.get("PREFECT_HOME") == str(workspace / "prefect")
+    return "" if own else without_password(os.environ.get("PREFECT_API_URL", ""))
 
 
 def _wait_until_started(server: object, thread: threading.Thread) -> None:

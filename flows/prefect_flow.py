@@ -2,6 +2,7 @@
 
 import contextvars
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,23 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed
 
 from flows.conductor import Conductor
 from flows.environment import set_environment, workspace_folder
 from flows.events import CHAMPION, NOTHING_NEW, RESTARTED
+from flows.local_api import check_reachable, server_in_use
 from flows.pipeline import run_pipeline
 from flows.prefect_page import publish
 from flows.tasks import as_task, gpu_slots
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import SelftrainError
 from ssl_tasks.execute import Outcome, Request
-from ssl_tasks.runs import Run
+from ssl_tasks.runs import Run, all_runs
 
 log = logging.getLogger("selftrain")
+RETRIES = 4  # of a request, with growing pauses: a server that restarts has half a minute
 
 
 @flow(name="self-training", flow_run_name="{config.name}", persist_result=False, validate_parameters=True)
@@ -54,11 +58,48 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
     return Completed(message=run.summary["stopped"], data=answer)
 
 
+def run_as_flow(config: RunConfig, folder: Path, force: tuple[str, ...] = ()) -> Run:
+    """Runs the flow to its end. Prefect shows and never decides: a run that is done stays so if a server goes away."""
+    before = {run.id for run in all_runs(folder)}
+    told = False
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}):
+            state: Any = self_training_flow(config, folder, force, return_state=True)
+        told = True
+        state.result()
+    except Exception as error:  # noqa: BLE001 - whatever Prefect raises where its server is away
+        run = _ours(folder, before)
+        if run is None or run.info["state"] != "done":
+            raise _first_of_ours(error) from None
+        log.warning("Prefect did not hear how %s ended (%s); the next run tells it", run.id, type(error).__name__)
+    finally:
+        if told and (run := _ours(folder, before)) is not None:
+            run.update(prefect_told=True)
+    run = _ours(folder, before)
+    assert run is not None, "a flow that ended well has made a run"
+    return run
+
+
+def _ours(folder: Path, before: set[str]) -> Run | None:
+    """The run that this process has just made, if it came so far."""
+    made = (run for run in all_runs(folder) if run.id not in before and run.info["pid"] == os.getpid())
+    return next(made, None)
+
+
+def _first_of_ours(error: BaseException) -> BaseException:
+    """What went wrong before Prefect could not be told of it, else the error itself."""
+    at: BaseException | None = error
+    while at is not None and not isinstance(at, SelftrainError):
+        at = at.__context__
+    return at or error
+
+
 def _within_prefect(conductor: Conductor) -> None:
     """Every stage becomes a task of the flow run that we are in."""
     context = contextvars.copy_context()
     runtime = conductor.config.runtime
-    conductor.run_record.update(prefect_flow_run=str(flow_run.get_id() or ""))
+    server = server_in_use(conductor.run_record.workspace)
+    conductor.run_record.update(prefect_flow_run=str(flow_run.get_id() or ""), prefect_server=server)
 
     def around(request: Request, round_number: int, answer: Callable[[], Outcome]) -> Outcome:
         # Stages that run at the same time do so in threads, which must find the flow run too.
@@ -95,9 +136,11 @@ def _publish(run: Run) -> None:
     if run.nothing_new:
         return
     try:
+        if url := os.environ.get("PREFECT_API_URL"):
+            check_reachable(url)  # Prefect's client alone would try for half a minute
         publish(run)
-    except Exception:  # the numbers are safe; `selftrain report` shows more
-        log.exception("Prefect has no page about %s", run.id)
+    except Exception as error:  # noqa: BLE001 - the numbers are safe; `selftrain report` shows more
+        log.warning("Prefect has no page about %s: %s", run.id, error)
 
 
 def _tell_champion(run: Run) -> None:

@@ -2,10 +2,17 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from ssl_tasks.runs import all_runs
+from ssl_tasks.runs import Run, all_runs
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import State
 
 log = logging.getLogger("selftrain")
+OVER = ("done", "failed", "interrupted", "crashed")
 
 
 def mend_dead_runs(workspace: Path) -> None:
@@ -15,21 +22,57 @@ def mend_dead_runs(workspace: Path) -> None:
             log.info("run %s had died; its finished stages are reused, its checkpoints go on", run.id)
 
 
-def crash_dead_flow_runs(workspace: Path) -> None:
-    """Tells Prefect, on the API in use, which of its flow runs died unseen. Once for each run."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.objects import State
-    from prefect.exceptions import ObjectNotFound
-    from prefect.states import Crashed
+def tell_prefect(workspace: Path, server: str) -> None:
+    """Tells Prefect how those runs ended of which it did not hear: their process died, or the server was away.
 
-    for run in all_runs(workspace):
-        info = run.info
-        if info["state"] != "crashed" or not info.get("prefect_flow_run") or info.get("prefect_told"):
-            continue
+    `server` is the address of the user's server, empty for the API of the workspace. Each run is told of once.
+    """
+    from prefect.client.orchestration import get_client
+
+    # Of attempts at one flow run, the newest tells how it stands.
+    latest = {run.info.get("prefect_flow_run"): run for run in all_runs(workspace)}
+    silent = [run for run in latest.values() if _is_silent(run.info, server)]
+    if silent:
         with get_client(sync_client=True) as client:
-            try:
-                state: State[None] = Crashed(message="its process died; run it again to go on")
-                client.set_flow_run_state(info["prefect_flow_run"], state, force=True)
-            except ObjectNotFound:  # it lived on another server
-                log.debug("Prefect does not know the flow run of %s", run.id)
-        run.update(prefect_told=True)
+            for run in silent:
+                _tell(client, run, server)
+                run.update(prefect_told=True)
+
+
+def _is_silent(info: dict[str, Any], server: str) -> bool:
+    asked = info.get("prefect_flow_run") and info.get("prefect_server", "") == server
+    return bool(asked) and info["state"] in OVER and not info.get("prefect_told")
+
+
+def _tell(client: "SyncPrefectClient", run: Run, server: str) -> None:
+    """Ends a run's flow run, and the task runs that it left open."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.exceptions import ObjectNotFound
+
+    number = UUID(run.info["prefect_flow_run"])
+    try:
+        flow_run = client.read_flow_run(number)
+    except ObjectNotFound:
+        log.debug("Prefect does not know the flow run of %s", run.id)
+        return
+    if flow_run.deployment_id is not None and server:  # a server's workers and automations look after their own
+        return
+    for task_run in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[number]))):
+        if task_run.state is None or not task_run.state.is_final():
+            client.set_task_run_state(task_run.id, _ending(run, task=True), force=True)
+    if flow_run.state is None or not flow_run.state.is_final():
+        client.set_flow_run_state(number, _ending(run), force=True)
+
+
+def _ending(run: Run, task: bool = False) -> "State[None]":
+    """What became of it, in Prefect's words."""
+    from prefect.states import Completed, Crashed, Failed
+
+    info = run.info
+    match info["state"]:
+        case "done":
+            return Completed(message="" if task else info["stopped"])
+        case "failed" if not task:
+            return Failed(message=info["stopped"])
+        case _:
+            return Crashed(message="its process died; run it again to go on")

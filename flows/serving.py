@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.environment import set_environment
-from flows.local_api import prefect_api
-from flows.reaper import crash_dead_flow_runs, mend_dead_runs
+from flows.local_api import prefect_api, server_in_use
+from flows.reaper import mend_dead_runs, tell_prefect
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import ConfigError, Interrupted
 from ssl_tasks.tracking.client import artifact_folder, connect, default_uri
@@ -63,7 +63,7 @@ def up(
         mlflow_ui(workspace, mlflow_port) as ui,
         announced(workspace, ui),
     ):
-        crash_dead_flow_runs(workspace)
+        tell_prefect(workspace, server_in_use(workspace))
         print(f"Prefect  {api.removesuffix('/api')}\nMLflow   {ui}", flush=True)
         serve(workspace, recipes, schedule)
 

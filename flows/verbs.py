@@ -15,7 +15,7 @@ from flows.cleaning import Cleaned, clean
 from flows.environment import make_workspace, set_environment, workspace_folder
 from flows.planning import PlannedStage, stage_names
 from flows.planning import plan as plan_stages
-from flows.reaper import crash_dead_flow_runs, mend_dead_runs
+from flows.reaper import mend_dead_runs, tell_prefect
 from ssl_tasks.artifacts import write_atomically
 from ssl_tasks.errors import NotFound, nearest
 from ssl_tasks.recipe_paths import check_paths
@@ -50,17 +50,14 @@ def run(
         from flows.pipeline import run_pipeline
 
         return run_pipeline(loaded.config, folder, frozenset(force), command=command)
-    from flows.local_api import prefect_api
+    from flows.local_api import prefect_api, server_in_use
 
     mend_dead_runs(folder)
     with prefect_api(folder):
-        from flows.prefect_flow import self_training_flow
+        from flows.prefect_flow import run_as_flow
 
-        crash_dead_flow_runs(folder)
-
-        state: Any = self_training_flow(loaded.config, folder, tuple(force), return_state=True)
-        outcome = state.result()
-    return find_run(folder, outcome["run"])
+        tell_prefect(folder, server_in_use(folder))
+        return run_as_flow(loaded.config, folder, tuple(force))
 
 
 def train(

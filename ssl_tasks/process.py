@@ -29,6 +29,8 @@ from ssl_tasks.stage import StageContext, StageResult
 GRACE_SECONDS = 30.0  # between asking a worker to stop and killing it
 PRELOAD = ["ssl_tasks.preload"]
 RESULT = "result.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = errno.ENOSPC  # a worker's exit code, where it cannot write why it failed
 
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(PRELOAD)
@@ -104,17 +106,34 @@ def _work(body: str, context: StageContext, attempt: Path, log: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         # Waits for a worker whose parent was killed a moment ago: two must never write into one scratch folder.
-        with file_lock(attempt / "worker.lock"), _lease(context.runtime.device, context.runtime.processes):
+        with file_lock(attempt / "worker.lock"), lease(context.runtime.device, context.runtime.processes):
             result = load_body(body)(context)
         answer: dict[str, Any] = {"summary": dict(result.summary), "parts": dict(result.parts)}
     except BaseException as error:  # noqa: BLE001 - whatever it was, the parent must hear of it
-        traceback.print_exc()
+        _print_trace()
         answer = describe(error)
-    (attempt / RESULT).write_text(json.dumps(answer, default=str))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if "error" in answer:
-        os._exit(1)  # threads of a broken body must not keep the process
+    code = _write_answer(attempt / RESULT, answer)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if code:
+        os._exit(code)  # threads of a broken body must not keep the process
+
+
+def _write_answer(path: Path, answer: dict[str, Any]) -> int:
+    """Leaves the answer for the parent, and returns our exit code: on a full disk, it is all that can be said."""
+    try:
+        path.write_text(json.dumps(answer, default=str))
+        return int("error" in answer)
+    except OSError as error:
+        _print_trace()
+        path.unlink(missing_ok=True)  # half of an answer
+        return NO_SPACE if out_of_space(error) else 1
+
+
+def _print_trace() -> None:
+    with contextlib.suppress(OSError):  # the log may be on a full disk, too
+        traceback.print_exc()
 
 
 def _interrupt(*_: Any) -> None:
@@ -132,8 +151,8 @@ def describe(error: BaseException) -> dict[str, Any]:
     """An error as JSON: the class of our tree that it belongs to, and a message of one line for a person."""
     if isinstance(error, errors.SelftrainError):
         return {"error": type(error).__name__, "message": str(error)}
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        where = error.filename or "the workspace"
+    if out_of_space(error):
+        where = getattr(error, "filename", None) or "the workspace"
         return {"error": "SelftrainError", "message": f"no space left to write {where}; free some and run again"}
     if isinstance(error, MemoryError):
         return {"error": "OutOfMemory", "message": "the host's memory was not enough; lower batch_size or workers"}
@@ -143,8 +162,17 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {"error": "SelftrainError", "message": f"{type(error).__name__}: {lines[0]}"}
 
 
+def out_of_space(error: BaseException) -> bool:
+    """Whether a disk or a quota is full. Libraries of other languages have errors of their own, and the same words."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return isinstance(error, Exception) and any(os.strerror(one) in str(error) for one in FULL)
+
+
 def _read_result(name: str, path: Path, exitcode: int | None, log: Path) -> StageResult:
     if not path.exists():
+        if exitcode == NO_SPACE:
+            raise errors.SelftrainError(f"no space left to write {path.parent}; free some and run again")
         if exitcode is not None and exitcode < 0:
             number = signal.Signals(-exitcode)
             memory = " (often the kernel's, when memory runs out)" if number is signal.SIGKILL else ""
@@ -160,7 +188,7 @@ def _read_result(name: str, path: Path, exitcode: int | None, log: Path) -> Stag
 
 
 @contextlib.contextmanager
-def _lease(device: str, processes: int) -> Iterator[None]:
+def lease(device: str, processes: int) -> Iterator[None]:
     """Holds GPUs that no other stage on this host holds; the kernel frees them on any death. Nothing on a CPU."""
     gpus = [] if device == "cpu" else visible_gpus()
     if not gpus:

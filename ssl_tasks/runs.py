@@ -22,6 +22,7 @@ from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import NotFound, nearest
 
 RunState = Literal["running", "waiting", "done", "failed", "interrupted", "crashed"]
+RESERVE = 1 << 20  # bytes that a run keeps, to write down how it ended when the disk is full
 StageState = Literal["pending", "running", "computed", "reused", "failed", "crashed", "interrupted"]
 
 
@@ -71,6 +72,7 @@ class Run:
         (run.path / "logs").mkdir()
         dumped = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         write_atomically(run.path / "config.yaml", dumped)
+        (run.path / "reserve").write_bytes(bytes(RESERVE))
         run.update(id=run.id, name=config.name, created=time.time(), state="running", stopped="", **owner(), **details)
         return run
 
@@ -97,6 +99,10 @@ class Run:
         path = self.path / "run.json"
         before = json.loads(path.read_text()) if path.exists() else {}
         write_atomically(path, json.dumps({**before, **changes}, indent=1) + "\n")
+
+    def free_reserve(self) -> None:
+        """Gives back the space that was kept for the run's last words."""
+        (self.path / "reserve").unlink(missing_ok=True)
 
     def record(self, stage: StageRecord) -> None:
         """Writes down how a stage stands."""
@@ -176,6 +182,7 @@ class Run:
         info = self.info
         if info["state"] not in ("running", "waiting") or alive(info):
             return False
+        self.free_reserve()
         for stage in self.stages():
             if stage.state == "running":
                 self.record(replace(stage, state="crashed", reason="its process died"))

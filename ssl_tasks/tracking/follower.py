@@ -1,11 +1,12 @@
 """Tails a stage's events file into the spool, and samples the machine at a low rate."""
 
 import json
+import logging
 import math
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import psutil
 
 from ssl_tasks.tracking.spool import Spool
 
+log = logging.getLogger("selftrain.tracking")
 POLL_SECONDS = 0.5
 SYSTEM_SECONDS = 10.0
 BATCH = 1_000  # MLflow's most metrics a request
@@ -47,7 +49,8 @@ class Follower(threading.Thread):
         self.mark = events.with_name(events.name + ".followed")
         self.ended = threading.Event()
         self.offset = 0
-        self.progress: tuple[int, int, str] | None = None  # done, total, what: for whoever shows it
+        self.progress: tuple[int, int, str] | None = None  # done, total, what
+        self.show: Callable[[int, int, str], None] = lambda _done, _total, _what: None  # is told of it
         if self.mark.exists():
             before = json.loads(self.mark.read_text())
             self.offset = before["offset"]
@@ -83,6 +86,7 @@ class Follower(threading.Thread):
         if not whole:
             return
         rows: list[Row] = []
+        before = self.progress
         for line in whole.splitlines():
             try:
                 event = json.loads(line)
@@ -91,9 +95,14 @@ class Follower(threading.Thread):
             if "progress" in event:
                 self.progress = (*event["progress"], event.get("what", ""))
             rows += metric_rows(event.get("metrics", {}), event["time"], event.get("step", 0))
+        if self.progress is not None and self.progress != before:
+            self.show(*self.progress)
         spool_rows(self.spool, run, rows)
         self.offset += len(whole)
-        self.mark.write_text(json.dumps({"run": run, "offset": self.offset}))
+        try:
+            self.mark.write_text(json.dumps({"run": run, "offset": self.offset}))
+        except OSError as error:  # a run does not fail for its tracking; at worst MLflow gets a number twice
+            log.error("%s cannot be written: %s", self.mark, error)
 
 
 def machine_load(folder: Path) -> dict[str, float]:

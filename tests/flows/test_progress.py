@@ -1,0 +1,69 @@
+"""How far a stage is: a bar on a terminal, a line every ten seconds elsewhere."""
+
+import logging
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import progress
+from flows.progress import Lines
+
+ON_A_TERMINAL = """
+import logging, time
+from flows.cli import _log_to_stderr
+from flows.progress import Bars, display
+_log_to_stderr()
+shown = display()
+assert isinstance(shown, Bars)
+with shown.stage("student-1") as show, shown.stage("student-1-member-2") as second:
+    show(3, 10, "train")
+    second(7, 10, "train")
+    logging.getLogger("selftrain").info("a line of the log")
+    time.sleep(0.3)
+print("the result")
+"""
+
+
+def test_on_a_terminal_each_stage_at_work_has_a_bar() -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_TERMINAL],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment,
+        timeout=60,
+        check=True,
+    )
+    os.close(theirs)
+    shown = os.read(ours, 1 << 20).decode()
+    os.close(ours)
+    assert "student-1 · train" in shown
+    assert "3/10" in shown
+    assert "student-1-member-2 · train" in shown
+    assert "7/10" in shown
+    assert "a line of the log\r\n" in shown.replace("\x1b[0m", "")
+    assert done.stdout == b"the result\n"
+
+
+def test_elsewhere_there_is_a_line_every_ten_seconds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(logging.getLogger("selftrain"), "propagate", True)
+    with caplog.at_level(logging.INFO, "selftrain"), Lines().stage("teacher") as show:
+        for step in range(1, 26):  # one a second
+            clock[0] += 1.0
+            show(step, 300, "train")
+    assert [record.getMessage() for record in caplog.records] == ["teacher · train 10/300", "teacher · train 20/300"]
+
+
+def test_stderr_in_a_file_gets_lines(tmp_path: Path) -> None:
+    code = "from flows.progress import Lines, display; assert isinstance(display(), Lines)"
+    with (tmp_path / "stderr").open("w") as file:
+        subprocess.run([sys.executable, "-c", code], stderr=file, check=True)

@@ -36,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - a defect of ours; the user gets one line, we get the rest in a file
+        from ssl_tasks.process import describe, out_of_space
+
+        if out_of_space(error):
+            return _fail(describe(error)["message"], 3)
         path = _write_crash(workspace_folder(options.workspace))
         return _fail(f"unexpected {type(error).__name__}: {error}\nthe details are in {path}", 3)
 
@@ -53,11 +57,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+class _ToStderr(logging.StreamHandler):
+    """To what is stderr now: a progress bar takes its place while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _log_to_stderr() -> None:
     """Our own log alone: libraries that log to the root stay quiet."""
     logger = logging.getLogger("selftrain")
     if not logger.handlers:
-        logger.addHandler(logging.StreamHandler(sys.stderr))
+        logger.addHandler(_ToStderr())
     logger.setLevel(logging.INFO)
     logger.propagate = False
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows import commands
+from flows.commands.tables import printable_lines
 from flows.commands.verb import Verbs
 from flows.environment import workspace_folder
 from ssl_tasks.errors import SelftrainError, StageFailed
@@ -76,7 +77,7 @@ def _log_to_stderr() -> None:
 
 def _fail(message: str, code: int) -> int:
     sys.stdout.flush()
-    print(f"selftrain: {message}", file=sys.stderr)
+    print(f"selftrain: {printable_lines(message)}", file=sys.stderr)  # it may name a file, or a class
     return code
 
 

@@ -10,8 +10,6 @@ from ssl_tasks.errors import NotFound
 from ssl_tasks.runs import Run, corrections_path
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ssl_tasks.pseudo_labels.views import RunTables
 
 
@@ -27,24 +25,6 @@ def tables_of(run: Run) -> "RunTables":
         if one.predictions is not None
     ]
     return RunTables(run.dataset.path, rounds)
-
-
-def compare_rounds(run: Run, first: int, second: int) -> "pd.DataFrame":
-    """The images whose label or place in the selection differs between two rounds."""
-    from ssl_tasks.pseudo_labels.inspection import LabelFilter, labels_table
-
-    everything = 2**62
-    keys = ["class", "confidence", "selected", "copies"]
-    tables = tables_of(run)
-    one, two = (
-        labels_table(tables, LabelFilter(round=number, limit=everything)).set_index("sample_id")[keys]
-        for number in (first, second)
-    )
-    both = one.join(two, lsuffix=f" {first}", rsuffix=f" {second}")
-    changed = (both[f"class {first}"] != both[f"class {second}"]) | (
-        both[f"selected {first}"] != both[f"selected {second}"]
-    )
-    return both[changed].sort_index().reset_index()
 
 
 def apply_corrections(run: Run, corrections: Path) -> int:

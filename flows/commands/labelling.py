@@ -1,5 +1,6 @@
 """Verbs that look into pseudo-labels: labels (show, diff, review, apply), sql."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,11 +84,16 @@ def _review(run: Run, options: Namespace) -> None:
 
 
 def _diff(run: Run, words: list[str], options: Namespace) -> None:
-    from flows.labels import compare_rounds
+    from flows.labels import tables_of
+    from ssl_tasks.pseudo_labels.inspection import round_differences
 
     if len(words) != 3 or not all(word.isdigit() for word in words[1:]):
         raise ConfigError("labels diff: expected a run and two rounds, for example `selftrain labels diff last 1 2`")
-    show_frame(compare_rounds(run, int(words[1]), int(words[2])), options)
+    found = round_differences(tables_of(run), int(words[1]), int(words[2]))
+    whole = bool(options.csv or options.json or options.parquet)
+    show_frame(found if whole else found.head(options.limit), options)
+    if not whole and len(found) > options.limit:
+        print(f"{options.limit} of {len(found):,} images; --limit shows more, --csv FILE all", file=sys.stderr)
 
 
 def _apply(run: Run, words: list[str]) -> None:

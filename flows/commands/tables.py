@@ -4,12 +4,17 @@ import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: object) -> str:
     """Text that cannot move the cursor, colour the screen or turn its direction."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text)).replace("\n", " ")
+
+
+def printable_lines(text: object) -> str:
+    """The same, of several lines."""
+    return "\n".join(map(printable, str(text).split("\n")))
 
 
 def print_table(rows: Sequence[Mapping[str, object]], right: Collection[str] = ()) -> None:
@@ -23,7 +28,7 @@ def print_table(rows: Sequence[Mapping[str, object]], right: Collection[str] = (
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in rows[0]:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        table.add_column(Text(printable(name)), justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(value)) for value in row.values()))
     width = None if sys.stdout.isatty() else 200

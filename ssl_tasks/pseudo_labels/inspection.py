@@ -51,6 +51,14 @@ LABELS = """
     LEFT JOIN predictions before ON before.round = {previous} AND before.sample_id = p.sample_id
     WHERE p.round = {round}
 """
+DIFFERENCES = """
+    SELECT one.sample_id, one.class AS "class {first}", one.confidence AS "confidence {first}",
+        one.selected AS "selected {first}", one.copies AS "copies {first}", two.class AS "class {second}",
+        two.confidence AS "confidence {second}", two.selected AS "selected {second}", two.copies AS "copies {second}"
+    FROM ({one}) one JOIN ({two}) two USING (sample_id)
+    WHERE one.class IS DISTINCT FROM two.class OR one.selected <> two.selected
+    ORDER BY sample_id
+"""
 # Each reason is worth up to 1; `far` is the sample's place among its class's distances, from half way up.
 QUEUE = """
     SELECT *, flipped + disagreement + near_threshold + far AS score FROM (
@@ -190,6 +198,14 @@ def labels_table(tables: RunTables, wanted: LabelFilter | None = None) -> pd.Dat
         return connection.execute(
             f"SELECT * FROM ({labels}) WHERE {where} ORDER BY {wanted.order()} LIMIT {int(wanted.limit)}"
         ).df()
+
+
+def round_differences(tables: RunTables, first: int, second: int) -> pd.DataFrame:
+    """The images whose class or place in the selection differs between two rounds."""
+    numbers = [round_of(tables, number).round for number in (first, second)]
+    one, two = (LABELS.format(round=number, previous=number - 1) for number in numbers)
+    with open_tables(tables) as connection:
+        return connection.execute(DIFFERENCES.format(first=first, second=second, one=one, two=two)).df()
 
 
 def round_of(tables: RunTables, number: int | None) -> RoundTables:

@@ -16,6 +16,7 @@ KINDS: dict[str, Kind] = {
     "gate": "gate",
 }
 PARTS = ("labeled", "unlabeled", "validation", "test")
+CORRECTIONS = "overrides.parquet"  # of a selection
 
 
 def store_lineage(store: Store, artifact: Artifact, names: dict[str, str] | None = None) -> Graph:
@@ -37,6 +38,8 @@ def store_lineage(store: Store, artifact: Artifact, names: dict[str, str] | None
             graph.connect(source["key"], one.key, role)
         if one.stage == "dataset":
             _add_parts(graph, one)
+        if CORRECTIONS in one.manifest["files"]:
+            _add_corrections(graph, one)
     return graph
 
 
@@ -66,6 +69,15 @@ def _add_parts(graph: Graph, dataset: Artifact) -> None:
             images = f" · {count} images" if isinstance(count, int) else ""
             graph.add(Node(node_id, "labels", f"{part}{images}", dataset.parts[part]))
             graph.connect(node_id, dataset.key, part)
+
+
+def _add_corrections(graph: Graph, selection: Artifact) -> None:
+    """What people said of labels: it wins over the models."""
+    node_id = f"{selection.key}.corrections"
+    count = selection.summary.get("overrides", 0) + selection.summary.get("rejected", 0)
+    digest = selection.manifest["files"][CORRECTIONS]["sha256"]
+    graph.add(Node(node_id, "labels", f"corrections by people · {count} images", digest))
+    graph.connect(node_id, selection.key, "corrections")
 
 
 def find_artifact(store: Store, name: str) -> Artifact:

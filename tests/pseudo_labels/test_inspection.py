@@ -15,6 +15,7 @@ from ssl_tasks.pseudo_labels.inspection import (
     flips,
     labels_table,
     review_queue,
+    round_differences,
 )
 from ssl_tasks.pseudo_labels.settings import SelectSettings
 from ssl_tasks.pseudo_labels.views import RoundTables, RunTables, sql
@@ -54,6 +55,16 @@ def run(tmp_path: Path) -> RunTables:
     dataset = tmp_path / "2" / "dataset"
     (dataset / "info.json").write_text(json.dumps({"classes": NAMES}))
     return RunTables(dataset, rounds)
+
+
+def test_differences_are_other_classes_and_other_fates(run: RunTables) -> None:
+    found = round_differences(run, 1, 2).set_index("sample_id")
+    assert found.index.tolist() == ["flips", "weak"]
+    columns = ["class 1", "class 2", "selected 1", "selected 2"]
+    assert found.loc["flips", columns].tolist() == ["class-0", "class-1", True, True]
+    assert found.loc["weak", columns].tolist() == ["class-2", "class-0", False, True]
+    with pytest.raises(NotFound, match="no round 9"):
+        round_differences(run, 1, 9)
 
 
 def test_the_summary_has_a_line_for_each_class(run: RunTables) -> None:

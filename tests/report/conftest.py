@@ -96,10 +96,14 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.open_address(page.as_uri())
+
+    def open_address(self, address: str) -> None:
+        """Loads a page; what was said before is forgotten."""
         self.driver.get("about:blank")  # whatever the page before has to say, it says now
         self.driver.get_log("browser")
         self.driver.get_log("performance")
-        self.driver.get(page.as_uri())
+        self.driver.get(address)
 
     def run(self, script: str, *arguments: Any) -> Any:
         """The value of a script in the page."""

@@ -3,12 +3,12 @@
 CLASSES = (
     "</script><script>window.hacked='class'</script>",
     "<img src=x onerror=\"window.hacked='image'\">",
-    "a \"quoted\", 'name' & <b>bold</b>\u202egnp\u2028.tac",
+    "a \"quoted\", 'name' & <b>bold</b>\u202egnp\u2028.tac\x1b[31m\x07",
 )
 PREFIXES = (
     '"><svg onload=window.hacked=1>',
     "={1+1}'; DROP TABLE selection; --",
-    "line\nbreak, comma",
+    "line\nbreak, comma\x1b]0;owned\x07",
     "<!-- ]]> {{7*7}} ${window.hacked=2}",
 )
 

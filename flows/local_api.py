@@ -12,7 +12,7 @@ from ssl_tasks.artifacts import file_lock
 from ssl_tasks.errors import SelftrainError
 from ssl_tasks.tracking.spool import without_password
 
-START_SECONDS = 120.0
+START_SECONDS = 600.0  # of a machine that has much else to do; a failure is seen at once
 
 
 @contextlib.contextmanager

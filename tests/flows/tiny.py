@@ -41,7 +41,7 @@ def environment(**changes: str) -> dict[str, str]:
 def selftrain(workspace: Path, *words: str, **changes: str) -> "subprocess.CompletedProcess[str]":
     """Runs the command to its end."""
     return subprocess.run(
-        command(workspace, *words), env=environment(**changes), capture_output=True, text=True, timeout=300, check=False
+        command(workspace, *words), env=environment(**changes), capture_output=True, text=True, timeout=900, check=False
     )
 
 

@@ -1,0 +1,68 @@
+"""Real servers of MLflow and Prefect on loopback, which come and go."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+START_SECONDS = 240.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[None]:
+    """MLflow over the database in `folder`; killed at the end."""
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "files")]
+    with _server(folder, command, f"http://127.0.0.1:{port}/version", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}):
+        yield
+
+
+@contextmanager
+def prefect_server(folder: Path, port: int) -> Iterator[str]:
+    """Prefect over the database in `folder`, by its API's address; killed at the end."""
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"]
+    variables = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    with _server(folder, command, f"http://127.0.0.1:{port}/api/health", variables):
+        yield f"http://127.0.0.1:{port}/api"
+
+
+@contextmanager
+def _server(folder: Path, command: list[str], healthy: str, variables: dict[str, str]) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    with (folder / "server.log").open("a") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**kept, **variables}, start_new_session=True, cwd=folder
+        )
+    try:
+        _wait_until_healthy(healthy, process)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the server ended at once; see server.log"
+        try:
+            with urllib.request.urlopen(url, timeout=3):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("the server did not start")

@@ -11,7 +11,7 @@ from tests.flows.tiny import selftrain
 
 README = Path(__file__).parent.parent / "README.md"
 QUICKER = ["--set", "teacher.train.steps=60", "--set", "round.student.train.steps=60", "--set", "rounds=2"]
-COMPUTES = {"run", "plan"}  # the same recipe, with fewer steps
+COMPUTES = {"run", "plan", "compare"}  # the same recipe, with fewer steps
 
 
 def commands() -> list[list[str]]:

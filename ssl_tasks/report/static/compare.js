@@ -5,12 +5,13 @@ const isGrid = data.kind === 'methods';
 rows.forEach((row, at) => { row.number = at + 1; });
 const reference = rows[0];
 const paired = rows.filter(row => known(row.difference));
+const manyBudgets = isGrid && new Set(rows.map(row => row.labels)).size > 1;
+const MOST_NAMED = 3;
 
-/** A run by its name and the end of its id; a method with its labels where there are several budgets. */
+/** A run by its name and the end of its id; a method with its labels per class where there are several budgets. */
 function rowName(row) {
   if (!isGrid) return visible(row.run.replace(/-\d{8}-\d{6}-(?=[0-9a-f]{4}$)/, ' …'));
-  const budgets = new Set(rows.map(one => one.labels));
-  return budgets.size > 1 ? `${visible(row.method)}, ${count(row.labels)} labels` : visible(row.method);
+  return manyBudgets ? `${visible(row.method)} · ${count(row.labels)}` : visible(row.method);
 }
 
 const shortName = (row, most = 26) => `${row.number}  ${shorten(rowName(row), most)}`;
@@ -36,7 +37,7 @@ function band(width, shown) {
 
 function accuracyBars() {
   const seeds = rows.flatMap(row => row.points.map(point => ({ number: row.number, value: point[split] }))).filter(one => known(one.value));
-  const words = isGrid ? 'The mean over seeds ± one standard deviation; every seed is a dot.' : 'The best round by validation, with its 95% interval.';
+  const words = isGrid ? 'The mean over seeds ± one standard deviation; every seed is a dot.' + (manyBudgets ? ' Behind each method its labels per class.' : '') : 'The best round by validation, with its 95% interval.';
   return chart(`${split === 'test' ? 'Test' : 'Validation'} accuracy`, words, width => ({
     height: 56 + 30 * rows.length, marginLeft: nameMargin(width), marginRight: 20, marginTop: 26,
     x: { ...percentAxis, axis: 'top', grid: true, nice: true, label: null, ticks: width < 500 ? 3 : 6 }, y: band(width, rows),
@@ -63,7 +64,7 @@ function costChart() {
   const seconds = known_.map(one => one.row.seconds);
   const far = Math.max(...seconds) / Math.min(...seconds) > 20;
   return chart('Accuracy and cost', `Computing time of ${isGrid ? 'one run, the mean over seeds' : 'the whole run'}${far ? ', on a logarithmic scale' : ''}; numbers are the table’s. Up and to the left is better.`, () => ({
-    height: 300, marginLeft: 46, marginRight: 24, marginBottom: 40, marginTop: 20,
+    height: 300, marginLeft: 46, marginRight: 36, marginBottom: 46, marginTop: 20,
     x: { type: far ? 'log' : 'linear', zero: !far, nice: true, ticks: 4, tickFormat: value => duration(value), label: 'computing time', grid: true },
     y: { ...percentAxis, grid: true, nice: true, label: null, ticks: 5 },
     marks: [
@@ -79,7 +80,7 @@ function differenceChart() {
   const words = `Differences on the same ${split} images, with paired bootstrap intervals of 95%; McNemar’s p at the right. A filled mark: the interval is clear of 0.`;
   return chart(title, words, width => ({
     height: 56 + 30 * paired.length, marginLeft: nameMargin(width), marginRight: 74, marginTop: 26,
-    x: { axis: 'top', grid: true, nice: true, label: null, ticks: width < 500 ? 3 : 6, tickFormat: value => points(value, 0) }, y: band(width, paired),
+    x: { axis: 'top', grid: true, nice: true, label: null, ticks: 4, tickFormat: value => points(value, 0) }, y: band(width, paired),
     marks: [
       charts.ruleX([0], { stroke: INK, strokeDasharray: '4,3' }),
       charts.ruleY(paired, { y: 'number', x1: 'low', x2: 'high', stroke: ACCENT, strokeWidth: 2 }),
@@ -102,13 +103,12 @@ function comparisonTable() {
     number('#', row => row.number, row => String(row.number)),
     ...(isGrid
       ? [{ name: 'Method', value: row => visible(row.method) }, number('Labels', row => row.labels, row => count(row.labels), 'per class'), number('Seeds', row => row.seeds, row => count(row.seeds))]
-      : [{ name: 'Run', value: row => visible(row.run) }, number('Best round', row => row.round, row => (row.round === 0 ? 'teacher' : String(row.round)), 'chosen on validation')]),
+      : [{ name: 'Run', value: row => rowName(row), show: row => el('span', { title: visible(row.run) }, rowName(row)) }, number('Best round', row => row.round, row => (row.round === 0 ? 'teacher' : String(row.round)), 'chosen on validation')]),
     number('Test', row => row.test, row => accuracyCell(row, 'test')),
     number('Validation', row => row.validation, row => accuracyCell(row, 'validation')),
     number('Time', row => row.seconds, row => duration(row.seconds), 'of computing'),
     number('Points', row => row.difference, row => (known(row.difference) ? [points(row.difference), el('span', { class: 'range' }, ` (${points(row.low)} … ${points(row.high)})`)] : '–'), 'against the first, with the paired bootstrap interval of 95%'),
-    number('Gained', row => row.gains, row => count(row.gains), 'images that it has right and the first wrong'),
-    number('Lost', row => row.losses, row => count(row.losses), 'images that it has wrong and the first right'),
+    number('Won / lost', row => (known(row.gains) ? row.gains - row.losses : null), row => `${count(row.gains)} / ${count(row.losses)}`, 'images that it has right and the first wrong, and the reverse'),
     number('McNemar p', row => row.p, row => probability(row.p)),
     ...(isGrid ? [] : [{ name: 'Note', show: row => visible(row.note ?? '') }]),
   ];
@@ -131,7 +131,12 @@ function runsTable() {
 /** What the numbers allow to be said, in one sentence. */
 function finding() {
   const name = isGrid ? visible(reference.method) : `the first, ${rowName(reference)}`;
-  const say = (words, chosen) => (chosen.length ? `${words} than ${name}: ${chosen.map(row => `${rowName(row)} (${points(row.difference)} points)`).join('; ')}. ` : '');
+  const say = (words, chosen) => {
+    if (!chosen.length) return '';
+    const most = sorted(chosen, row => Math.abs(row.difference), true).slice(0, MOST_NAMED);
+    const named = most.map(row => `${rowName(row)} (${points(row.difference)} points)`).join(', ');
+    return `${words} than ${name}: ${named}${chosen.length > most.length ? ` and ${count(chosen.length - most.length)} more` : ''}. `;
+  };
   const clear = paired.filter(believed);
   const rest = paired.length - clear.length;
   if (!paired.length) return 'Nothing could be compared image by image.';

@@ -45,7 +45,7 @@ function figures() {
   const gain = split => [first.round !== best.round && first[split] ? el('span', { class: 'from' }, `${percent(first[split].accuracy)} → `) : null, percent(best[split].accuracy)];
   const items = [];
   for (const split of ['test', 'validation']) {
-    if (best?.[split]) items.push(figure(`${split === 'test' ? 'Test' : 'Validation'} accuracy, ${best.model}`, gain(split), `${range(best[split])} (95% interval), ${plural(best[split].count, 'image')}`));
+    if (best?.[split]) items.push(figure(`${split === 'test' ? 'Test' : 'Validation'} accuracy`, gain(split), `${best.model}: ${range(best[split])} (95% interval), ${plural(best[split].count, 'image')}`));
   }
   if (first) items.push(figure('Labels used', count(first.labeled), `${plural(data.classes.length, 'class', 'classes')}; ${count(data.counts.unlabeled)} unlabelled images`));
   if (last) items.push(figure(`Labels invented, round ${last.round}`, count(last.kept), known(last.known) ? `${percent(last.right / last.known)} right, by hidden truth of ${count(last.known)}` : `of ${plural(last.candidates, 'candidate')}; shown ${plural(last.copies, 'time')}`));
@@ -57,7 +57,7 @@ function figures() {
 
 function roundsTable() {
   const columns = [
-    { name: 'Model', value: one => one.round, show: one => one.model + (one.round === data.best_round ? '\u00a0★' : '') },
+    { name: 'Model', value: one => one.round, show: one => one.model.replaceAll(' ', '\u00a0') + (one.round === data.best_round ? '\u00a0★' : '') },
     { name: 'Test', number: true, value: one => one.test?.accuracy, show: one => scoreCell(one.test) },
     { name: 'Validation', number: true, value: one => one.validation?.accuracy, show: one => scoreCell(one.validation) },
     { name: 'Invented', number: true, value: one => one.kept, show: one => count(one.kept) },

@@ -1,0 +1,105 @@
+"""Real servers of Prefect and MLflow that come and go: the run goes on, and in the end both know all of it, once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.claims import rows, unended_in_prefect
+from tests.flows.faulty import let_go, run_faulty, wait_for_the_mark
+from tests.flows.tiny import STAGES, computed_in_total, last, outcome, selftrain, states
+from tests.local_servers import free_port, mlflow_server, prefect_server
+
+FRESH = {"student-1", "evaluate-1", "gate-1"}
+
+
+def computed(workspace: Path) -> set[str]:
+    """What the newest run has computed."""
+    return {name for name, state in states(last(workspace)).items() if state == "computed"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_on_a_server_embedded_and_without_prefect_all_is_the_same(tmp_path: Path, finished: Path, recipe: str) -> None:
+    """Each way computes a third of the stages and reuses what the others did."""
+    workspace = tmp_path / "workspace"
+    with prefect_server(tmp_path / "prefect", free_port()) as url:
+        assert selftrain(workspace, "run", recipe, "--set", "rounds=[]", PREFECT_API_URL=url).returncode == 0
+        assert computed(workspace) == {"dataset", "teacher", "evaluate-teacher"}
+        assert not (workspace / "prefect").exists(), "the server's database, not one of our own"
+        assert selftrain(workspace, "run", recipe, "--set", "rounds=1").returncode == 0
+        assert computed(workspace) == {"predict-1", "select-1", "student-1", "evaluate-1", "gate-1"}
+        assert selftrain(workspace, "run", recipe, "--no-prefect").returncode == 0
+        assert computed(workspace) == {"predict-2", "select-2", "student-2", "evaluate-2", "gate-2"}
+        assert outcome(last(workspace)) == outcome(last(finished))
+        for words, server in ((["--no-prefect"], {}), ([], {}), ([], {"PREFECT_API_URL": url})):
+            assert selftrain(workspace, "run", recipe, *words, **server).returncode == 0
+            assert set(states(last(workspace)).values()) == {"reused"}
+            assert outcome(last(workspace)) == outcome(last(finished))
+    assert computed_in_total(workspace) == STAGES
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_prefect_server_that_stops_in_mid_run_takes_only_its_page_with_it(
+    copy: Path, recipe: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    with prefect_server(tmp_path / "prefect", port) as url:
+        run = run_faulty(copy, recipe, "held", PREFECT_API_URL=url)
+        wait_for_the_mark(copy, run)
+    errors = let_go(copy, run)
+    assert "Prefect did not hear how" in errors
+    assert "Traceback" not in errors
+    assert last(copy).info["state"] == "done"
+    assert computed(copy) == FRESH
+    database = tmp_path / "prefect" / "prefect.db"
+    assert unended_in_prefect(database), "the server still believes that it runs"
+    away = selftrain(copy, "run", recipe, PREFECT_API_URL=url)
+    assert away.returncode == 3
+    assert f"PREFECT_API_URL={url} cannot be reached" in away.stderr
+    with prefect_server(tmp_path / "prefect", port):
+        assert selftrain(copy, "run", recipe, PREFECT_API_URL=url).returncode == 0
+    assert unended_in_prefect(database) == []
+    assert {state for (state,) in rows(database, "select state_type from flow_run")} == {"COMPLETED"}
+
+
+def told(server: Path) -> dict[str, list[Any]]:
+    """The runs of MLflow's server by name, with their states; and for each, the steps of its loss."""
+    runs = rows(server / "mlflow.db", "select name, status, run_uuid from runs")
+    names = {name for name, _, _ in runs}
+    steps = "select step from metrics where key = 'loss' and run_uuid = '{}' order by step"
+    return {
+        name: [
+            (status, [step for (step,) in rows(server / "mlflow.db", steps.format(number))])
+            for one, status, number in runs
+            if one == name
+        ]
+        for name in names
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_mlflow_server_that_is_away_or_dies_gets_everything_once(copy: Path, recipe: str, tmp_path: Path) -> None:
+    server, port = tmp_path / "mlflow", free_port()
+    uri = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+    longer = ("--set", "rounds=1", "--set", "rounds.0.student.train.steps=50")
+    never_there = selftrain(copy, "run", recipe, *longer, **uri)
+    assert never_there.returncode == 0, never_there.stderr
+    assert "MLflow does not have" in never_there.stderr
+    waited = last(copy).id
+    assert selftrain(copy, "sync", **uri).returncode == 2
+    with mlflow_server(server, port):
+        run = run_faulty(copy, recipe, "held", **uri)
+        wait_for_the_mark(copy, run)
+    died = last(copy).id
+    assert "MLflow does not have" in let_go(copy, run)
+    with mlflow_server(server, port):
+        for _ in range(2):  # twice is once
+            synced = selftrain(copy, "sync", **uri)
+            assert synced.returncode == 0, synced.stderr
+            found = told(server)
+    assert {status for runs in found.values() for status, _ in runs} == {"FINISHED"}
+    assert len(found[waited]) == len(found[died]) == 1
+    assert sorted(steps for _, steps in found["student-1"]) == [[20, 40], [20, 40, 50]]

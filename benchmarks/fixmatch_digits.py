@@ -1,11 +1,11 @@
-"""FixMatch against supervised learning on scikit-learn's digits, 5 labels a class, 10 seeds: test error and seconds.
+"""FixMatch against supervised learning on scikit-learn's digits, 5 labels a class, 5 seeds: test error and seconds.
 
     python benchmarks/fixmatch_digits.py [--quick] [--workspace FOLDER] [--threads 2]
 
 Both learn with the same network, split, steps, batch of labelled images and weak view; FixMatch adds the unlabelled
-images. Recipes are `configs/digits/`, with more steps and a slower average, which FixMatch's validation preferred
-(seeds 0 to 2). A seed draws the split, the weights and the batches. The model is the best on validation; the test set
-is read once.
+images. Recipes are `configs/digits/`, with more steps, a slower average and the paper's μ = 7, chosen on other seeds
+(docs/log.md). A seed draws the split, the weights and the batches. The model is the best on validation; the test set is
+read once.
 """
 
 import argparse
@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.methods_digits import digits_error
 from benchmarks.report import publish
 
-SEEDS = tuple(range(10))
+SEEDS = (0, 1, 2, 3, 4)
 GAP, SECONDS = 8.0, 60.0  # points of error at the mean, and time a seed of FixMatch
-SETTINGS = ("teacher.train.steps=1500", "teacher.train.ema_decay=0.99")
+SETTINGS = ("teacher.train.steps=1500", "teacher.train.ema_decay=0.99", "teacher.train.unlabeled_ratio=7")
 
 
 def measure(seed: int, settings: tuple[str, ...], workspace: Path, threads: int) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """The workspace folder, and the environment that Prefect and MLflow must find before they are imported."""
 
 import os
+import shutil
 from pathlib import Path
 
-from ssl_tasks.errors import ConfigError
+from ssl_tasks.errors import ConfigError, SelftrainError
 
+LEAST_FREE = 8_000_000  # bytes: less does not hold the databases of Prefect and MLflow
 DEFAULT_WORKSPACE = ".selftrain"
 
 
@@ -20,6 +22,11 @@ def make_workspace(folder: Path) -> None:
     except OSError as error:
         what = f"the workspace {folder} cannot be made ({error.strerror}); expected a folder that may be written to"
         raise ConfigError(f"{what}. Name another one: selftrain --workspace DIR …") from error
+    if (free := shutil.disk_usage(folder).free) < LEAST_FREE:
+        raise SelftrainError(
+            f"no space left to write {folder}: {free / 1e6:.1f} MB are free, expected at least {LEAST_FREE / 1e6:.0f}; "
+            "free some and run again"
+        )
 
 
 def set_environment(workspace: Path) -> None:

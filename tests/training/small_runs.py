@@ -2,7 +2,7 @@
 
 import contextlib
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,11 @@ def train_in(
     return execute(request_of(section, inputs, seed), workspace, settings).artifact
 
 
-def train_apart(workspace: Path, section: LearnerSettings, dataset: Artifact, **runtime: Any) -> Any:
+def train_apart(
+    workspace: Path, section: LearnerSettings, dataset: Artifact, body: Callable[..., Any] = train_in, **runtime: Any
+) -> Any:
     """Starts the same in a process of its own, which a test may kill; it has been started when this returns."""
-    process = FORKSERVER.Process(target=train_in, args=(workspace, section, {"dataset": dataset}), kwargs=runtime)
+    process = FORKSERVER.Process(target=body, args=(workspace, section, {"dataset": dataset}), kwargs=runtime)
     process.start()
     return process
 

@@ -2,13 +2,18 @@
 
 import random
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import LearnerSettings
-from ssl_tasks.training.checkpoints import checkpoint_files
+from ssl_tasks.training.checkpoints import TEMPORARY, checkpoint_files
+from tests.training.moments import MOMENTS, train_until
 from tests.training.small_runs import folder_of, kill, learner, train_apart, train_in
 
 KILLS = 10
@@ -30,12 +35,18 @@ def test_ten_kills_change_no_bit(tmp_path: Path, dataset: Artifact, method: str,
     whole = train_in(tmp_path / "whole", section, {"dataset": dataset})
     longest = (time.monotonic() - started) / (KILLS + 2)
     folder = folder_of(tmp_path / "killed", section, dataset)
+    moments = chance.sample([*MOMENTS, *[None] * (KILLS - len(MOMENTS))], KILLS)
     seen = []
-    for _ in range(KILLS):
-        process = train_apart(tmp_path / "killed", section, dataset, workers=workers, checkpoint_every=EACH_STEP)
+    for moment in moments:
+        body = train_in if moment is None else partial(train_until, moment)
+        process = train_apart(tmp_path / "killed", section, dataset, body, workers=workers, checkpoint_every=EACH_STEP)
         wait_for_new_checkpoint(folder, seen[-1] if seen else None)
-        time.sleep(chance.uniform(0, longest))
+        if moment is None:
+            time.sleep(chance.uniform(0, longest))
+        else:
+            wait_until_stopped(process.pid)
         assert process.is_alive()
+        assert (folder / TEMPORARY).exists() or moment != "half of a checkpoint"
         kill(process)
         seen.append(checkpoint_files(folder)[-1])
     resumed = train_in(tmp_path / "killed", section, {"dataset": dataset}, workers=workers)
@@ -45,7 +56,17 @@ def test_ten_kills_change_no_bit(tmp_path: Path, dataset: Artifact, method: str,
 
 def wait_for_new_checkpoint(folder: Path, last: Path | None) -> None:
     """Until the process trains: only then does a kill hit a run."""
+    wait_for(lambda: (files := checkpoint_files(folder)) and files[-1] != last)
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Until the process has come to the moment at which it stops."""
+    wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+
+
+def wait_for(what: Callable[[], Any]) -> None:
+    """Until something is so."""
     deadline = time.monotonic() + 60
-    while not (files := checkpoint_files(folder)) or files[-1] == last:
+    while not what():
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -1,17 +1,17 @@
 """Runs side by side, paired on the same test images; and a grid of methods × label budgets × seeds to compare."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.environment import set_environment, workspace_folder
-from flows.verbs import Workspace, run
+from flows.cells import run_cells
+from flows.environment import workspace_folder
+from flows.verbs import Workspace
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.errors import ConfigError, DataError, NotFound
-from ssl_tasks.recipes import load_recipe
+from ssl_tasks.recipes import Recipe, load_recipe
 from ssl_tasks.report.comparison import Comparison, Point
 from ssl_tasks.runs import Run, find_run
 
@@ -142,11 +142,8 @@ def compare_methods(
     overrides = list(overrides)
     planned = list(_planned(recipe, methods, labels, seeds, overrides))
     folder = workspace_folder(workspace)
-    with _one_api(folder) if prefect else nullcontext():
-        cells = [
-            Cell(method, count, seed, run(recipe, changes, workspace=folder, prefect=prefect, command="compare"))
-            for method, count, seed, changes in planned
-        ]
+    runs = run_cells([asked for _, _, _, asked in planned], folder, prefect)
+    cells = [Cell(method, count, seed, one) for (method, count, seed, _), one in zip(planned, runs, strict=True)]
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.method, cell.labels), []).append(cell)
@@ -168,8 +165,8 @@ def compare_methods(
 
 def _planned(
     recipe: str | Path, methods: Sequence[str], labels: Sequence[int], seeds: Sequence[int], overrides: list[str]
-) -> Iterator[tuple[str, int, int, list[str]]]:
-    """Every cell's method, budget and seed, and the overrides that make it; a wrong one is refused here."""
+) -> Iterator[tuple[str, int, int, Recipe]]:
+    """Every cell's method, budget and seed, and its recipe; a wrong one is refused here."""
     config = load_recipe(recipe, overrides).config
     own, budget = config.teacher.method.name, config.data.split.labels_per_class
     counts = labels or ([] if budget is None else [budget])
@@ -181,17 +178,7 @@ def _planned(
         changes += [f"data.split.labels_per_class={count}", f"name={config.name}-{method}-{count}-seed{seed}"]
         if method != own:
             changes.append(f"teacher.method={{name: {method}}}")
-        load_recipe(recipe, changes)
-        yield method, count, seed, changes
-
-
-def _one_api(workspace: Path) -> AbstractContextManager[object]:
-    """Prefect's API for all cells: a run starts none of its own where one is there."""
-    workspace.mkdir(parents=True, exist_ok=True)
-    set_environment(workspace)
-    from flows.local_api import prefect_api
-
-    return prefect_api(workspace)
+        yield method, count, seed, load_recipe(recipe, changes)
 
 
 def _group(cells: Sequence[Cell], reference: Sequence[Cell], split: Split) -> dict[str, Any]:

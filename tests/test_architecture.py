@@ -18,7 +18,7 @@ HOMES = {  # a foreign library → the folders that may import it
     "albumentations": ("ssl_tasks/data",),
     "duckdb": ("ssl_tasks/pseudo_labels", "ssl_tasks/data", "ssl_tasks/report"),
     "torchvision": ("models",),
-    "ray": ("flows",),
+    "ray": ("ssl_tasks/cluster.py",),
 }
 
 

@@ -1,4 +1,4 @@
-"""Verbs that wait: up, serve, deploy."""
+"""Verbs that wait: up, serve, assist."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -20,6 +20,11 @@ def add_serve(verbs: Verbs) -> None:
     verb.add_argument("config", metavar="CONFIG", nargs="+")
     verb.add_argument("--set", action="append", default=[], metavar="A.B=C")
     add_schedule(verb)
+
+
+def add_assist(verbs: Verbs) -> None:
+    verb = verbs.add("assist", _assist, "let this host train along where a run in the workspace has runtime.nodes > 1")
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda; default auto")
 
 
 def add_schedule(verb: ArgumentParser) -> None:
@@ -51,4 +56,14 @@ def _serve(options: Namespace) -> None:
         serve(folder, recipes, Schedule(options.cron, options.interval, options.rrule))
 
 
-VERBS = [add_up, add_serve]
+def _assist(options: Namespace) -> None:
+    from flows.serving import interruptible
+    from ssl_tasks.training.assist import assist
+
+    folder = workspace_folder(options.workspace)
+    print(f"assisting trainings in {folder}; Ctrl-C ends", flush=True)
+    with interruptible():
+        assist(folder, options.device)
+
+
+VERBS = [add_up, add_serve, add_assist]

@@ -81,7 +81,7 @@ class Pool:
         self.labels = labels  # int64 [n]; -1 where unknown
         self._folder, self._positions, self._images = folder, positions, images
         self._kept: Kept | None = None
-        self._uris: pa.Array | None = None
+        self._uris: pa.ChunkedArray | None = None
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_uris": None}
@@ -99,25 +99,30 @@ class Pool:
 
     def sample_ids(self, index: np.ndarray | None = None) -> list[str]:
         """The ids of `index`, or of all, in the pool's order."""
-        return self._column("sample_id", index).to_pylist()
+        return self.column("sample_id", index).to_pylist()
 
     def contents(self) -> list[str]:
         """What each image holds, as a digest: equal contents, equal images."""
-        return self._column("content").to_pylist()
+        return self.column("content").to_pylist()
 
     def truth(self) -> np.ndarray:
         """int64 [n]: labels that training must not know, -1 where nobody does. For audit and diagnosis alone."""
-        known = self._column("label").to_numpy().astype(np.int64)
+        known = self.column("label").to_numpy().astype(np.int64)
         truth = pq.read_table(self._folder / "truth.parquet")
-        found = pc.fill_null(pc.index_in(self._column("sample_id"), truth["sample_id"]), -1).to_numpy()
+        found = pc.fill_null(
+            pc.index_in(self.column("sample_id"), truth["sample_id"].cast(pa.large_string())), -1
+        ).to_numpy()
         return np.where(found < 0, known, np.append(truth["label"].to_numpy(), -1)[found])
 
     def _uris_of(self, index: np.ndarray) -> list[str]:
         if self._uris is None:
-            self._uris = self._column("uri")
+            self._uris = self.column("uri")
         return self._uris.take(pa.array(index)).to_pylist()
 
-    def _column(self, name: str, index: np.ndarray | None = None) -> pa.Array:
-        """A column of the manifest at this pool's positions."""
+    def column(self, name: str, index: np.ndarray | None = None) -> pa.ChunkedArray:
+        """A column of the manifest at this pool's positions; no value is held as a Python object."""
         positions = self._positions if index is None else self._positions[index]
-        return pq.read_table(self._folder / "manifest.parquet", columns=[name])[name].take(pa.array(positions))
+        column = pq.read_table(self._folder / "manifest.parquet", columns=[name])[name]
+        if pa.types.is_string(column.type):
+            column = column.cast(pa.large_string())  # `take` fails beyond 2 GB of text: 67 million digests
+        return column.take(pa.array(positions))

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_tasks.artifacts import write_atomically
+from ssl_tasks.cluster import spread
 from ssl_tasks.data.dataset import Dataset, Pool
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.pseudo_labels import schema
@@ -21,16 +21,25 @@ from ssl_tasks.pseudo_labels.calibration import calibration, fit_temperature, fi
 from ssl_tasks.pseudo_labels.engine import saying_what_is_full
 from ssl_tasks.pseudo_labels.labeller import Columns, Labeller, Opinion, class_means, judge
 from ssl_tasks.pseudo_labels.settings import PredictSettings
-from ssl_tasks.pseudo_labels.shards import ShardCache, cut, place, shard_key
+from ssl_tasks.pseudo_labels.shards import Shard, ShardCache, cut, place, shard_file, shard_key
 from ssl_tasks.pseudo_labels.tables import held_out_table, parquet_bytes, prediction_table, unreadable_table
 from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.trained import Trained, load_trained
 from ssl_tasks.trained_files import trained_digest
+from ssl_tasks.training.launch import to_json
 from ssl_tasks.training.precision import prepare_backends
+
+AT_ONCE = 65_536  # ids that are Python objects at one time
 
 
 def predict(context: StageContext) -> StageResult:
     """Body of the stage: dataset, model and, for an ensemble, model_2 … → the table of predictions."""
+    with saying_what_is_full(context.output):
+        return open_predicting(context).run()
+
+
+def open_predicting(context: StageContext) -> "Predicting":
+    """The data set and the teachers of a context, ready to label."""
     settings = context.section
     assert isinstance(settings, PredictSettings)
     prepare_backends(settings.precision, context.runtime.threads)
@@ -40,8 +49,7 @@ def predict(context: StageContext) -> StageResult:
     teachers = [load_trained(model.path, context.runtime.device, settings.precision) for model in models]
     for number, teacher in enumerate(teachers, 1):
         check_classes(f"teacher {number}", teacher, dataset)
-    with saying_what_is_full(context.output):
-        return Predicting(context, settings, dataset, teachers, [trained_digest(model.path) for model in models]).run()
+    return Predicting(context, settings, dataset, teachers, [trained_digest(model.path) for model in models])
 
 
 def check_classes(role: str, teacher: Trained, dataset: Dataset) -> None:
@@ -169,40 +177,73 @@ class Predicting:
     def predict_unlabeled(self, temperature: float, means: Tensor) -> tuple[list[dict[str, Any]], int]:
         """The shards in the artifact: their description, and how many were there before."""
         pool = self.dataset.pool("unlabeled")
-        ids, contents = pa.array(pool.sample_ids(), pa.string()), pa.array(pool.contents(), pa.string())
-        cache, question = ShardCache(self.context.cache / "shards"), self.question(temperature)
-        (self.context.output / "shards").mkdir()
-        shards: list[dict[str, Any]] = []
-        reused = 0
-        for first, stop in cut(ids.to_pylist(), self.settings.shard_size):
-            samples = ids[first:stop].to_pylist()
-            key = shard_key(question, samples, contents[first:stop].to_pylist())
-            path = cache.find(key)
-            reused += path is not None
+        ids, contents = pool.column("sample_id"), pool.column("content")
+        cache, folder = ShardCache(self.context.cache / "shards"), self.context.output / "shards"
+        folder.mkdir()
+        shards, missing = list(self.shards(ids, contents, temperature)), []
+        for shard in shards:
+            if (path := cache.find(shard.key)) is not None:
+                place(path, folder / shard_file(shard.number))
+            else:
+                missing.append(shard)
+        self.clock.spent_on("writing")
+        done = len(ids) - sum(shard.rows for shard in missing)
+        by_ray = self.context.runtime.task_runner == "ray" and missing
+        label = self.label_by_ray if by_ray else self.label_here
+        for shard, content in label(pool, ids, missing, temperature, means):
+            place(cache.put(shard.key, content), folder / shard_file(shard.number))
             self.clock.spent_on("writing")
-            if path is None:
-                opinions = self.opinions(pool, np.arange(first, stop), samples)
-                table = prediction_table(samples, [self.judged(opinion, temperature, means) for opinion in opinions])
-                path = cache.put(key, parquet_bytes(table, self.description(temperature)))
-            place(path, self.shard_path(shards, stop - first, first))
-            self.clock.spent_on("writing")
-            self.context.progress(stop, len(ids), "images")
-        self.write_unreadable(shards, temperature)
-        return shards, reused
+            done += shard.rows
+            self.context.progress(done, len(ids), "images")
+        described = [{"file": shard_file(one.number), "rows": one.rows, "first": one.first} for one in shards]
+        return described + self.write_unreadable(len(shards), temperature), len(shards) - len(missing)
+
+    def shards(self, ids: pa.ChunkedArray, contents: pa.ChunkedArray, temperature: float) -> Iterator[Shard]:
+        """Where each shard begins and ends, and what names its answer."""
+        question = self.question(temperature)
+        starts = range(0, len(ids), AT_ONCE)
+        one_by_one = (sample for start in starts for sample in ids[start : start + AT_ONCE].to_pylist())
+        for number, (first, stop) in enumerate(cut(one_by_one, self.settings.shard_size)):
+            samples = ids[first:stop].to_pylist(), contents[first:stop].to_pylist()
+            yield Shard(number, first, stop, shard_key(question, *samples))
+
+    def label_here(
+        self, pool: Pool, ids: pa.ChunkedArray, missing: Sequence[Shard], temperature: float, means: Tensor
+    ) -> Iterator[tuple[Shard, bytes]]:
+        """Each shard's content, one after the other."""
+        for shard in missing:
+            yield shard, self.content(pool, shard.first, ids[shard.first : shard.stop].to_pylist(), temperature, means)
+
+    def label_by_ray(
+        self, _pool: Pool, ids: pa.ChunkedArray, missing: Sequence[Shard], temperature: float, means: Tensor
+    ) -> Iterator[tuple[Shard, bytes]]:
+        """Each shard's content from whichever machine labelled it, in the order in which they come."""
+        shared = {
+            "context": to_json(self.context),
+            "question": self.question(temperature),
+            "temperature": temperature,
+            "means": means.cpu().numpy(),
+        }
+        items = ((shard, (shard.first, ids[shard.first : shard.stop].to_pylist())) for shard in missing)
+        for shard, content in spread("ssl_tasks.pseudo_labels.remote:label_shard", shared, items, self.context.runtime):
+            self.clock.spent_on("waiting for Ray")
+            yield shard, content
+
+    def content(self, pool: Pool, first: int, samples: Sequence[str], temperature: float, means: Tensor) -> bytes:
+        """The file of one shard, whose images lie one after the other in the pool."""
+        opinions = self.opinions(pool, np.arange(first, first + len(samples)), samples)
+        table = prediction_table(samples, [self.judged(opinion, temperature, means) for opinion in opinions])
+        return parquet_bytes(table, self.description(temperature))
 
     def judged(self, opinion: Opinion, temperature: float, means: Tensor) -> Columns:
         return judge(opinion, temperature, self.stored, means)
 
-    def shard_path(self, shards: list[dict[str, Any]], rows: int, first: int | None) -> Path:
-        """The next shard's file in the artifact, noted in the description."""
-        name = f"part-{len(shards):05d}.parquet"
-        shards.append({"file": name, "rows": rows, "first": first})
-        return self.context.output / "shards" / name
-
-    def write_unreadable(self, shards: list[dict[str, Any]], temperature: float) -> None:
+    def write_unreadable(self, number: int, temperature: float) -> list[dict[str, Any]]:
         """The last shard: images without a label. It is empty where there is no other, for a table needs a file."""
         unreadable = self.dataset.unreadable("unlabeled")
-        if unreadable or not shards:
-            table = unreadable_table(unreadable, self.stored < self.dataset.num_classes)
-            path = self.shard_path(shards, len(unreadable), None)
-            write_atomically(path, parquet_bytes(table, self.description(temperature)))
+        if number and not unreadable:
+            return []
+        table = unreadable_table(unreadable, self.stored < self.dataset.num_classes)
+        path = self.context.output / "shards" / shard_file(number)
+        write_atomically(path, parquet_bytes(table, self.description(temperature)))
+        return [{"file": path.name, "rows": len(unreadable), "first": None}]

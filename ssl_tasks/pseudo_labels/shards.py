@@ -9,7 +9,7 @@ answered once, by whichever run asks it first, and an answer that a kill interru
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from ssl_tasks.artifacts import digest_file, digest_json, write_atomically
 from ssl_tasks.data.permutation import key_of
 
 
-def cut(sample_ids: Sequence[str], most: int) -> list[tuple[int, int]]:
+def cut(sample_ids: Iterable[str], most: int) -> list[tuple[int, int]]:
     """Ranges of consecutive samples, each of at most `most` and, but for the last, at least half of that."""
-    keys = np.array([key_of("shard", sample) for sample in sample_ids], np.uint64)
+    keys = np.fromiter((key_of("shard", sample) for sample in sample_ids), np.uint64)
     least, ranges, start = (most + 1) // 2, [], 0
     while len(keys) - start > most:
         may_be_last = keys[start + least - 1 : start + most]
@@ -39,6 +39,25 @@ def shard_key(question: Mapping[str, Any], sample_ids: Sequence[str], contents: 
     for sample, content in zip(sample_ids, contents, strict=True):
         samples.update(f"{len(sample)}:{sample}{content}\n".encode())
     return digest_json({**question, "samples": samples.hexdigest()})
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images [first, stop) of the unlabelled pool; which shard of the table, and the name of its answer."""
+
+    number: int
+    first: int
+    stop: int
+    key: str
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.first
+
+
+def shard_file(number: int) -> str:
+    """A shard's name in the artifact."""
+    return f"part-{number:05d}.parquet"
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
-"""Training in several processes on this host: torch's elastic launcher as a child, one worker a rank."""
+"""Training in several processes, on this host or on several: torch's elastic launcher as a child, one worker a rank."""
 
 import importlib
 import json
+import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ssl_tasks import errors
 from ssl_tasks.artifacts import Artifact, file_lock, write_atomically
@@ -16,41 +20,85 @@ from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.training.interruption import StopRequest, stop_requests
 from ssl_tasks.training.settings import RuntimeSettings
 
-ALIVE = "alive.lock"
+ALIVE, INVITATION = "alive.lock", "invitation.json"
+WORKER = "ssl_tasks.training.worker"
+JOIN_SECONDS = 600  # that the first host waits for the others
+log = logging.getLogger("selftrain")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train together, and where their hosts meet."""
+
+    context: str  # the file that every worker reads
+    processes: int  # on each host
+    nodes: int
+    endpoint: str
+    id: str
+    threads: int | None
+
+    @property
+    def size(self) -> int:
+        return self.nodes * self.processes
+
+    def start(self, host: bool) -> subprocess.Popen[bytes]:
+        """This machine's share of the group; on one of the machines the hosts meet."""
+        meeting = [
+            f"--nnodes={self.nodes}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={self.endpoint}",
+            f"--rdzv-id={self.id}",
+            f"--rdzv-conf=is_host={int(host)},join_timeout={JOIN_SECONDS}",
+        ]
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={self.processes}"]
+        threads = max(1, (self.threads or os.cpu_count() or 1) // self.processes)
+        return subprocess.Popen(
+            [*launcher, *(["--standalone"] if self.nodes == 1 else meeting), "-m", WORKER, self.context],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
 
 
 def train_in_processes(context: StageContext) -> StageResult:
     """Runs the workers and waits. Raises the error of the rank that failed; what was trained can be resumed."""
-    folder, processes = context.scratch / "processes", context.runtime.processes
+    folder, runtime = context.scratch / "processes", context.runtime
     refuse_unequal_slices(context)
     folder.mkdir(exist_ok=True)
     for stale in folder.glob("*.json"):
         stale.unlink()
     asked = folder / "context.json"
     write_atomically(asked, json.dumps(to_json(context)))
-    threads = max(1, (context.runtime.threads or os.cpu_count() or 1) // processes)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    endpoint = runtime.rendezvous or (f"{socket.gethostname()}:{free_port()}" if runtime.nodes > 1 else "")
+    group = Group(str(asked), runtime.processes, runtime.nodes, endpoint, uuid4().hex, runtime.threads)
     # The workers wait for this lock and leave when they get it: it is free when we are gone, however we went.
     with file_lock(folder / ALIVE), stop_requests() as request:
-        group = subprocess.Popen(
-            [*launcher, "-m", "ssl_tasks.training.worker", str(asked)],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        )
+        if group.nodes > 1:
+            write_atomically(folder / INVITATION, json.dumps(asdict(group)))
+            log.info("waiting for %d more hosts: `selftrain assist` on each, in this workspace", group.nodes - 1)
+        launched = group.start(host=True)
         try:
-            wait(group, request)
+            wait(launched, request)
         finally:
-            group.kill()
-    return read_answers(folder, processes)
+            launched.kill()
+    return read_answers(folder, group.size, group.nodes)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def refuse_unequal_slices(context: StageContext) -> None:
     """The mean of the ranks' gradients is the batch's only where every rank has as many images."""
     assert isinstance(context.section, LearnerSettings)
-    train, processes = context.section.train, context.runtime.processes
+    train, runtime = context.section.train, context.runtime
+    processes = runtime.processes * runtime.nodes
     if train.batch_size % (processes * train.accumulate):
+        hosts = f" × runtime.nodes = {runtime.nodes}" if runtime.nodes > 1 else ""
         raise errors.ConfigError(
-            f"train.batch_size {train.batch_size} cannot be shared by runtime.processes = {processes} with "
-            f"train.accumulate = {train.accumulate}; expected a multiple of {processes * train.accumulate}"
+            f"train.batch_size {train.batch_size} cannot be shared by runtime.processes = {runtime.processes}{hosts} "
+            f"with train.accumulate = {train.accumulate}; expected a multiple of {processes * train.accumulate}"
         )
 
 
@@ -67,7 +115,7 @@ def wait(group: subprocess.Popen[bytes], request: StopRequest) -> None:
             continue
 
 
-def read_answers(folder: Path, processes: int) -> StageResult:
+def read_answers(folder: Path, processes: int, nodes: int = 1) -> StageResult:
     """The result of rank 0; else the error that says most: one of ours, then a death, then what these led to."""
     answers = {
         number: json.loads(path.read_text())
@@ -78,6 +126,12 @@ def read_answers(folder: Path, processes: int) -> StageResult:
     known = [answer for answer in failed if answer["error"] != "SelftrainError"]
     if known:
         raise getattr(errors, known[0]["error"])(known[0]["message"])
+    if nodes > 1 and not answers:
+        raise errors.SelftrainError(
+            f"the {nodes} hosts of runtime.nodes did not meet, or the network between them broke. Each of the others "
+            "needs `selftrain assist`, this workspace under the same path, and a way to runtime.rendezvous. Run again: "
+            "training goes on at the last checkpoint, if there was one"
+        )
     if dead := sorted(set(range(processes)) - set(answers)):
         raise errors.SelftrainError(
             f"training process {dead[0]} of {processes} (counted from 0) was killed or could not start, and the others "

@@ -28,8 +28,8 @@ LAST = "last.safetensors"
 
 
 def train_model(context: StageContext) -> StageResult:
-    """Trains one network in this process, or in several on this host; resumes what an attempt before left."""
-    if context.runtime.processes > 1:
+    """Trains one network in this process, or in several, on several hosts; resumes what an attempt before left."""
+    if context.runtime.processes * context.runtime.nodes > 1:
         return train_in_processes(context)
     return train_here(context, resolve_device(context.runtime.device))
 

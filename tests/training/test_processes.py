@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from ssl_tasks.artifacts import Artifact
 from ssl_tasks.errors import ConfigError, Interrupted, SelftrainError, TrainingDiverged
 from ssl_tasks.stage import StageContext
 from ssl_tasks.training.checkpoints import checkpoint_files
-from ssl_tasks.training.launch import answer_path, from_json, read_answers, to_json
+from ssl_tasks.training.launch import answer_path, free_port, from_json, read_answers, to_json
 from tests.training.small_runs import folder_of, history_of, learner, train_apart, train_in, weights_of
 
 
@@ -105,6 +107,27 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path, dataset: A
     wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in ranks))
 
 
+@pytest.mark.slow
+def test_two_hosts_make_what_two_processes_make(tmp_path: Path, dataset: Artifact) -> None:
+    """Both on this host: the second is whoever runs `selftrain assist`, and ends when it is asked to."""
+    section = learner()
+    words = [sys.executable, "-m", "flows.cli", "--workspace", str(tmp_path / "two"), "assist", "--device", "cpu"]
+    assistant = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert assistant.stdout is not None
+        assert assistant.stderr is not None
+        assert assistant.stdout.readline().startswith("assisting"), assistant.communicate()[1]
+        hosts = {"nodes": 2, "rendezvous": f"127.0.0.1:{free_port()}"}
+        found = train_in(tmp_path / "two", section, {"dataset": dataset}, **hosts)
+        told = [assistant.stderr.readline().strip() for _ in range(2)]
+        assert told == [f"joining train-{found.key}", f"train-{found.key}: done"]
+    finally:
+        assistant.terminate()
+        assistant.communicate(timeout=60)
+    assert assistant.returncode == 130
+    assert found.digest == train_in(tmp_path / "one", section, {"dataset": dataset}, processes=2).digest
+
+
 def answer(folder: Path, number: int, **values: Any) -> None:
     answer_path(folder, number).write_text(json.dumps(values))
 
@@ -122,6 +145,11 @@ def test_cause_is_told_before_what_followed_from_it(tmp_path: Path) -> None:
     answer(tmp_path, 2, error="TrainingDiverged", message="the loss is not a finite number")
     with pytest.raises(TrainingDiverged, match="not a finite number"):
         read_answers(tmp_path, 3)
+
+
+def test_hosts_that_did_not_meet_are_told_how_to(tmp_path: Path) -> None:
+    with pytest.raises(SelftrainError, match=r"the 2 hosts of runtime\.nodes did not meet.*`selftrain assist`"):
+        read_answers(tmp_path, 4, nodes=2)
 
 
 def test_batch_that_cannot_be_shared_is_refused(tmp_path: Path, dataset: Artifact) -> None:

@@ -1,0 +1,79 @@
+"""The cells of a comparison, each a run: one after the other here, or side by side on the machines of a Ray cluster."""
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from flows.environment import set_environment
+from flows.verbs import run
+from ssl_tasks.cluster import spread
+from ssl_tasks.config import RunConfig
+from ssl_tasks.errors import ConfigError, SelftrainError
+from ssl_tasks.recipes import Recipe
+from ssl_tasks.runs import Run, find_run
+
+TOLD = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")  # to Ray's workers; credentials are in their own environment
+
+
+def run_cells(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]:
+    """The runs, in the order of their recipes; what was answered before is reused."""
+    workspace.mkdir(parents=True, exist_ok=True)
+    set_environment(workspace)
+    from flows.local_api import prefect_api
+
+    # One API for all cells: a run starts none of its own where one is there.
+    with prefect_api(workspace) if prefect else nullcontext():
+        if cells[0].config.runtime.task_runner == "ray":
+            return by_ray(cells, workspace, prefect)
+        return [run(cell, workspace=workspace, prefect=prefect, command="compare") for cell in cells]
+
+
+def by_ray(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]:
+    """Every cell as a task of the cluster, which shares the workspace with us."""
+    mark = workspace / f"seen-{uuid4().hex}"
+    shared = {
+        "workspace": str(workspace.absolute()),
+        "mark": mark.name,
+        "prefect": prefect,
+        "environment": {name: os.environ[name] for name in TOLD if name in os.environ},
+    }
+    asked = [(number, cell.config.model_dump(mode="json")) for number, cell in enumerate(cells)]
+    mark.touch()
+    try:
+        ids = dict(spread("flows.cells:run_cell", shared, asked, cells[0].config.runtime))
+    finally:
+        mark.unlink()
+    return [find_run(workspace, ids[number]) for number in range(len(cells))]
+
+
+def run_cell(shared: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """One cell, on the Ray worker that we are; returns the run's id."""
+    workspace = Path(shared["workspace"])
+    if not (workspace / shared["mark"]).exists():
+        raise ConfigError(
+            f"{workspace} on {socket.gethostname()} is not the workspace of this comparison. Its cells need one "
+            "workspace: put it on a disk that all machines have under the same path"
+        )
+    os.environ.update(shared["environment"])
+    set_environment(workspace)
+    if shared["prefect"]:
+        refuse_unreachable(os.environ["PREFECT_API_URL"])
+    cell = Recipe(RunConfig.model_validate(config), workspace, {})
+    return run(cell, workspace=workspace, prefect=shared["prefect"], command="compare").id
+
+
+def refuse_unreachable(url: str) -> None:
+    """Each worker would start a Prefect API of its own, and the runs would be told to nobody."""
+    from flows.local_api import check_reachable
+
+    try:
+        check_reachable(url)
+    except SelftrainError as error:
+        raise ConfigError(
+            f"Ray's worker on {socket.gethostname()} cannot reach the Prefect API at {url}. Set PREFECT_API_URL to a "
+            "server that all machines reach, or leave Prefect out with --no-prefect"
+        ) from error

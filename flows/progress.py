@@ -34,7 +34,7 @@ class Bars:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bars = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.bars = Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
         self.active, self.lock = 0, threading.Lock()
 
     @contextmanager

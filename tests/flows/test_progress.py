@@ -23,7 +23,7 @@ with shown.stage("student-1") as show, shown.stage("student-1-member-2") as seco
     show(3, 10, "train")
     second(7, 10, "train")
     logging.getLogger("selftrain").info("a line of the log")
-    time.sleep(0.3)
+    time.sleep(0.8)
 print("the result")
 """
 

@@ -2,103 +2,151 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ssl_tasks.process import visible_gpus
-from ssl_tasks.runs import all_runs
-from tests.flows.tiny import STAGES, command, computed_in_total, environment, last, outcome, selftrain, states
+from ssl_tasks.runs import Run, all_runs
+from tests.flows.claims import GPU, assert_nobody_is_left, claims_to_run, marked, nobody_holds_the_gpu
+from tests.flows.tiny import STAGES, command, environment, last, outcome, selftrain
 
 KILLS = 20
+BEFORE_WORK = 4  # every fourth kill comes before a stage is at work
+START_SECONDS = 4.0
+WORK_SECONDS = 0.6  # the other kills come so long after a stage has begun to work, at the most
 
 
-def start(workspace: Path, recipe: str) -> "subprocess.Popen[bytes]":
-    """A run in a process group of its own."""
-    words = command(workspace, "run", recipe)
+def start(workspace: Path, *words: str) -> "subprocess.Popen[bytes]":
+    """A command in a process group of its own. All that comes from it is known by a mark; a GPU is pretended."""
+    changes = {"SELFTRAIN_TEST": str(workspace), "SELFTRAIN_LOCKS": str(workspace / "locks"), **GPU}
     return subprocess.Popen(
-        words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command(workspace, *words),
+        env=environment(**changes),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 
-def family(pid: int) -> list[psutil.Process]:
-    """A process and all that came from it."""
-    try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+def kill(run: "subprocess.Popen[bytes]", workspace: Path) -> None:
+    """SIGKILL to the whole group; nobody is told, and nobody is left."""
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert_nobody_is_left(str(workspace))
+
+
+def at_work(workspace: Path, process: "subprocess.Popen[bytes]", first: int) -> bool:
+    """Whether a stage of this very command computes, the `first` of the pipeline or a later one."""
+    runs = [run for run in all_runs(workspace) if run.info["pid"] == process.pid]
+    stages = [stage for run in runs for stage in run.stages()]
+    # Its process has opened the log: the stage is not being looked up in the store.
+    return any(stage.state == "running" and stage.order >= first and Path(stage.log).exists() for stage in stages)
+
+
+def wait_until_at_work(workspace: Path, process: "subprocess.Popen[bytes]", first: int) -> None:
+    """Or until it has ended."""
+    while process.poll() is None and not at_work(workspace, process, first):
+        time.sleep(0.05)
+
+
+def assert_nothing_was_computed_twice(workspace: Path) -> None:
+    """No key has been computed by two runs, and nothing was found damaged."""
+    stages = [stage for run in all_runs(workspace) for stage in run.stages()]
+    computed = [stage.key for stage in stages if stage.state == "computed"]
+    assert len(computed) == len(set(computed))
+    assert not list((workspace / "store" / "quarantine").glob("*"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_at_twenty_moments_it_ends_as_if_nothing_had_been(tmp_path: Path, finished: Path, recipe: str) -> None:
-    moments = random.Random(0)  # a fixed sequence; the machine's load makes the moments differ all the same
-    killed = 0
+    """The kills are spread over one pipeline's life: each run goes on where the one before was killed."""
+    moments, killed = random.Random(0), 0  # the machine's load makes the moments differ all the same
     while killed < KILLS:
-        run = start(tmp_path, recipe)
-        known: set[psutil.Process] = set()
-        until = time.monotonic() + moments.uniform(0.5, 9.0)
-        while time.monotonic() < until and run.poll() is None:
-            known.update(family(run.pid))
-            time.sleep(0.05)
-        if run.poll() is not None:  # it came to its end: begin again, so that every kill hits a run at work
+        run = start(tmp_path, "run", recipe, *(["--no-prefect"] if killed % 2 else []))
+        if killed % BEFORE_WORK == 0:
+            time.sleep(moments.uniform(0, START_SECONDS))
+        else:
+            wait_until_at_work(tmp_path, run, first=killed * (STAGES - 1) // KILLS)
+            time.sleep(moments.uniform(0, WORK_SECONDS))
+        if run.poll() is not None:  # a life has ended before its time: another one, so that every kill hits work
             assert run.returncode == 0
-            assert outcome(last(tmp_path))["digests"] == outcome(last(finished))["digests"]
-            for record in tmp_path.glob("store/*"):
-                if record.name != "cache":
-                    subprocess.run(["rm", "-rf", str(record)], check=True)
+            assert_ended_as(last(finished), tmp_path)
+            for folder in ("store", "runs"):
+                shutil.rmtree(tmp_path / folder)
             continue
-        known.update(family(run.pid))
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        kill(run, tmp_path)
         killed += 1
-        left = psutil.wait_procs(list(known), timeout=20)[1]
-        assert not left, f"still there after the kill: {left}"
     ended = selftrain(tmp_path, "run", recipe)
     assert ended.returncode == 0, ended.stderr
-    assert outcome(last(tmp_path))["digests"] == outcome(last(finished))["digests"]
-    assert outcome(last(tmp_path))["rounds"] == outcome(last(finished))["rounds"]
-    assert not [run.id for run in all_runs(tmp_path) if run.info["state"] in ("running", "waiting")]
-    assert not any(state == "running" for run in all_runs(tmp_path) for state in states(run).values())
+    assert_ended_as(last(finished), tmp_path)
+    assert claims_to_run(tmp_path) == []
+    assert nobody_holds_the_gpu(tmp_path)
+
+
+def assert_ended_as(undisturbed: Run, workspace: Path) -> None:
+    """The same weights, tables and summary, and nothing done twice."""
+    assert outcome(last(workspace)) == outcome(undisturbed)
+    assert_nothing_was_computed_twice(workspace)
+
+
+def delete(artifact: Path) -> None:
+    """Somebody cleaned too much."""
+    shutil.rmtree(artifact)
+
+
+def flip_a_bit(artifact: Path) -> None:
+    """A disk that forgets."""
+    weights = artifact / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-7] ^= 1
+    weights.write_bytes(bytes(data))
 
 
 @pytest.mark.slow
-def test_no_finished_stage_is_computed_twice_over_many_kills(tmp_path: Path, recipe: str) -> None:
-    ended = False
-    for attempt in range(40):
-        run = start(tmp_path, recipe)
-        try:
-            run.wait(timeout=4.0 + 0.5 * attempt)
-            ended = run.returncode == 0
-            break
-        except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
-    assert ended
-    assert computed_in_total(tmp_path) <= STAGES  # a kill between commit and record leaves a stage 'crashed'
-    assert len(list(tmp_path.glob("store/[!aqlc]*/*/artifact.json"))) >= 1
-    assert not list((tmp_path / "store" / "quarantine").glob("*"))
+@pytest.mark.parametrize("lose", [delete, flip_a_bit])
+def test_a_killed_rerun_of_a_lost_stage_ends_as_if_nothing_had_been(
+    copy: Path, finished: Path, recipe: str, lose: Callable[[Path], None]
+) -> None:
+    moments, first = random.Random(1), last(copy)
+    lose(Path(first.stage("student-1").artifact))
+    for number in range(4):
+        rerun = start(copy, "rerun", first.id, "student-1")
+        if number == 0:
+            time.sleep(moments.uniform(0, START_SECONDS))
+        else:
+            wait_until_at_work(copy, rerun, first=0)
+            time.sleep(moments.uniform(0, WORK_SECONDS))
+        assert rerun.poll() is None, "it was killed in the midst of its work"
+        kill(rerun, copy)
+    ended = selftrain(copy, "run", recipe)
+    assert ended.returncode == 0, ended.stderr
+    assert outcome(last(copy)) == outcome(last(finished))
+    assert claims_to_run(copy) == []
 
 
 def test_ctrl_c_checkpoints_and_says_how_to_go_on(tmp_path: Path, recipe: str) -> None:
     words = command(tmp_path, "run", recipe, "--set", "teacher.train.steps=100000")
-    run = subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    changes = {"SELFTRAIN_TEST": str(tmp_path)}
+    run = subprocess.Popen(words, env=environment(**changes), stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("store/attempts/train-*/scratch/*")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    known = family(run.pid)
+    assert len(marked(str(tmp_path))) > 2, "the stage, the fork server and what ships to MLflow"
     os.kill(run.pid, signal.SIGINT)
     errors = run.communicate(timeout=90)[1]
     assert run.returncode == 130, errors
     assert "run the same command again to go on" in errors
-    assert not psutil.wait_procs(known, timeout=20)[1]
+    assert_nobody_is_left(str(tmp_path))
     assert last(tmp_path).info["state"] == "interrupted"
     assert list(tmp_path.glob("store/attempts/train-*/scratch/*")), "the checkpoint is kept"
+    assert claims_to_run(tmp_path) == []
 
 
 def test_on_a_machine_without_gpus_no_lease_is_taken() -> None:

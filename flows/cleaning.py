@@ -18,6 +18,7 @@ class Cleaned:
     paths: tuple[Path, ...]
     bytes: int
     cache_bytes: int
+    evaluations: int = 0  # of these, answers of `selftrain evaluate`, which no run names
 
 
 def clean(workspace: str | Path | None = None, dry_run: bool = True, cache: bool = False) -> Cleaned:
@@ -30,7 +31,9 @@ def clean(workspace: str | Path | None = None, dry_run: bool = True, cache: bool
     named: set[str] = set()
     for one in all_runs(folder):
         named.update(stage.artifact for stage in one.stages())
-    unreferenced = [artifact.path for artifact in store.artifacts() if str(artifact.path) not in named]
+    nameless = [artifact for artifact in store.artifacts() if str(artifact.path) not in named]
+    unreferenced = [artifact.path for artifact in nameless]
+    evaluations = sum(artifact.stage == "evaluate" for artifact in nameless)
     debris = [path for kind in ("attempts", "quarantine") for path in (store.root / kind).glob("*")]
     idle = [path for path in debris if not _in_use(store, path)]
     if cache and not dry_run and len(idle) < len(debris):
@@ -39,7 +42,7 @@ def clean(workspace: str | Path | None = None, dry_run: bool = True, cache: bool
             "and clean again"
         )
     paths, cached = (*unreferenced, *idle), sorted((folder / "cache").glob("*"))
-    cleaned = Cleaned((*paths, *(cached if cache else ())), _size(paths), _freed(cached))
+    cleaned = Cleaned((*paths, *(cached if cache else ())), _size(paths), _freed(cached), evaluations)
     if not dry_run:
         for path in cleaned.paths:
             shutil.rmtree(path)

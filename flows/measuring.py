@@ -14,8 +14,8 @@ from flows.verbs import Workspace
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import RunConfig
 from ssl_tasks.data.settings import DataSettings
-from ssl_tasks.errors import ConfigError, DataError
-from ssl_tasks.execute import execute
+from ssl_tasks.errors import ConfigError, DataError, Interrupted, SelftrainError, StageFailed, UserError
+from ssl_tasks.execute import Outcome, Request, execute
 from ssl_tasks.process import run_isolated
 from ssl_tasks.recipes import load_recipe
 from ssl_tasks.stages import dataset_request, evaluate_request, given_request
@@ -77,14 +77,25 @@ def evaluate(
 
 def _measured(model: Model, config: RunConfig, workspace: Path) -> Artifact:
     """The model's evaluation, from the store or computed into it."""
-    answer = partial(execute, workspace=workspace, runtime=config.runtime, runner=run_isolated)
     dataset = _images_for(model, config, workspace)
-    artifact = model.artifact or answer(given_request("model", model.folder)).artifact
-    outcome = answer(evaluate_request("evaluate", config.evaluate, dataset, artifact))
+    artifact = model.artifact or _answer(given_request("model", model.folder), config, workspace).artifact
+    outcome = _answer(evaluate_request("evaluate", config.evaluate, dataset, artifact), config, workspace)
     log.info("%s %s", model.name, "was evaluated before" if outcome.reused else f"in {outcome.seconds:.1f} s")
     if not outcome.artifact.summary["validation_count"] + outcome.artifact.summary["test_count"]:
         raise DataError("this recipe's data has neither validation nor test images with labels, so nothing is measured")
     return outcome.artifact
+
+
+def _answer(request: Request, config: RunConfig, workspace: Path) -> Outcome:
+    """One stage outside of any run; where it fails, the error says which, and where its log is."""
+    log_file = workspace / "logs" / f"{request.name}-{request.key[:12]}.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return execute(request, workspace, config.runtime, partial(run_isolated, log=log_file))
+    except (UserError, Interrupted, StageFailed):
+        raise
+    except SelftrainError as error:
+        raise StageFailed(request.name, str(error), str(log_file)) from error
 
 
 def _images_for(model: Model, config: RunConfig, workspace: Path) -> Artifact:
@@ -115,7 +126,7 @@ def _dataset(config: RunConfig, workspace: Path) -> Artifact:
     from ssl_tasks.data.fingerprint import fingerprint
 
     request = dataset_request(config, fingerprint(config.data, workspace / "cache"))
-    return execute(request, workspace, config.runtime, run_isolated).artifact
+    return _answer(request, config, workspace).artifact
 
 
 def _info(dataset: Artifact) -> dict[str, Any]:

@@ -71,6 +71,11 @@ def find_recipe(name: str | Path) -> Path:
         path = path / RESOLVED
     if path.is_file():
         return path.absolute()
+    if Path(name).is_dir():
+        raise ConfigError(
+            f"{name} is a folder and not a run's; expected a recipe. For a folder of images, `selftrain init {name}` "
+            "writes one"
+        )
     built_in = {recipe: file for file in _built_in() for recipe in [_recipe_name(file)]}
     known = str(name).removeprefix("configs/").removesuffix(".yaml")
     if known in built_in:

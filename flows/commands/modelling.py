@@ -2,11 +2,12 @@
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.commands.labelling import add_outputs, show_frame
+from flows.commands.labelling import add_outputs, check_writable, show_frame
 from flows.commands.scores import (
     SCORES,
     attack_rows,
@@ -37,7 +38,7 @@ def add_evaluate(verbs: Verbs) -> None:
     add_model(verb)
     verb.add_argument("data", metavar="DATA", help="a recipe: its data, its `evaluate:` and its `runtime:` are used")
     verb.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a setting of the recipe")
-    verb.add_argument("--attacks", metavar="ε,ε,…", type=_numbers, default=(), help="FGSM, such as 0.01,0.03 of white")
+    verb.add_argument("--attacks", metavar="ε,ε,…", type=_steps, default=(), help="FGSM, such as 0.01,8/255 of white")
     verb.add_argument("--corruptions", action="store_true", help="noise, blur, weather, digital; five severities each")
     verb.add_argument("--against", metavar="MODEL", default="", help="measure this one too, and compare: its teacher")
     verb.add_argument("--json", action="store_true")
@@ -62,6 +63,7 @@ def _predict(options: Namespace) -> None:
 
     if options.batch_size < 1:
         raise ConfigError(f"--batch-size is {options.batch_size}; expected at least 1")
+    check_writable(options.csv, options.json, options.parquet)
     table = predict(options.model, options.paths, options.workspace, options.device, options.batch_size)
     if not (options.csv or options.json or options.parquet):
         table = table[["path", "label", "confidence", "error"]]  # the probabilities of all classes are for files
@@ -70,8 +72,12 @@ def _predict(options: Namespace) -> None:
         print(f"{unread} of {len(table)} images could not be read; column `error` says why", file=sys.stderr)
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(word) for word in text.split(","))
+def _steps(text: str) -> tuple[float, ...]:
+    """0.01,8/255"""
+    try:
+        return tuple(float(Fraction(word.strip())) for word in text.split(",") if word.strip())
+    except (ValueError, ZeroDivisionError) as error:
+        raise ArgumentTypeError(f"found {text!r}, expected numbers such as 0.01,0.03 or 8/255") from error
 
 
 def _evaluate(options: Namespace) -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from flows.cleaning import clean
+from flows.cli import main
 from flows.measuring import evaluate
 from flows.models import export, find_model, predict
 from models.settings import ModelSettings
@@ -115,6 +117,53 @@ def test_attacks_corruptions_and_the_teacher_stand_beside_the_accuracy(copy: Pat
     shown = selftrain(copy, "evaluate", *words, "--set", "evaluate.bootstrap=50", "--against", "teacher")
     for part in ("FGSM ε", "severity 5", "ECE tempered", "precision", "against", "McNemar p ="):
         assert part in shown.stdout
+
+
+def test_clean_says_what_evaluate_measured_before_it_removes_it(copy: Path, recipe: str) -> None:
+    assert clean(copy).evaluations == 0
+    evaluate("student-1", recipe, ["evaluate.bootstrap=60"], workspace=copy)
+    said = selftrain(copy, "clean").stdout
+    assert "1 of them: what `selftrain evaluate` measured; asked again, it is computed again" in said
+    assert clean(copy).evaluations == 1
+
+
+def test_a_failed_evaluation_says_how_to_go_on(copy: Path, recipe: str) -> None:
+    words = ("evaluate", "student-1", recipe, "--set", "evaluate.bootstrap=61", "--set", "runtime.stage_timeout=0.001")
+    done = selftrain(copy, *words)
+    assert done.returncode == 3, done.stderr
+    assert "stage 'evaluate' failed: took longer than" in done.stderr
+    assert f"go on with: selftrain --workspace {copy} evaluate student-1 {recipe}" in done.stderr
+    assert "log: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["evaluate", "student-1", "FOLDER"], "`selftrain init"),
+        (["evaluate", "student-1", "RECIPE", "--attacks", "much"], "expected numbers such as"),
+        (["evaluate", "student-1", "RECIPE", "--attacks", "8/255,3"], "above 0 and at most 1"),
+        (["evaluate", "nobody", "RECIPE"], "no model 'nobody'"),
+        (["predict", "student-1", "FOLDER"], "no image in"),
+        (["predict", "student-1", "FOLDER", "--csv", "FOLDER"], "it is a folder"),
+        (["predict", "student-1", "IMAGE", "--device", "abacus"], "abacus"),
+        (["export", "student-1", "--output", "FOLDER"], "expected a file"),
+        (["export", "dataset", "--output", "FOLDER/model.pt2"], "is no model"),
+    ],
+)
+def test_wrong_input_gets_one_sentence(
+    copy: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    meant = {"FOLDER": str(tmp_path / "empty"), "RECIPE": recipe, "IMAGE": str(tmp_path / "image.png")}
+    filled = [meant.get(word, word.replace("FOLDER", meant["FOLDER"])) for word in words]
+    try:
+        code = main(["--workspace", str(copy), *filled])
+    except SystemExit as refused:  # an argument's own form
+        code = int(str(refused.code))
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert sentence in said
 
 
 def test_a_model_from_elsewhere_is_measured_alike_unless_its_classes_differ(copy: Path, recipe: str) -> None:

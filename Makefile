@@ -9,8 +9,8 @@ STAMP = $(VENV)/.installed
 run: setup            ## the quickstart: digits, 5 labels per class, a teacher and three rounds of students
 	$(BIN)/selftrain run configs/quickstart.yaml
 
-test: lint            ## lint, format check, types, every test
-	$(BIN)/python -m pytest
+test: lint            ## lint, format check, types, every test, up to four at a time
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 test-stack: $(VENV)/.stack  ## the flows on PostgreSQL, Redis and the servers of docker-compose.yml, with faults
 	$(BIN)/python -m pytest -m stack tests/stack

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_tasks.artifacts import file_lock
 from tests.flows.tiny import last, selftrain, write_recipe
 
 
@@ -15,11 +16,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, recipe: str) -> Path:
-    """A workspace with one undisturbed run. Not to be changed."""
-    workspace = tmp_path_factory.mktemp("finished")
-    done = selftrain(workspace, "run", recipe)
-    assert done.returncode == 0, done.stderr
+def finished(shared_folder: Path, recipe: str) -> Path:
+    """A workspace with one undisturbed run, made by the first test process that asks. Not to be changed."""
+    workspace = shared_folder / "finished"
+    with file_lock(shared_folder / "finished.lock"):
+        if not workspace.exists():
+            done = selftrain(workspace, "run", recipe)
+            assert done.returncode == 0, done.stderr
     assert last(workspace).info["state"] == "done"
     return workspace
 

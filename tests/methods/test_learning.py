@@ -10,13 +10,13 @@ import pytest
 from benchmarks.methods_digits import SUPERVISED, baseline, digits_error
 from tests.methods.trial import METHOD_NAMES
 
-SEED, THREADS = 0, 2
+SEED, THREADS = 0, 1
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for all, so that the data set is built and each baseline trained once."""
-    return tmp_path_factory.mktemp("learning")
+def workspace(shared_folder: Path) -> Path:
+    """One store for all tests in all processes, so that the data set is built and each baseline trained once."""
+    return shared_folder / "learning"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flows.progress import Show, display
 from flows.self_training import Pending
-from ssl_tasks.artifacts import Artifact, Store
+from ssl_tasks.artifacts import Artifact, Store, write_atomically
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import Interrupted, StageFailed, UserError
 from ssl_tasks.execute import Outcome, Request, execute, run_inline
@@ -20,6 +20,7 @@ from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.tracking.tracker import Tracker
 
 log = logging.getLogger("selftrain")
+APPROVAL_SECONDS = 0.5  # between two looks for a person's approval
 Around = Callable[[Request, int, Callable[[], Outcome]], Outcome]
 
 
@@ -44,8 +45,8 @@ class Conductor:
             answer()
         )
         self.slots: Callable[[Request], AbstractContextManager[None]] = lambda _request: nullcontext()
-        self.on_wait: Callable[[int, Artifact], None] = self._wait_for_approval
         self.display = display()
+        self.paused: Callable[[int], AbstractContextManager[Callable[[], bool]]] = lambda _round: nullcontext(_nobody)
 
     def fingerprint(self, config: RunConfig) -> str:
         from ssl_tasks.data.fingerprint import fingerprint
@@ -65,7 +66,21 @@ class Conductor:
         return corrections_file(self.run_record.workspace, self.config.name)
 
     def hold(self, round_number: int, selection: Artifact) -> None:
-        self.on_wait(round_number, selection)
+        """Waits for the mark that `selftrain approve` leaves; it stays, so a run that died while waiting goes on.
+
+        `paused` shows the wait elsewhere, and says whether somebody has approved there.
+        """
+        approval = approval_file(self.run_record.workspace, selection)
+        if approval.exists():
+            return
+        self.run_record.update(state="waiting", waits_for={"round": round_number, "selection": selection.digest})
+        log.warning("round %d waits: look at its labels, then `selftrain approve %s`", round_number, self.run_record.id)
+        with self.paused(round_number) as approved:
+            while not approval.exists():
+                if approved():
+                    write_atomically(approval, f"{self.run_record.id} {time.time():.0f}\n")
+                time.sleep(APPROVAL_SECONDS)
+        self.run_record.update(state="running", waits_for=None)
 
     def answer(self, request: Request, round_number: int, order: int) -> Outcome:
         """Executes one stage and writes down how it went; errors become StageFailed with name and log."""
@@ -150,18 +165,6 @@ class Conductor:
         with self.slots(request):
             return run_isolated(request, context, Path(record.log)) if self.isolate else run_inline(request, context)
 
-    def _wait_for_approval(self, round_number: int, selection: Artifact) -> None:
-        """Waits for the mark that `selftrain approve` leaves; it stays, so a run that died while waiting goes on."""
-        approval = approval_file(self.run_record.workspace, selection)
-        if not approval.exists():
-            self.run_record.update(state="waiting", waits_for={"round": round_number, "selection": selection.digest})
-            log.warning(
-                "round %d waits: look at its labels, then `selftrain approve %s`", round_number, self.run_record.id
-            )
-        while not approval.exists():
-            time.sleep(0.5)
-        self.run_record.update(state="running", waits_for=None)
-
     def close(self) -> None:
         """No more stages."""
         self.pool.shutdown(wait=True, cancel_futures=True)
@@ -171,6 +174,10 @@ def reason_of(error: BaseException) -> str:
     """Why a stage failed, in one line, for a place that has the stage's name already."""
     reason = error.reason if isinstance(error, StageFailed) else str(describe(error)["message"])
     return (reason.splitlines() or [""])[0]
+
+
+def _nobody() -> bool:
+    return False
 
 
 def interrupted(error: BaseException) -> bool:

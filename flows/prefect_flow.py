@@ -19,6 +19,7 @@ from prefect.states import Completed
 from flows.conductor import Conductor
 from flows.environment import set_environment, workspace_folder
 from flows.events import CHAMPION, NOTHING_NEW, RESTARTED
+from flows.holding import paused
 from flows.local_api import check_reachable, server_in_use
 from flows.pipeline import run_pipeline
 from flows.prefect_page import publish
@@ -105,7 +106,7 @@ def _within_prefect(conductor: Conductor) -> None:
         # Stages that run at the same time do so in threads, which must find the flow run too.
         return context.copy().run(as_task, request, round_number, answer, runtime.retries)
 
-    conductor.around = around
+    conductor.around, conductor.paused = around, paused
     conductor.slots = lambda request: gpu_slots(request.stage, runtime)
 
 

@@ -3,10 +3,18 @@
 import json
 import subprocess
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pandas as pd
+import pytest
+from prefect.client.schemas.objects import State, StateType
 
+from flows.conductor import APPROVAL_SECONDS
+from flows.holding import followed_by_running
+from flows.local_api import prefect_api
 from ssl_tasks.runs import find_run
 from tests.flows.tiny import command, environment, last, selftrain
 
@@ -34,6 +42,48 @@ def test_a_held_run_waits_takes_corrections_and_goes_on(copy: Path, recipe: str,
     assert second.digest != first.digest
     corrected = pd.read_parquet(second.file("selection.parquet")).set_index("sample_id").loc[wrong.sample_id]
     assert (corrected.label, corrected.source) == ((wrong.label + 1) % 10, "override")
+
+
+def test_a_held_run_is_paused_in_prefect_and_resume_approves_it(copy: Path, recipe: str, tmp_path: Path) -> None:
+    words = command(copy, "run", recipe, "--set", "rounds.0.hold=true", "--set", "rounds=1")
+    before = last(copy).id
+    with prefect_api(tmp_path / "server") as url, httpx.Client(base_url=url, timeout=30) as prefect:
+        run = subprocess.Popen(
+            words, env=environment(PREFECT_API_URL=url), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+        def paused() -> list[dict[str, Any]]:
+            return prefect.post(
+                "/flow_runs/filter", json={"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}}
+            ).json()
+
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not paused():
+            assert run.poll() is None
+            time.sleep(0.2)
+        (held,) = paused()
+        assert "round 1 waits" in held["state"]["message"]
+        assert last(copy).info["state"] == "waiting"
+        time.sleep(3 * APPROVAL_SECONDS)
+        assert paused(), "it waits for a person"
+        assert prefect.post(f"/flow_runs/{held['id']}/resume").json()["status"] == "ACCEPT"
+        assert run.wait(timeout=120) == 0
+        states = prefect.get("/flow_run_states/", params={"flow_run_id": held["id"]}).json()
+    names = [state["name"] for state in sorted(states, key=lambda state: state["timestamp"])]
+    assert names[-4:] == ["Running", "Paused", "Running", "Completed"]
+    assert (last(copy).id != before, last(copy).info["state"]) == (True, "done")
+
+
+@pytest.mark.parametrize(
+    ("after", "approved"), [((), False), (("RUNNING",), True), (("CRASHED", "SCHEDULED", "RUNNING"), False)]
+)
+def test_only_resume_counts_as_approval(after: tuple[str, ...], approved: bool) -> None:
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    kinds = ("SCHEDULED", "RUNNING", "PAUSED", *after)
+    states: list[State[Any]] = [
+        State(type=StateType[kind], timestamp=begin + timedelta(seconds=number)) for number, kind in enumerate(kinds)
+    ]
+    assert followed_by_running(states[::-1], states[2]) is approved
 
 
 def test_a_correction_that_cannot_be_used_is_refused_whole(copy: Path, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def add_outputs(verb: ArgumentParser) -> None:
 
 
 def _labels(options: Namespace) -> None:
+    if options.limit < 1:
+        raise ConfigError(f"--limit is {options.limit}; expected at least 1")
     action, words = _split(options.words)
     run = find_run(workspace_folder(options.workspace), words[0] if words else "last")
     if action == "apply":

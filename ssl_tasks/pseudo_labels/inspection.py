@@ -1,6 +1,7 @@
 """What a person looks at: pseudo-labels per class, how sure, how they changed, and which to look at first."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +52,14 @@ LABELS = """
     LEFT JOIN predictions before ON before.round = {previous} AND before.sample_id = p.sample_id
     WHERE p.round = {round}
 """
+# Which of them, from as few tables as the question needs: everything else is read of these few alone.
+PICKED = """
+    SELECT p.sample_id FROM predictions p {joins} WHERE p.round = {round} AND {where} ORDER BY {order} LIMIT {limit}
+"""
+JOINS = {
+    "s": "LEFT JOIN selection s ON s.round = p.round AND s.sample_id = p.sample_id",
+    "before": "LEFT JOIN predictions before ON before.round = p.round - 1 AND before.sample_id = p.sample_id",
+}
 DIFFERENCES = """
     SELECT one.sample_id, one.class AS "class {first}", one.confidence AS "confidence {first}",
         one.selected AS "selected {first}", one.copies AS "copies {first}", two.class AS "class {second}",
@@ -164,24 +173,25 @@ class LabelFilter:
     sort: str = "-confidence"  # a minus sorts the largest first
     limit: int = 50
 
-    def conditions(self) -> list[str]:
-        """SQL over the columns of LABELS."""
-        changed = "coalesce(predicted <> previous, false)"
+    def conditions(self, classes: Sequence[str]) -> dict[str, str]:
+        """SQL over predictions p, and over the tables of JOINS that they are named by."""
+        changed = "coalesce(p.label <> before.label, false)"
+        label = classes.index(self.class_name) if self.class_name is not None else -1
         found = {
-            "class_name": f"class = {literal(self.class_name or '')}",
-            "selected": "selected" if self.selected else "NOT selected",
-            "min_confidence": f"confidence >= {float(self.min_confidence or 0)!r}::FLOAT",
-            "flipped": changed if self.flipped else f"NOT {changed}",
-            "source": f"source = {literal(self.source or '')}",
+            "class_name": ("s", f"coalesce(s.label, p.label) = {label}"),
+            "selected": ("s", f"s.sample_id IS {'NOT' if self.selected else ''} NULL"),
+            "min_confidence": ("", f"p.confidence >= {float(self.min_confidence or 0)!r}::FLOAT"),
+            "flipped": ("before", changed if self.flipped else f"NOT {changed}"),
+            "source": ("s", f"s.source = {literal(self.source or '')}"),
         }
-        return [condition for name, condition in found.items() if getattr(self, name) is not None]
+        return {sql: table for name, (table, sql) in found.items() if getattr(self, name) is not None}
 
     def order(self) -> str:
-        """SQL; ties are broken by id."""
+        """SQL over predictions p; ties are broken by id."""
         name = self.sort.removeprefix("-")
         if name not in SORTS:
             raise NotFound(f"labels cannot be sorted by '{name}'." + nearest(name, SORTS))
-        return f"{SORTS[name]} {'DESC' if self.sort.startswith('-') else 'ASC'} NULLS LAST, sample_id"
+        return f"p.{SORTS[name]} {'DESC' if self.sort.startswith('-') else 'ASC'} NULLS LAST, p.sample_id"
 
 
 def labels_table(tables: RunTables, wanted: LabelFilter | None = None) -> pd.DataFrame:
@@ -192,12 +202,17 @@ def labels_table(tables: RunTables, wanted: LabelFilter | None = None) -> pd.Dat
     if wanted.class_name is not None and wanted.class_name not in tables.classes:
         raise NotFound(f"no class '{wanted.class_name}'." + nearest(wanted.class_name, tables.classes))
     chosen = round_of(tables, wanted.round).round
+    conditions, order = wanted.conditions(tables.classes), wanted.order()
+    picked = PICKED.format(
+        joins=" ".join(JOINS[table] for table in dict.fromkeys(conditions.values()) if table),
+        round=chosen,
+        where=" AND ".join(conditions) or "true",
+        order=order,
+        limit=int(wanted.limit),
+    )
     labels = LABELS.format(round=chosen, previous=chosen - 1)
-    where = " AND ".join(wanted.conditions()) or "true"
     with open_tables(tables) as connection:
-        return connection.execute(
-            f"SELECT * FROM ({labels}) WHERE {where} ORDER BY {wanted.order()} LIMIT {int(wanted.limit)}"
-        ).df()
+        return connection.execute(f"{labels} AND p.sample_id IN ({picked}) ORDER BY {order}").df()
 
 
 def round_differences(tables: RunTables, first: int, second: int) -> pd.DataFrame:

@@ -26,6 +26,7 @@ VERBS = {
     "labels review": (["labels", "review", "RUN"], 0),
     "labels diff": (["labels", "diff", "RUN", "1", "2"], 0),
     "labels of no class": (["labels", "RUN", "--class", "\x1b[31mnobody"], 2),
+    "labels of no length": (["labels", "RUN", "--limit", "0"], 2),
     "labels apply": (["labels", "apply", "RUN", "FILES/corrections.csv"], 2),
     "labels apply without a file": (["labels", "apply", "RUN", "FILES/\x1b[31m.csv"], 2),
     "sql": (["sql", "RUN", "select * exclude (content) from manifest limit 20"], 0),

@@ -70,23 +70,24 @@ DIFFERENCES = """
 """
 # Each reason is worth up to 1; `far` is the sample's place among its class's distances, from half way up.
 QUEUE = """
-    SELECT *, flipped + disagreement + near_threshold + far AS score FROM (
+    SELECT queue.*, m.uri FROM (SELECT *, flipped + disagreement + near_threshold + far AS score FROM (
         SELECT p.sample_id, p.position, p.class, before.class AS previous, p.confidence,
             nullif(t.threshold, {never}) AS threshold,
             CASE WHEN p.label <> before.label THEN greatest(p.confidence, before.confidence) ELSE 0 END AS flipped,
             (1 - p.view_agreement)::DOUBLE AS disagreement,
             greatest(0, 1 - abs(p.confidence - t.threshold) / {near}) AS near_threshold,
             CASE WHEN p.feature_distance IS NULL OR p.confidence < t.threshold THEN 0
-                ELSE p.confidence * greatest(0, 2 * percent_rank() OVER by_distance - 1) END AS far,
-            m.uri
-        FROM predictions p JOIN manifest m USING (sample_id) JOIN thresholds t ON t.label = p.label
+                ELSE p.confidence * greatest(0, 2 * percent_rank() OVER by_distance - 1) END AS far
+        FROM predictions p JOIN thresholds t ON t.label = p.label
         LEFT JOIN predictions before ON before.round = {previous} AND before.sample_id = p.sample_id
-        WHERE p.round = {round} AND m.split = 'unlabeled'
+        WHERE p.round = {round}
+            AND p.sample_id NOT IN (SELECT sample_id FROM manifest WHERE split <> 'unlabeled')
             AND NOT EXISTS (
                 FROM selection s WHERE s.round = p.round AND s.sample_id = p.sample_id AND s.source = 'override'
             )
         WINDOW by_distance AS (PARTITION BY p.label ORDER BY p.feature_distance, p.sample_id)
-    ) ORDER BY score DESC, sample_id LIMIT {limit}
+    ) ORDER BY score DESC, sample_id LIMIT {limit}) queue JOIN manifest m USING (sample_id)
+    ORDER BY score DESC, sample_id
 """
 SUMMARY = [
     *("label", "name", "candidates", "threshold", "kept", "copies", "overrides", "mean_confidence"),

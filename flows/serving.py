@@ -72,6 +72,7 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
     """Registers the recipes with the API in use and runs what is due; without recipes it waits."""
     from prefect import serve as prefect_serve
     from prefect.deployments.runner import RunnerDeployment
+    from prefect.types.entrypoint import EntrypointType
 
     from flows.prefect_flow import self_training_flow
 
@@ -83,6 +84,7 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
             self_training_flow,
             name=config.name,
             parameters={"config": config.model_dump(mode="json"), "workspace": str(workspace)},
+            entrypoint_type=EntrypointType.MODULE_PATH,  # by its path, our folder would hide the package `models`
             concurrency_limit=1,  # one run per data set at a time
             **schedule.as_options(),
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
@@ -23,6 +23,7 @@ from flows.holding import paused
 from flows.local_api import check_reachable, server_in_use
 from flows.pipeline import run_pipeline
 from flows.prefect_page import publish
+from flows.reaper import process_tag
 from flows.tasks import as_task, gpu_slots
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import SelftrainError
@@ -64,7 +65,7 @@ def run_as_flow(config: RunConfig, folder: Path, force: tuple[str, ...] = ()) ->
     before = {run.id for run in all_runs(folder)}
     told = False
     try:
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}):
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}), tags(process_tag()):
             state: Any = self_training_flow(config, folder, force, return_state=True)
         told = True
         state.result()

@@ -1,11 +1,12 @@
 """After a crash, the states tell the truth: dead runs are crashed in our records, in Prefect and in MLflow."""
 
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from ssl_tasks.runs import Run, all_runs
+from ssl_tasks.runs import Run, alive, all_runs, owner
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -32,11 +33,32 @@ def tell_prefect(workspace: Path, server: str) -> None:
     # Of attempts at one flow run, the newest tells how it stands.
     latest = {run.info.get("prefect_flow_run"): run for run in all_runs(workspace)}
     silent = [run for run in latest.values() if _is_silent(run.info, server)]
-    if silent:
-        with get_client(sync_client=True) as client:
-            for run in silent:
-                _tell(client, run, server)
-                run.update(prefect_told=True)
+    with get_client(sync_client=True) as client:
+        for run in silent:
+            _tell(client, run, server)
+            run.update(prefect_told=True)
+        _end_orphans(client)
+
+
+def process_tag() -> str:
+    """Marks a flow run with its process: of one that died before it had a record, nothing else is known."""
+    return "process:" + json.dumps(owner())
+
+
+def _end_orphans(client: "SyncPrefectClient") -> None:
+    """Flow runs that say they run, and whose process on this host is gone."""
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState
+    from prefect.client.schemas.filters import FlowRunFilterStateType as OfType
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    unended = FlowRunFilterState(type=OfType(any_=[StateType.PENDING, StateType.RUNNING, StateType.PAUSED]))
+    ours = FlowFilter(name=FlowFilterName(any_=["self-training"]))
+    for flow_run in client.read_flow_runs(flow_filter=ours, flow_run_filter=FlowRunFilter(state=unended)):
+        marks = [json.loads(tag.removeprefix("process:")) for tag in flow_run.tags if tag.startswith("process:")]
+        if marks and not alive(marks[0]):
+            message = "its process died before it had begun; run it again"
+            client.set_flow_run_state(flow_run.id, Crashed(message=message), force=True)
 
 
 def _is_silent(info: dict[str, Any], server: str) -> bool:

@@ -1,6 +1,5 @@
 """How far a stage is: a bar on a terminal, a line every ten seconds elsewhere."""
 
-import logging
 import os
 import pty
 import subprocess
@@ -50,17 +49,15 @@ def test_on_a_terminal_each_stage_at_work_has_a_bar() -> None:
     assert done.stdout == b"the result\n"
 
 
-def test_elsewhere_there_is_a_line_every_ten_seconds(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [0.0]
+def test_elsewhere_there_is_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, lines = [0.0], []
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(logging.getLogger("selftrain"), "propagate", True)
-    with caplog.at_level(logging.INFO, "selftrain"), Lines().stage("teacher") as show:
+    monkeypatch.setattr(progress.log, "info", lambda text, *values: lines.append(text % values))
+    with Lines().stage("teacher") as show:
         for step in range(1, 26):  # one a second
             clock[0] += 1.0
             show(step, 300, "train")
-    assert [record.getMessage() for record in caplog.records] == ["teacher · train 10/300", "teacher · train 20/300"]
+    assert lines == ["teacher · train 10/300", "teacher · train 20/300"]
 
 
 def test_stderr_in_a_file_gets_lines(tmp_path: Path) -> None:

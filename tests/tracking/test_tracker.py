@@ -301,7 +301,7 @@ def test_what_the_server_refuses_is_kept_and_offered_again(
     workspace: Path, client: MlflowClient, tmp_path: Path
 ) -> None:
     tracker = spool_only(workspace)
-    run = tracker.start_run("run", {}, "")
+    run = tracker.start_run("run", {}, "name: run\n")
     tracker.log_file(run, tmp_path / "report.html")
     tracker.finish_run(run)
     tracker.close()

@@ -1,0 +1,29 @@
+"""A flow run whose process died before it had a record is told of too."""
+
+import json
+from pathlib import Path
+
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.states import Running
+
+from flows.local_api import prefect_api
+from flows.reaper import process_tag, tell_prefect
+from ssl_tasks.runs import owner
+
+
+def test_a_flow_run_without_a_record_crashes_with_its_process(tmp_path: Path) -> None:
+    dead = "process:" + json.dumps({**owner(), "pid": 2**22 + 1})  # no process has so large a number
+    with prefect_api(tmp_path), get_client(sync_client=True) as client:
+        ours = flow(lambda: None, name="self-training")
+        runs = {
+            what: client.create_flow_run(ours, tags=[tag], state=Running()).id
+            for what, tag in (("dead", dead), ("alive", process_tag()), ("somebody's", "nightly"))
+        }
+        tell_prefect(tmp_path, "")
+        states = {what: client.read_flow_run(number).state for what, number in runs.items()}
+    assert {what: state.name for what, state in states.items() if state} == {
+        "dead": "Crashed",
+        "alive": "Running",
+        "somebody's": "Running",
+    }

@@ -11,6 +11,7 @@ from uuid import UUID
 from prefect import flow, tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.context import TagsContext
 from prefect.events import emit_event
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -50,7 +51,8 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
         _refuse_endless_crashes(config.runtime.restarts)
     # In a deployment a SIGTERM is a person's cancelling or a crash; Prefect knows, and its own handler tells it.
     own_signals = not deployment.get_id()
-    run = run_pipeline(config, folder, frozenset(force), prepare=_within_prefect, own_signals=own_signals)
+    with TagsContext(current_tags=set()):  # the flow run's tag is not its tasks': each would ask for a slot of it
+        run = run_pipeline(config, folder, frozenset(force), prepare=_within_prefect, own_signals=own_signals)
     _publish(run)
     if run.info.get("champion"):
         _tell_champion(run)

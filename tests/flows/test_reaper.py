@@ -10,6 +10,7 @@ from prefect.states import Running
 from flows.local_api import prefect_api
 from flows.reaper import process_tag, tell_prefect
 from ssl_tasks.runs import owner
+from tests.flows.claims import rows
 
 
 def test_a_flow_run_without_a_record_crashes_with_its_process(tmp_path: Path) -> None:
@@ -27,3 +28,11 @@ def test_a_flow_run_without_a_record_crashes_with_its_process(tmp_path: Path) ->
         "alive": "Running",
         "somebody's": "Running",
     }
+
+
+def test_the_mark_is_the_flow_runs_alone(finished: Path) -> None:
+    """Prefect asks for a concurrency slot for each tag of a task: a fifth of a second each time."""
+    database = finished / "prefect" / "prefect.db"
+    assert rows(database, "select distinct tags from task_run") == [("[]",)]
+    ((tags,),) = rows(database, "select tags from flow_run")
+    assert json.loads(tags)[0].startswith("process:")

@@ -1,0 +1,54 @@
+"""The README quotes what the benchmarks put on file, and quotes all of them."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+Record = dict[str, Any]
+
+FIGURES: dict[str, Callable[[Record], list[str]]] = {
+    "quickstart": lambda r: [f"{r['mean_teacher']:.1f} %", f"{r['mean_last_student']:.1f} %"],
+    "methods_digits": lambda r: [f"{error:.1f} %" for error in ends(r)],
+    "fixmatch_digits": lambda r: [f"{r['mean_gain']:.1f} points", f"{r['least_gain']:.1f}"],
+    "target_precision": lambda r: [f"{100 * r['worst_broken']:.0f} %", f"{r['resamplings']}"],
+    "selection": lambda r: [f"{side(r)['seconds']:.1f} s", f"{r['peak_gb']:.2f} GB", f"{side(r)['to_bare']:.2f}"],
+    "train_step": lambda r: [f"{r['supervised ratio']:.2f}", f"{r['fixmatch ratio']:.2f}"],
+    "method_step": lambda r: [f"{r['worst_ratio']:.2f}"],
+    "data_stream": lambda r: [f"{r['strong_32_images_per_second']:,.0f}", f"{r['strong_32_ratio_to_torchvision']:.1f}"],
+    "predict": lambda r: [f"{r['ratio']:.2f}"],
+    "looking": lambda r: [f"{r['slowest']:.1f} s"],
+    "pipeline": lambda r: [f"{row['seconds']:.1f} s" for row in r["rows"][:2]],
+}
+
+
+def ends(record: Record) -> tuple[float, float, float, float]:
+    """Errors: supervised, the best and the worst method, fully supervised."""
+    errors = {row["method"]: row["error %"] for row in record["rows"]}
+    methods = [error for name, error in errors.items() if "supervised" not in name]
+    return errors["supervised"], min(methods), max(methods), errors["fully supervised"]
+
+
+def side(record: Record) -> Record:
+    """Our side of the largest selection."""
+    ours: list[Record] = [row for row in record["rows"] if row["side"] == "select"]
+    return ours[-1]
+
+
+def test_the_readme_quotes_every_result() -> None:
+    quoted = re.findall(r"\(benchmarks/results/(\w+)\.md\)", (ROOT / "README.md").read_text())
+    assert sorted(quoted) == sorted(path.stem for path in RESULTS.glob("*.md"))
+    assert set(quoted) == set(FIGURES)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_readmes_figures_are_those_on_file(name: str) -> None:
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if f"results/{name}.md)" in line]
+    missing = [figure for figure in FIGURES[name](record) if not any(figure in line for line in lines)]
+    assert not missing, f"the README's line on {name} lacks {missing}"

@@ -10,7 +10,7 @@ from ssl_tasks.runs import Run, alive, all_runs, owner
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import State
+    from prefect.client.schemas.objects import FlowRun, State
 
 log = logging.getLogger("selftrain")
 OVER = ("done", "failed", "interrupted", "crashed")
@@ -57,8 +57,8 @@ def _end_orphans(client: "SyncPrefectClient") -> None:
     for flow_run in client.read_flow_runs(flow_filter=ours, flow_run_filter=FlowRunFilter(state=unended)):
         marks = [json.loads(tag.removeprefix("process:")) for tag in flow_run.tags if tag.startswith("process:")]
         if marks and not alive(marks[0]):
-            message = "its process died before it had begun; run it again"
-            client.set_flow_run_state(flow_run.id, Crashed(message=message), force=True)
+            died = Crashed(message="its process died and left no record; run it again")
+            _end(client, flow_run, died, died)
 
 
 def _is_silent(info: dict[str, Any], server: str) -> bool:
@@ -68,7 +68,6 @@ def _is_silent(info: dict[str, Any], server: str) -> bool:
 
 def _tell(client: "SyncPrefectClient", run: Run, server: str) -> None:
     """Ends a run's flow run, and the task runs that it left open."""
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.exceptions import ObjectNotFound
 
     number = UUID(run.info["prefect_flow_run"])
@@ -79,11 +78,18 @@ def _tell(client: "SyncPrefectClient", run: Run, server: str) -> None:
         return
     if flow_run.deployment_id is not None and server:  # a server's workers and automations look after their own
         return
-    for task_run in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[number]))):
+    _end(client, flow_run, _ending(run), _ending(run, task=True))
+
+
+def _end(client: "SyncPrefectClient", flow_run: "FlowRun", state: "State[None]", of_tasks: "State[None]") -> None:
+    """Sets the state of a flow run, and of its task runs, where they have not ended."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    for task_run in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))):
         if task_run.state is None or not task_run.state.is_final():
-            client.set_task_run_state(task_run.id, _ending(run, task=True), force=True)
+            client.set_task_run_state(task_run.id, of_tasks, force=True)
     if flow_run.state is None or not flow_run.state.is_final():
-        client.set_flow_run_state(number, _ending(run), force=True)
+        client.set_flow_run_state(flow_run.id, state, force=True)
 
 
 def _ending(run: Run, task: bool = False) -> "State[None]":

@@ -1,9 +1,9 @@
-"""A flow run whose process died before it had a record is told of too."""
+"""A flow run whose process died and left no record is ended too, with its task runs."""
 
 import json
 from pathlib import Path
 
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.states import Running
 
@@ -21,8 +21,18 @@ def test_a_flow_run_without_a_record_crashes_with_its_process(tmp_path: Path) ->
             what: client.create_flow_run(ours, tags=[tag], state=Running()).id
             for what, tag in (("dead", dead), ("alive", process_tag()), ("somebody's", "nightly"))
         }
+        tasks = {
+            what: client.create_task_run(task(lambda: None), number, dynamic_key="0", state=Running()).id
+            for what, number in runs.items()
+        }
         tell_prefect(tmp_path, "")
         states = {what: client.read_flow_run(number).state for what, number in runs.items()}
+        task_states = {what: client.read_task_run(number).state for what, number in tasks.items()}
+    assert {what: state.name for what, state in task_states.items() if state} == {
+        "dead": "Crashed",
+        "alive": "Running",
+        "somebody's": "Running",
+    }
     assert {what: state.name for what, state in states.items() if state} == {
         "dead": "Crashed",
         "alive": "Running",

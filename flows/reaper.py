@@ -57,7 +57,7 @@ def _end_orphans(client: "SyncPrefectClient") -> None:
     for flow_run in client.read_flow_runs(flow_filter=ours, flow_run_filter=FlowRunFilter(state=unended)):
         marks = [json.loads(tag.removeprefix("process:")) for tag in flow_run.tags if tag.startswith("process:")]
         if marks and not alive(marks[0]):
-            died = Crashed(message="its process died and left no record; run it again")
+            died: State[None] = Crashed(message="its process died and left no record; run it again")
             _end(client, flow_run, died, died)
 
 

@@ -69,7 +69,7 @@ def test_no_process_outlives_a_killed_parent(workspace: Path, tmp_path: Path) ->
     family = [psutil.Process(pid), *psutil.Process(parent.pid).children(recursive=True)]
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    _, left = psutil.wait_procs(family, timeout=10)
+    _, left = psutil.wait_procs(family, timeout=60)  # they end by themselves; a loaded machine is slow to run them
     assert not left
 
 

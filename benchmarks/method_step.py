@@ -5,9 +5,9 @@
 A step is everything that training does: the batch from bytes (all its views), the loss, backward, the optimizer, the
 averages. The bare side runs as many random images through the same network: those that a step runs with a gradient
 in one forward and backward, those without one in one forward, those whose own gradient is asked for (VAT) in one of
-each. How many these are is counted while the method steps, and stands in the table. WRN-28-2, 64 labelled images
-(`--batch-size`) and μ = 7, 32×32, as in the papers. The sides take turns; medians. On CUDA, waits of the host during
-a step are counted.
+each. How many these are is counted while the method steps, and stands in the table. Network (WRN-28-2), batch and
+ratio are those of the method's recipe in `configs/cifar10/`, its paper's; 32×32. The sides take turns; medians. On
+CUDA, waits of the host during a step are counted.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from ssl_tasks.data.pools import PseudoPool
 from ssl_tasks.data.settings import DataSettings, SplitSettings, SyntheticSource
 from ssl_tasks.execute import Request, execute
 from ssl_tasks.methods import METHODS
+from ssl_tasks.recipes import load_recipe, merged
 from ssl_tasks.training.loop import refresh
 from ssl_tasks.training.precision import autocast, prepare_backends, resolve_device
 from ssl_tasks.training.run import TrainingRun, build_run
@@ -154,16 +155,13 @@ def stored_pseudo_labels(dataset: Dataset) -> PseudoPool:
     return PseudoPool(np.arange(count), probs.argmax(1), np.ones(count, np.int64), probs)
 
 
-def prepare(
-    name: str, dataset: Dataset, model: str, batch_size: int, repeats: int, device: torch.device
-) -> TrainingRun:
-    """A run in the papers' setting, at step 0."""
+def prepare(name: str, dataset: Dataset, changes: dict[str, Any], device: torch.device) -> TrainingRun:
+    """A run in its paper's setting but for the changes, at step 0."""
+    recipe = load_recipe(f"cifar10/{name}").config
+    learners = (recipe.teacher, *(one.student for one in recipe.rounds))
+    paper = next(learner for learner in learners if learner.method.name == name).model_dump(exclude_unset=True)
     learner = LearnerSettings.model_validate(
-        {
-            "model": {"name": model},
-            "method": {"name": name, **AT_WORK.get(name, {})},
-            "train": {"steps": repeats + 3, "batch_size": batch_size, "unlabeled_ratio": 7},
-        }
+        merged(paper, {"method": {"name": name, **AT_WORK.get(name, {})}} | changes)
     )
     stored = stored_pseudo_labels(dataset) if name in ("noisy_student", "distillation") else None
     return build_run(learner, dataset, SEED, device, stored)
@@ -177,25 +175,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
-    parser.add_argument("--batch-size", type=int, default=64, help="labelled images; 16 where 512 a step take too long")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     prepare_backends("auto", arguments.threads)
-    model, batch_size, repeats = (
-        ("small_cnn", 8, 2) if arguments.quick else ("wrn-28-2", arguments.batch_size, arguments.repeats)
-    )
+    repeats = 2 if arguments.quick else arguments.repeats
+    changes: dict[str, Any] = {"train": {"steps": repeats + 3, "warmup_steps": 0}}
+    if arguments.quick:
+        changes = {"model": {"name": "small_cnn"}, "train": changes["train"] | {"batch_size": 8}}
     rows = []
     with tempfile.TemporaryDirectory() as workspace:
         dataset = synthetic_images(Path(workspace), 2_000)
         for name in arguments.methods:
-            run = prepare(name, dataset, model, batch_size, repeats, device)
+            run = prepare(name, dataset, changes, device)
             rows.append(measure(name, run, repeats, arguments.workers))
             print(f"{name}: {rows[-1]['ratio']:.3f}", file=sys.stderr, flush=True)
     worst = max(rows, key=lambda row: row["ratio"])
     summary = {
-        "model": model,
-        "batch": batch_size,
+        "model": "small_cnn" if arguments.quick else "wrn-28-2",
         "threads": arguments.threads,
         "workers": arguments.workers,
         "device": device.type,

@@ -86,16 +86,12 @@ def bare_loop(run: TrainingRun, views: int, labeled: int) -> Callable[[], None]:
     return step
 
 
-def measure(name: str, dataset: Dataset, arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """The row of one method: both sides' images (through the network) a second, and their ratio."""
-    steps = 2 if arguments.quick else arguments.steps
-    settings = {"steps": steps * (arguments.rounds + 1), "evaluate_every": 10**9, "log_every": steps, **CASES[name]}
-    learner = LearnerSettings.model_validate(
-        {"model": {"name": arguments.model}, "method": {"name": name}, "train": settings}
-    )
-    device = resolve_device(arguments.device)
+def measure(
+    learner: LearnerSettings, dataset: Dataset, device: torch.device, steps: int, workers: int, checkpoints: Checkpoints
+) -> dict[str, Any]:
+    """The row of one method: both sides' images (through the network) a second, and their ratio; `steps` a turn."""
+    name = learner.method.name
     run = build_run(learner, dataset, SEED, device)
-    checkpoints = Checkpoints(scratch, arguments.checkpoint_every)
     views = run.problem.batch_size + len(run.stream.views.unlabeled) * run.problem.unlabeled_batch
     bare = bare_loop(run, views, run.problem.batch_size)
     engine_seconds: list[float] = []
@@ -113,7 +109,7 @@ def measure(name: str, dataset: Dataset, arguments: argparse.Namespace, scratch:
         started = now(device)
         bare_seconds.append(started - middle)
 
-    train(run, checkpoints, take_turns, arguments.workers)
+    train(run, checkpoints, take_turns, workers)
     rates = [
         steps * views / statistics.median(seconds[1:]) for seconds in (engine_seconds, bare_seconds)
     ]  # the first turn warms up
@@ -128,6 +124,12 @@ def measure(name: str, dataset: Dataset, arguments: argparse.Namespace, scratch:
         "ratio min": min(ratios),
         "ratio max": max(ratios),
     }
+
+
+def turns(name: str, model: str, steps: int, rounds: int) -> LearnerSettings:
+    """A case as a learner whose rows of the history, where the sides change, come after `steps` each."""
+    settings = {"steps": steps * (rounds + 1), "evaluate_every": 10**9, "log_every": steps, **CASES[name]}
+    return LearnerSettings.model_validate({"model": {"name": model}, "method": {"name": name}, "train": settings})
 
 
 def now(device: torch.device) -> float:
@@ -149,15 +151,19 @@ def main() -> None:
     parser.add_argument("--checkpoint-every", type=float, default=10.0, help="seconds; a run's default is 60")
     parser.add_argument("--methods", nargs="+", choices=list(CASES), default=list(CASES))
     arguments = parser.parse_args()
-    arguments.model = "small_cnn" if arguments.quick else "wrn-28-2"
-    arguments.rounds = 3 if arguments.quick else arguments.rounds
+    model, steps, rounds = ("small_cnn", 2, 3) if arguments.quick else ("wrn-28-2", arguments.steps, arguments.rounds)
+    device = resolve_device(arguments.device)
     prepare_backends("auto", arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         dataset = images(Path(folder), 2_000)
-        rows = [measure(name, dataset, arguments, Path(folder) / name) for name in arguments.methods]
+        rows = []
+        for name in arguments.methods:
+            checkpoints = Checkpoints(Path(folder) / name, arguments.checkpoint_every)
+            learner = turns(name, model, steps, rounds)
+            rows.append(measure(learner, dataset, device, steps, arguments.workers, checkpoints))
     worst = min(row["ratio"] for row in rows)
     summary = {
-        "model": arguments.model,
+        "model": model,
         "threads": arguments.threads,
         "workers": arguments.workers,
         "seed": SEED,

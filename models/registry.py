@@ -6,7 +6,6 @@ from collections.abc import Callable
 from models.classifier import Classifier
 from models.mlp import build_mlp
 from models.noise import set_batch_norm_momentum
-from models.pretrained import load_pretrained
 from models.settings import ModelSettings
 from models.small_cnn import build_small_cnn
 from models.timm_models import build_timm
@@ -48,5 +47,7 @@ def build(settings: ModelSettings, num_classes: int, in_channels: int, image_siz
     if settings.batch_norm_momentum is not None:
         set_batch_norm_momentum(network, settings.batch_norm_momentum)
     if settings.pretrained is not None:
+        from models.pretrained import load_pretrained  # safetensors is not on every GPU machine
+
         load_pretrained(network, settings.pretrained)
     return network

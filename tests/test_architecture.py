@@ -12,6 +12,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "ssl_tasks", "models")
 LIGHT = ["ssl_tasks.recipes", "ssl_tasks.runs", "ssl_tasks.stages", "ssl_tasks.tracking.tracker", "flows.cli"]
 HEAVY = {"torch", "torchvision", "mlflow", "prefect", "albumentations", "cv2", "sklearn"}
+NOT_ON_A_GPU_MACHINE = [
+    "prefect",
+    "mlflow",
+    "duckdb",
+    "sklearn",
+    "safetensors",
+    "rich",
+    "psutil",
+    "fastapi",
+    "sqlalchemy",
+    "fsspec",
+]
 HOMES = {  # a foreign library → the folders that may import it
     "prefect": ("flows",),
     "mlflow": ("ssl_tasks/tracking",),
@@ -76,6 +88,16 @@ def test_reading_recipes_and_records_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert not HEAVY & set(loaded.split())
+
+
+def test_a_bare_gpu_machine_can_train() -> None:
+    """With no more than `benchmarks/gpu.py` says that it needs."""
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({NOT_ON_A_GPU_MACHINE})); import benchmarks.gpu, models\n"
+        "models.build_model(models.ModelSettings(name='mlp'), 10, 1, 8); print('it trains')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ended.stdout == "it trains\n", ended.stderr
 
 
 @pytest.mark.parametrize("path", sources(), ids=name_of)

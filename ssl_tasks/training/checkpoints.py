@@ -11,9 +11,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-
 from ssl_tasks.artifacts import digest_file, flush_folder
 from ssl_tasks.training.state import Snapshot
 
@@ -73,6 +70,8 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     """Writes a snapshot, flushes it, gives it its name, and drops what is older than the one before."""
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / TEMPORARY
     save_file(snapshot.tensors, temporary, metadata={"run": json.dumps(snapshot.values)})
@@ -86,5 +85,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
 
 def read_checkpoint(path: Path) -> Snapshot:
     """The snapshot in a file."""
+    from safetensors import safe_open
+
     with safe_open(path, "pt") as file:
         return Snapshot({name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["run"]))  # noqa: SIM118

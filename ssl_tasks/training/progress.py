@@ -4,11 +4,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 LINE_SECONDS = 10.0
 
@@ -27,6 +26,10 @@ def show_progress(what: str, total: int, visible: bool = True) -> Iterator[Progr
     if not visible:
         yield _Silent()
     elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Bar(*columns, TextColumn("{task.fields[values]}"), console=Console(stderr=True)) as bar:
             yield _Bar(bar, what, total)
@@ -42,7 +45,7 @@ class _Silent:
 
 
 class _Bar:
-    def __init__(self, bar: Bar, what: str, total: int) -> None:
+    def __init__(self, bar: "Bar", what: str, total: int) -> None:
         self.bar, self.task = bar, bar.add_task(what, total=total, values="")
 
     def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:

@@ -184,14 +184,26 @@ def _problems(error: ValidationError) -> Iterable[str]:
         if item["type"] == "extra_forbidden":
             fields = owner.model_fields if owner else ()
             yield f"{where}: unknown setting." + nearest(str(item["loc"][-1]), fields)
-        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            context = item.get("ctx", {})
-            known = [tag.strip().strip("'") for tag in context.get("expected_tags", "").split(",") if tag.strip()]
-            found = context.get("tag")
-            head = f"{where}.name: unknown name '{found}'." if found else f"{where}: `name` is missing."
-            yield head + (nearest(str(found or ""), known) if known else "")
+        elif item["type"] == "union_tag_invalid":
+            known = [tag.strip().strip("'") for tag in item["ctx"]["expected_tags"].split(",")]
+            yield f"{where}.name: unknown name '{item['ctx']['tag']}'." + nearest(str(item["ctx"]["tag"]), known)
+        elif item["type"] == "union_tag_not_found":
+            assert owner is not None
+            yield _without_name(where, item["input"], owner)
         else:
             yield f"{where}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _without_name(where: str, given: Mapping[str, Any], owner: type[BaseModel]) -> str:
+    """A section that does not say what it is, and that is not the default: this has no such settings."""
+    field = owner.model_fields[where.rpartition(".")[2]]
+    default = field.default
+    fitting = [name for name, kind in _members(field.annotation).items() if given.keys() <= kind.model_fields.keys()]
+    foreign = [str(name) for name in given if name not in type(default).model_fields]
+    if not fitting:
+        return f"{where}.{foreign[0]}: unknown setting." + nearest(foreign[0], type(default).model_fields)
+    head = f"{where}: '{default.name}', the default, has no setting '{foreign[0]}'"
+    return f"{head}; set {where}.name, too, to one that has: {', '.join(fitting)}."
 
 
 def _locate(location: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:
@@ -215,13 +227,15 @@ def _locate(location: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | Non
 
 def _member(union: Any, tag: str) -> type[BaseModel] | None:
     """The member of a discriminated union that a tag names."""
+    return _members(union).get(tag)
+
+
+def _members(union: Any) -> dict[str, type[BaseModel]]:
+    """The members of a discriminated union by their names; none of anything else."""
     if get_origin(union) is Annotated:
         union = get_args(union)[0]
     if get_origin(union) not in (Union, types.UnionType):
-        return None
-    for member in get_args(union):
-        if isinstance(member, type) and issubclass(member, BaseModel) and "name" in member.model_fields:
-            names = get_args(member.model_fields["name"].annotation)
-            if tag in names:
-                return member
-    return None
+        return {}
+    members = (one for one in get_args(union) if isinstance(one, type) and issubclass(one, BaseModel))
+    named = ((one, one.model_fields["name"]) for one in members if "name" in one.model_fields)
+    return {name: one for one, field in named for name in get_args(field.annotation)}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, model_validator
 
 from ssl_tasks.errors import ConfigError
 
@@ -17,9 +17,28 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_default(cls, values: Any) -> Any:
+        """`method: {weight: 4}` is of the default method, if that has such a setting."""
+        if not isinstance(values, dict):
+            return values
+        named = {
+            name: {**field.default.model_dump(include={"name"}), **values[name]}
+            for name, field in cls.model_fields.items()
+            if field.discriminator and _lacks_name_alone(values.get(name), field.default)
+        }
+        return {**values, **named}
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result, as plain JSON values, for a stage's key."""
         return identity_of(self)
+
+
+def _lacks_name_alone(given: Any, default: Any) -> bool:
+    if not isinstance(given, dict) or "name" in given or not isinstance(default, Section):
+        return False
+    return given.keys() <= type(default).model_fields.keys()
 
 
 def identity_of(value: Any) -> Any:

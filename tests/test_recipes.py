@@ -7,6 +7,7 @@ import yaml
 
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import ConfigError
+from ssl_tasks.methods.settings import FixMatchSettings, NoisyStudentSettings
 from ssl_tasks.recipes import BUILT_IN, load_recipe, merged, parse_recipe, values_with_origin
 
 QUICK = "quickstart"
@@ -77,11 +78,21 @@ def test_all_problems_are_reported_together_with_the_nearest_name(tmp_path: Path
         (["seed=[1"], "not a YAML value"),
         (["teacher.train.steps=many"], r"teacher.train.steps: found 'many'"),
         (["teacher.train.stepz=3"], "Did you mean 'steps'"),
+        (["teacher.method.weight=4"], "'supervised', the default, has no setting 'weight'; set teacher.method.name"),
+        (["teacher.method.weight=4"], "to one that has: pseudo_label, fixmatch, mean_teacher"),
+        (["teacher.method.mixpu=4"], r"teacher.method.mixpu: unknown setting. Did you mean 'mixup'\?"),
     ],
 )
 def test_a_bad_override_is_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_recipe(QUICK, overrides)
+
+
+def test_a_section_without_a_name_is_of_the_default_kind_or_of_the_recipes() -> None:
+    of_default = load_recipe(QUICK, ["round.student.method.weight=4"]).config
+    assert [one.student.method for one in of_default.rounds] == [NoisyStudentSettings(weight=4)] * 3
+    of_recipe = load_recipe(QUICK, ["teacher.method.name=fixmatch", "teacher.method.weight=4"]).config
+    assert of_recipe.teacher.method == FixMatchSettings(weight=4)
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "not a YAML recipe"), ("- 1", "holds a list"), ("", "")])

@@ -1,6 +1,7 @@
 """Shared fixtures. Every test runs offline, on one thread, in a folder of its own."""
 
 import os
+import signal
 
 os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", DO_NOT_TRACK="true", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nets this small only lose by more
@@ -15,6 +16,18 @@ from ssl_tasks.artifacts import Artifact
 from ssl_tasks.execute import Request, execute
 from ssl_tasks.section import Section
 from ssl_tasks.training.settings import RuntimeSettings
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell has it for what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each of several processes begins with its share of the slow tests: none of them is left for the end."""
+    share = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    length = -(-len(quick) // share)
+    items[:] = [item for at in range(share) for item in (*slow[at::share], *quick[at * length : (at + 1) * length])]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -135,12 +135,16 @@ def test_ctrl_c_checkpoints_and_says_how_to_go_on(tmp_path: Path, recipe: str) -
     words = command(tmp_path, "run", recipe, "--set", "teacher.train.steps=100000")
     changes = {"SELFTRAIN_TEST": str(tmp_path)}
     run = subprocess.Popen(words, env=environment(**changes), stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 600
-    while not list(tmp_path.glob("store/attempts/train-*/scratch/*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(marked(str(tmp_path))) > 2, "the stage, the fork server and what ships to MLflow"
-    os.kill(run.pid, signal.SIGINT)
-    errors = run.communicate(timeout=90)[1]
+    try:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("store/attempts/train-*/scratch/*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(marked(str(tmp_path))) > 2, "the stage, the fork server and what ships to MLflow"
+        os.kill(run.pid, signal.SIGINT)
+        errors = run.communicate(timeout=90)[1]
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 130, errors
     assert "run the same command again to go on" in errors
     assert_nobody_is_left(str(tmp_path))

@@ -30,6 +30,7 @@ def images(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_newcomer_comes_from_a_folder_to_a_model(images: Path, tmp_path: Path) -> None:
     workspace, recipe = tmp_path / "workspace", tmp_path / "selftrain.yaml"
 

@@ -23,6 +23,7 @@ FIGURES: dict[str, Callable[[Record], list[str]]] = {
     "data_stream": lambda r: [f"{r['strong_32_images_per_second']:,.0f}", f"{r['strong_32_ratio_to_torchvision']:.1f}"],
     "predict": lambda r: [f"{r['ratio']:.2f}"],
     "looking": lambda r: [f"{r['slowest']:.1f} s"],
+    "report_size": lambda r: [*page(r), f"{r['file MB']:.1f} MB"],
     "pipeline": lambda r: [f"{row['seconds']:.1f} s" for row in r["rows"][:2]],
 }
 
@@ -38,6 +39,12 @@ def side(record: Record) -> Record:
     """Our side of the largest selection."""
     ours: list[Record] = [row for row in record["rows"] if row["side"] == "select"]
     return ours[-1]
+
+
+def page(record: Record) -> list[str]:
+    """The report on a million predictions."""
+    row = next(row for row in record["rows"] if row["predictions"] == 1_000_000)
+    return [f"{row['seconds']:.1f} s", f"{row['peak GB']:.2f} GB", f"{row['file MB']:.1f} MB"]
 
 
 def test_the_readme_quotes_every_result() -> None:

@@ -22,6 +22,10 @@ FIGURES: dict[str, Callable[[Record], list[str]]] = {
     "method_step": lambda r: [f"{r['worst_ratio']:.2f}"],
     "data_stream": lambda r: [f"{r['strong_32_images_per_second']:,.0f}", f"{r['strong_32_ratio_to_torchvision']:.1f}"],
     "predict": lambda r: [f"{r['ratio']:.2f}"],
+    "predict_scale": lambda r: (
+        [f"{r['rows'][0][f'{stage}_seconds']:.0f} s" for stage in ("predict", "select")]
+        + [f"{r['memory_growth_mb']:.0f} MB"]
+    ),
     "looking": lambda r: [f"{r['slowest']:.1f} s"],
     "report_size": lambda r: [*page(r), f"{r['file MB']:.1f} MB"],
     "pipeline": lambda r: [f"{row['seconds']:.1f} s" for row in r["rows"][:2]],

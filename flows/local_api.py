@@ -9,9 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ssl_tasks.artifacts import file_lock
+from ssl_tasks.collection import uncollected
 from ssl_tasks.errors import SelftrainError
 from ssl_tasks.tracking.spool import without_password
 
+# The catalogue of block types, for the UI's forms: two seconds in a fresh database, and the import of every plugin.
+WITHOUT_BLOCKS = {
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+    "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+}
 START_SECONDS = 600.0  # of a machine that has much else to do; a failure is seen at once
 
 
@@ -27,10 +33,11 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
         return
     os.environ["PREFECT_UI_ENABLED"] = "1" if services else "0"
     if not services:
-        os.environ["PREFECT__SERVER_EPHEMERAL"] = "1"
-    import uvicorn
-    from prefect.server.api.server import create_app  # not public: the version is pinned, a test guards it
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+        os.environ.update(PREFECT__SERVER_EPHEMERAL="1", **WITHOUT_BLOCKS)
+    with uncollected():
+        import uvicorn
+        from prefect.server.api.server import create_app  # not public: the version is pinned, a test guards it
+        from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     with file_lock(workspace / "prefect.lock"):  # two processes must not migrate a fresh database together
         listener = socket.socket()

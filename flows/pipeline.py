@@ -14,7 +14,7 @@ from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import Interrupted
 from ssl_tasks.process import stop_all
 from ssl_tasks.recipes import leaves
-from ssl_tasks.runs import Run
+from ssl_tasks.runs import Run, all_runs
 from ssl_tasks.tracking.client import default_uri
 from ssl_tasks.tracking.tracker import Ending, Tracker
 
@@ -78,7 +78,13 @@ def _promote(run: Run, summary: Summary, tracker: Tracker, tracked: str) -> None
 
 
 def _report(run: Run, tracker: Tracker, tracked: str) -> None:
-    """The page about the run, in its folder and in MLflow. A run that succeeded does not fail for it."""
+    """The page about the run, in its folder and in MLflow. A run that succeeded does not fail for it.
+
+    A run that met what an earlier one had made refers to that one's; `selftrain report` writes its own when asked.
+    """
+    if run.nothing_new and (before := _reported(run)) is not None:
+        tracker.set_tags(tracked, {"selftrain.report": before.id})
+        return
     from ssl_tasks.report.page import write_report
     from ssl_tasks.tracking.links import run_links
 
@@ -86,6 +92,13 @@ def _report(run: Run, tracker: Tracker, tracked: str) -> None:
         tracker.log_file(tracked, write_report(run, run.path / REPORT, run_links(run, patience=5)))
     except Exception:  # the numbers are safe; the page can be written again with `selftrain report`
         log.exception("the report of %s could not be written", run.id)
+
+
+def _reported(run: Run) -> Run | None:
+    """An earlier run with a report about the same artifacts."""
+    digests = {stage.name: stage.digest for stage in run.stages()}
+    written = (one for one in all_runs(run.workspace) if (one.path / REPORT).exists())
+    return next((one for one in written if {stage.name: stage.digest for stage in one.stages()} == digests), None)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from flows.environment import make_workspace, set_environment, workspace_folder
 from flows.planning import PlannedStage, stage_names
 from flows.planning import plan as plan_stages
 from flows.reaper import mend_dead_runs, tell_prefect
+from flows.warming import warm_up
 from ssl_tasks.artifacts import write_atomically
 from ssl_tasks.errors import NotFound, nearest
 from ssl_tasks.recipe_paths import check_paths
@@ -46,6 +47,7 @@ def run(
     check_paths(loaded.config, folder / "cache")
     make_workspace(folder)
     set_environment(folder)
+    warm_up(loaded.config, folder, list(force))
     if not prefect:
         from flows.pipeline import run_pipeline
 

@@ -10,6 +10,7 @@ import json
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -36,6 +37,12 @@ _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(PRELOAD)
 _live: set[BaseProcess] = set()
 _start_lock = threading.Lock()
+
+
+def start_fork_server() -> None:
+    """Starts it ahead of the first stage: it imports for seconds, and nobody has to wait for it yet."""
+    with _start_lock:
+        multiprocessing.forkserver.ensure_running()
 
 
 def run_isolated(request: Request, context: StageContext, log: Path | None = None) -> StageResult:

@@ -70,8 +70,7 @@ class Run:
         run = cls(workspace / "runs" / f"{config.name}-{stamp}-{secrets.token_hex(2)}")
         (run.path / "stages").mkdir(parents=True)
         (run.path / "logs").mkdir()
-        dumped = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        write_atomically(run.path / "config.yaml", dumped)
+        write_atomically(run.path / "config.yaml", dumped(config))
         (run.path / "reserve").write_bytes(bytes(RESERVE))
         run.update(id=run.id, name=config.name, created=time.time(), state="running", stopped="", **owner(), **details)
         return run
@@ -188,6 +187,11 @@ class Run:
                 self.record(replace(stage, state="crashed", reason="its process died"))
         self.update(state="crashed", stopped="its process died")
         return True
+
+
+def dumped(config: RunConfig) -> str:
+    """A resolved configuration as the YAML of a run's folder."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def corrections_file(workspace: Path, name: str) -> Path | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
 from ssl_tasks.artifacts import file_lock, write_atomically
+from ssl_tasks.collection import uncollected
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.tracking.relocation import relocate_database
 
@@ -40,12 +41,13 @@ def connect(uri: str, workspace: Path) -> "MlflowClient":
     """A client that works at once, or an error. Any number of processes may race to the first connection."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    if uri.startswith(("http://", "https://")):
+    with uncollected():
+        if not uri.startswith(("http://", "https://")):
+            return _connect_database(uri, Path(workspace).absolute())
         check_server(uri)
         from mlflow import MlflowClient
 
         return MlflowClient(uri, registry_uri=uri)
-    return _connect_database(uri, Path(workspace).absolute())
 
 
 def check_server(uri: str) -> None:

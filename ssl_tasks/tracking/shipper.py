@@ -1,7 +1,8 @@
 """The process that replays spools to MLflow: in order, again and again until it works, never twice.
 
-Its standard input tells it what to do: "end" means send what is left and leave; an end without it means that the parent
-was killed, and nothing of ours may stay. Whatever is not sent is sent by the next run or by `sync`.
+Its standard input tells it what to do: first the spool that it is for, then "end", which means send what is left and
+leave; an end without it means that the parent was killed, and nothing of ours may stay. Whatever is not sent is sent by
+the next run or by `sync`.
 """
 
 import contextlib
@@ -46,6 +47,11 @@ class Shipper:
         self.appliers: dict[Path, tuple[Applier, Sent]] = {}
         self.finished: set[Path] = set()
         self.champions: dict[Path, str] = {}  # of each spool: how its model became the champion
+
+    def connect_ahead(self) -> None:
+        """Imports MLflow and sets its database up while nobody waits for us; what goes wrong is met again, and told."""
+        with contextlib.suppress(Exception):
+            self.client = connect(self.uri, self.workspace)
 
     def ship_left(self, own: Spool | None) -> None:
         """What dead processes left; the runs that they left open are ended."""
@@ -167,20 +173,27 @@ def first_line(error: BaseException) -> str:
 
 
 class Parent:
-    """Our standard input: whether the parent has said "end", or has died."""
+    """Our standard input: which spool is ours, whether the parent has said "end", or has died."""
 
     def __init__(self) -> None:
         self.ending = False
         self.number = os.getppid()
+
+    def line(self) -> str:
+        """The next line. Leaves where none will come. Byte by byte: what is buffered, `select` would not see."""
+        line = b""
+        while not line.endswith(b"\n"):
+            if not (more := os.read(0, 1)):
+                os._exit(1)
+            line += more
+        return line.decode().strip()
 
     def wait(self, seconds: float) -> None:
         """Pauses, but not once the parent has spoken. Leaves at once where the parent is dead."""
         if self.ending:
             return
         if select.select([sys.stdin], [], [], seconds)[0]:
-            if os.read(0, 100).strip() != b"end":
-                os._exit(1)
-            self.ending = True
+            self.ending = self.line() == "end"
         if os.getppid() != self.number:
             os._exit(1)
 
@@ -219,19 +232,22 @@ def serve(shipper: Shipper, own: Spool | None, parent: Parent) -> None:
 
 
 def main() -> None:
-    """`python -m ssl_tasks.tracking.shipper WORKSPACE SPOOL EVERYTHING`, started by the tracker."""
+    """`python -m ssl_tasks.tracking.shipper WORKSPACE EVERYTHING`, started by the tracker."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the parent decides when we end
         signal.signal(number, signal.SIG_IGN)
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # MLflow prints; the answer must stand alone
-    workspace, name, everything = Path(sys.argv[1]), sys.argv[2], bool(int(sys.argv[3]))
+    workspace, everything = Path(sys.argv[1]), bool(int(sys.argv[2]))
     uri = os.environ["SELFTRAIN_TRACKING_URI"]
     os.environ["MLFLOW_TRACKING_URI"] = uri  # the registry of a database looks models up through it
+    parent = Parent()
     shipper = Shipper(workspace, uri, everything)
+    shipper.connect_ahead()
+    name = parent.line()
     own = Spool(workspace / "tracking" / "spool" / name) if name else None
     with file_lock(own.path.with_suffix(".lock")) if own is not None else contextlib.nullcontext():
-        serve(shipper, own, Parent())
+        serve(shipper, own, parent)
         champion = shipper.champions.get(own.path, "") if own is not None else ""
         report = Report(shipper.sent, shipper.left(own), shipper.rejected, shipper.reason, champion)
     answer.write(json.dumps(asdict(report)) + "\n")

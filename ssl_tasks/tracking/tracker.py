@@ -20,6 +20,7 @@ from ssl_tasks.tracking.spool import Spool, spools
 
 EXPERIMENT = "selftrain"
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
+_ahead: "dict[tuple[Path, str], subprocess.Popen[str]]" = {}  # shippers that wait for a spool, by workspace and server
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Tracker:
         self.uri, self.workspace = uri, Path(workspace).absolute()
         name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         self.spool = Spool.create(self.workspace, uri, name)
-        self.shipper = _start_shipper(self.workspace, uri, self.spool.path.name) if ship else None
+        self.shipper = _shipper_of(self.spool, self.workspace, uri) if ship else None
 
     def start_run(
         self,
@@ -152,8 +153,8 @@ def sync(workspace: Path, uri: str | None = None) -> Report:
     targets = sorted({spool.header["uri"] for spool in waiting}) if uri is None else [uri]
     reports = []
     for target in targets if waiting else []:
-        shipper = _start_shipper(workspace, target, "", everything=uri is not None)
-        reports.append(_report(shipper.communicate("end\n")[0]))
+        shipper = _start_shipper(workspace, target, everything=uri is not None)
+        reports.append(_report(shipper.communicate("\nend\n")[0]))
     return Report(
         sent=sum(one.sent for one in reports),
         left=sum(one.left for one in reports),
@@ -167,12 +168,33 @@ def _carried(artifact: Artifact) -> dict[str, Any]:
     return {"path": str(artifact.path), "manifest": dict(artifact.manifest)}
 
 
-def _start_shipper(workspace: Path, uri: str, spool: str, everything: bool = False) -> "subprocess.Popen[str]":
-    """A process of its own: MLflow's import and its requests cost the run nothing. Its output is one report."""
+def start_ahead(workspace: Path, uri: str) -> None:
+    """Starts the shipper of the next `Tracker` of this process: by then it has imported MLflow."""
+    key = (Path(workspace).absolute(), uri)
+    if key not in _ahead:
+        _ahead[key] = _start_shipper(*key)
+
+
+def _shipper_of(spool: Spool, workspace: Path, uri: str) -> "subprocess.Popen[str]":
+    """A shipper that replays this spool."""
+    shipper = _ahead.pop((workspace, uri), None)
+    if shipper is None or shipper.poll() is not None:
+        shipper = _start_shipper(workspace, uri)
+    assert shipper.stdin is not None
+    shipper.stdin.write(f"{spool.path.name}\n")
+    shipper.stdin.flush()
+    return shipper
+
+
+def _start_shipper(workspace: Path, uri: str, everything: bool = False) -> "subprocess.Popen[str]":
+    """A process of its own: MLflow's import and its requests cost the run nothing. Its output is one report.
+
+    It waits for a line with its spool's name (empty: what dead processes left), and later for one that says "end".
+    """
     log = workspace / "tracking" / "shipper.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "SELFTRAIN_TRACKING_URI": uri}  # not an argument: it may hold a password
-    command = [sys.executable, "-m", "ssl_tasks.tracking.shipper", str(workspace), spool, str(int(everything))]
+    command = [sys.executable, "-m", "ssl_tasks.tracking.shipper", str(workspace), str(int(everything))]
     with log.open("a") as file:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment, text=True

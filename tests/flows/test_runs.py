@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -37,6 +38,24 @@ def test_a_second_run_reuses_every_stage(copy: Path, finished: Path, recipe: str
     answer = json.loads(done.stdout.splitlines()[-1])
     assert [line["round"] for line in answer["rounds"]] == [0, 1, 2]
     assert answer["stopped"] == "all 2 rounds done"
+
+
+def test_a_run_with_nothing_new_refers_to_the_report_that_is_there_and_writes_its_own_when_asked(
+    copy: Path, recipe: str
+) -> None:
+    before = last(copy)
+    assert selftrain(copy, "run", recipe, "--no-prefect").returncode == 0
+    own = last(copy).path / "report.html"
+    assert (before.path / "report.html").exists()
+    assert not own.exists()
+    with sqlite3.connect(copy / "mlflow.db") as db:
+        assert db.execute("SELECT value FROM tags WHERE key = 'selftrain.report'").fetchall() == [(before.id,)]
+    assert selftrain(copy, "report", "last").stdout.strip() == str(own)
+    assert last(copy).id in own.read_text()
+    (before.path / "report.html").unlink()
+    own.unlink()
+    assert selftrain(copy, "run", recipe, "--no-prefect").returncode == 0
+    assert (last(copy).path / "report.html").exists()  # nobody else has one
 
 
 def test_without_prefect_the_same_is_found_and_given(copy: Path, finished: Path, recipe: str) -> None:

@@ -177,7 +177,7 @@ class Making:
     def make(self) -> Run:
         """Data set, teacher and all rounds."""
         config = self.config
-        dataset = self.answer(dataset_request(config, fingerprint(config.data, self.run.workspace / "cache")), 0)
+        dataset = self.answer(dataset_request(config.data, fingerprint(config.data, self.run.workspace / "cache")), 0)
         model = self.drawn("teacher", "train", "draw_model", LearnerSettings(), 0, dataset=dataset)
         evaluation = self.evaluated("evaluate-teacher", 0, dataset, model)
         selection: Artifact | None = None

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import BoundedSemaphore
 
 from flows.progress import Show, display
 from flows.self_training import Pending
@@ -14,7 +15,7 @@ from ssl_tasks.artifacts import Artifact, Store, write_atomically
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import Interrupted, StageFailed, UserError
 from ssl_tasks.execute import Outcome, Request, execute, run_inline
-from ssl_tasks.process import describe, run_isolated
+from ssl_tasks.process import describe, run_isolated, stop_all
 from ssl_tasks.runs import Run, RunState, StageRecord, StageState, approval_file, corrections_file
 from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.tracking.tracker import Tracker
@@ -40,6 +41,8 @@ class Conductor:
         self.tracker, self.tracked = tracker, tracked  # tracked: the pipeline run's id
         self.store = Store(run.workspace / "store")
         self.pool = ThreadPoolExecutor(max_workers=config.runtime.parallel, thread_name_prefix="stage")
+        self.room = BoundedSemaphore(config.runtime.parallel)  # for the pool's stages, and for one beside them
+        self.stopping = False
         self.orders: dict[str, int] = {}
         self.around: Callable[[Request, int, Callable[[], Outcome]], Outcome] = lambda _request, _round, answer: (
             answer()
@@ -58,6 +61,9 @@ class Conductor:
         return self.around(request, round_number, lambda: self.answer(request, round_number, order)).artifact
 
     def submit(self, request: Request, round_number: int) -> Pending:
+        if self.config.runtime.parallel == 1:
+            artifact = self.run(request, round_number)
+            return lambda: artifact
         order = self.orders.setdefault(request.name, len(self.orders))
         future = self.pool.submit(self.around, request, round_number, lambda: self.answer(request, round_number, order))
         return lambda: future.result().artifact
@@ -162,8 +168,15 @@ class Conductor:
             log.error("that %s %s cannot be written down: %s", record.name, record.state, error)
 
     def _work(self, request: Request, context: StageContext, record: StageRecord) -> StageResult:
-        with self.slots(request):
+        with self.room, self.slots(request):
+            if self.stopping:
+                raise Interrupted("the run ended before there was room for this stage")
             return run_isolated(request, context, Path(record.log)) if self.isolate else run_inline(request, context)
+
+    def stop(self) -> None:
+        """Ends the stages that run; those that wait for room do not begin."""
+        self.stopping = True
+        stop_all()
 
     def close(self) -> None:
         """No more stages."""

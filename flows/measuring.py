@@ -108,6 +108,8 @@ def _images_for(model: Model, config: RunConfig, workspace: Path) -> Artifact:
     info = _info(dataset)
     if any(info[name] != value for name, value in known.items()):
         open_ = {name: value for name, value in known.items() if getattr(config.data, name) is None}
+        if card.built_for is not None:  # fine-tuned for larger images than its recipe trains on
+            open_["image_size"] = card.image_size
         if not set(info["classes"]) <= set(card.classes):  # other classes, not the same in another order or fewer
             open_.pop("classes", None)
         data = DataSettings.model_validate({**config.data.model_dump(), **open_})
@@ -125,7 +127,7 @@ def _images_for(model: Model, config: RunConfig, workspace: Path) -> Artifact:
 def _dataset(config: RunConfig, workspace: Path) -> Artifact:
     from ssl_tasks.data.fingerprint import fingerprint
 
-    request = dataset_request(config, fingerprint(config.data, workspace / "cache"))
+    request = dataset_request(config.data, fingerprint(config.data, workspace / "cache"))
     return _answer(request, config, workspace).artifact
 
 

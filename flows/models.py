@@ -139,8 +139,7 @@ def _best(run: Run) -> Model:
     best = run.summary.get("best_round")
     for one in [rounds[best]] if best is not None else reversed(rounds):
         if one.model is not None:
-            name = "teacher" if one.round == 0 else f"student-{one.round}"
-            return _checked(run.workspace, f"{run.id}:{name}", one.model)
+            return _checked(run.workspace, f"{run.id}:{run.model_stage(one.round)}", one.model)
     raise NotFound(f"run {run.id} has no model yet; `selftrain status {run.id}` says how it stands")
 
 

@@ -12,7 +12,6 @@ from flows.reaper import mend_dead_runs
 from flows.self_training import Summary, self_training
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import Interrupted
-from ssl_tasks.process import stop_all
 from ssl_tasks.recipes import leaves
 from ssl_tasks.runs import Run, all_runs
 from ssl_tasks.tracking.client import default_uri
@@ -54,7 +53,7 @@ def run_pipeline(
             _report(run, tracker, tracked)
             tracker.finish_run(tracked, "FINISHED", {"selftrain.stopped": summary.stopped})
         except BaseException as error:
-            stop_all()
+            conductor.stop()
             finished(run, error)
             ending: Ending = "KILLED" if interrupted(error) else "FAILED"
             tracker.finish_run(tracked, ending, {"selftrain.stopped": run.info["stopped"]})

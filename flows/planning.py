@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.self_training import Pending, self_training
+from flows.self_training import Pending, member_names, self_training
 from ssl_tasks.artifacts import Artifact, Store
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import DamagedArtifact, NotFound
@@ -90,19 +90,19 @@ def stage_names(config: RunConfig) -> Iterator[str]:
     if config.pretrain is not None and config.given_teacher is None:
         yield "pretrain"
     members = 1 if config.given_teacher is not None else config.teacher.members
-    yield from _member_names("teacher", members)
-    yield "evaluate-teacher"
+    yield from member_names("teacher", members)
+    yield from member_names("evaluate-teacher", members)
     for number, settings in enumerate(config.rounds, 1):
+        members = settings.student.members
         yield f"predict-{number}"
         yield f"select-{number}"
-        yield from _member_names(f"student-{number}", settings.student.members)
-        yield f"evaluate-{number}"
+        yield from member_names(f"student-{number}", members)
+        if settings.finetune is not None:
+            yield f"evaluate-student-{number}"
+            yield f"dataset-{number}"
+            yield from member_names(f"finetune-{number}", members)
+        yield from member_names(f"evaluate-{number}", members)
         yield f"gate-{number}"
-
-
-def _member_names(name: str, members: int) -> Iterator[str]:
-    yield name
-    yield from (f"{name}-member-{number}" for number in range(2, members + 1))
 
 
 def last_record(workspace: Path, stage: str, other_than: str = "", before: Run | None = None) -> StageRecord | None:

@@ -1,10 +1,10 @@
-"""The rounds: data → teacher → (predict → select → student → evaluate → gate) → …, whoever answers the stages.
+"""The rounds: data → teacher → (predict → select → student (→ fine-tuning) → evaluate → gate) → …, whoever answers.
 
 Nothing here knows Prefect: `answer` turns a request into its artifact, as plain functions, as Prefect tasks or both.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,35 +79,53 @@ class Summary:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What a round has made; round 0 is the teacher. A first model of several carries the round."""
+
+    number: int
+    name: str
+    models: list[Artifact]
+    dataset: Artifact  # at the resolution that they see
+    evaluations: list[Pending]  # of each
+    trained: tuple[Artifact, ...]  # all that the first model has cost
+    selection: Artifact | None = None
+    gate: Artifact | None = None
+
+
 def self_training(config: RunConfig, answers: Answers) -> Summary:
     """The whole run. Without rounds: one model, evaluated."""
-    dataset = answers.run(dataset_request(config, answers.fingerprint(config)), 0)
+    fingerprint = answers.fingerprint(config)
+    dataset = answers.run(dataset_request(config.data, fingerprint), 0)
     teachers = _first_teachers(config, dataset, answers)
-    evaluation = answers.run(evaluate_request("evaluate-teacher", config.evaluate, dataset, teachers[0]), 0)
-    lines = [_summarise(0, _teacher_name(config), dataset, teachers[0], evaluation)]
+    evaluations = _evaluate("evaluate-teacher", 0, config, dataset, teachers, answers)
+    rounds = [Taught(0, _teacher_name(config), teachers, dataset, evaluations, (teachers[0],))]
     selection: Artifact | None = None
     stopped = (
         f"all {len(config.rounds)} rounds done" if config.rounds else "one model trained: the recipe has no rounds"
     )
     for number, settings in enumerate(config.rounds, 1):
-        predictions = answers.run(predict_request(f"predict-{number}", settings.predict, dataset, teachers), number)
-        selection = _select(number, settings, dataset, predictions, selection, answers)
+        teacher = rounds[-1]
+        request = predict_request(f"predict-{number}", settings.predict, teacher.dataset, teacher.models)
+        predictions = answers.run(request, number)
+        selection = _select(number, settings, teacher.dataset, predictions, selection, answers)
         if not selection.summary["kept"]:
             stopped = f"round {number}: no unlabelled image passed the selection"
             break
-        students = _students(number, settings, dataset, selection, teachers[0], config.seed, answers)
-        teacher_evaluation = evaluation
-        evaluation = answers.run(evaluate_request(f"evaluate-{number}", config.evaluate, dataset, students[0]), number)
-        gate = answers.run(
-            gate_request(f"gate-{number}", settings.gate, dataset, teacher_evaluation, evaluation, selection), number
+        students = _students(number, settings, dataset, selection, teacher.models[0], config.seed, answers)
+        taught = Taught(number, settings.student.model.label, students, dataset, [], (students[0],), selection)
+        if settings.finetune is not None:
+            taught = _fine_tuned(taught, settings, config, fingerprint, answers)
+        evaluations = _evaluate(f"evaluate-{number}", number, config, taught.dataset, taught.models, answers)
+        judged = gate_request(
+            f"gate-{number}", settings.gate, dataset, teacher.evaluations[0](), evaluations[0](), selection
         )
-        lines.append(
-            _summarise(number, settings.student.model.label, dataset, students[0], evaluation, selection, gate)
-        )
+        gate = answers.run(judged, number)
+        rounds.append(replace(taught, evaluations=[*evaluations, *taught.evaluations], gate=gate))
         if gate.summary["decision"] == "stop":
             stopped = f"round {number}: {gate.summary['reason']}"
             break
-        teachers = students
+    lines = [_summarise(one, dataset) for one in rounds]
     return Summary(stopped, _best_round(lines), tuple(lines))
 
 
@@ -157,6 +175,34 @@ def _students(
     return _members(f"student-{number}", settings.student, dataset, seed, number, answers, selection, init)
 
 
+def _fine_tuned(
+    taught: Taught, settings: RoundSettings, config: RunConfig, fingerprint: str, answers: Answers
+) -> Taught:
+    """The students after they have seen larger images; as they were before, the first is evaluated too."""
+    assert settings.finetune is not None
+    number = taught.number
+    before = evaluate_request(f"evaluate-student-{number}", config.evaluate, taught.dataset, taught.models[0])
+    evaluation = answers.submit(before, number)
+    data = config.data.model_copy(update={"image_size": settings.finetune.image_size})
+    larger = answers.run(dataset_request(data, fingerprint, f"dataset-{number}"), number)
+    learner, names = settings.finetune.of(settings.student), member_names(f"finetune-{number}", len(taught.models))
+    pending = [
+        answers.submit(
+            train_request(name, learner, larger, derive_seed(config.seed, name), taught.selection, student), number
+        )
+        for name, student in zip(names, taught.models, strict=True)
+    ]
+    models = [result() for result in pending]
+    return replace(
+        taught,
+        name=f"{taught.name} @ {settings.finetune.image_size}",
+        models=models,
+        dataset=larger,
+        evaluations=[evaluation],
+        trained=(*taught.trained, models[0]),
+    )
+
+
 def _members(
     name: str,
     learner: LearnerSettings,
@@ -167,36 +213,47 @@ def _members(
     selection: Artifact | None = None,
     init: Artifact | None = None,
 ) -> list[Artifact]:
-    """One model, or the members of an ensemble; the first carries the round's name and is the one evaluated."""
-    names = [name] + [f"{name}-member-{number}" for number in range(2, learner.members + 1)]
+    """One model, or the members of an ensemble; the first carries the round's name and is the one that gates judge."""
     requests = [
-        train_request(one, learner, dataset, derive_seed(seed, one), selection=selection, init=init) for one in names
+        train_request(one, learner, dataset, derive_seed(seed, one), selection=selection, init=init)
+        for one in member_names(name, learner.members)
     ]
     pending = [answers.submit(request, round_number) for request in requests]
     return [result() for result in pending]
 
 
-def _summarise(
-    number: int,
-    name: str,
-    dataset: Artifact,
-    model: Artifact,
-    evaluation: Artifact,
-    selection: Artifact | None = None,
-    gate: Artifact | None = None,
-) -> RoundSummary:
-    chosen = selection.summary if selection is not None else {}
+def member_names(name: str, members: int) -> list[str]:
+    """The stages of an ensemble's members: the first has the plain name."""
+    return [name] + [f"{name}-member-{number}" for number in range(2, members + 1)]
+
+
+def _evaluate(
+    name: str, round_number: int, config: RunConfig, dataset: Artifact, models: list[Artifact], answers: Answers
+) -> list[Pending]:
+    """Every member; nothing waits for them that does not read them."""
+    requests = [
+        evaluate_request(one, config.evaluate, dataset, model)
+        for one, model in zip(member_names(name, len(models)), models, strict=True)
+    ]
+    return [answers.submit(request, round_number) for request in requests]
+
+
+def _summarise(made: Taught, dataset: Artifact) -> RoundSummary:
+    """The line of a round, once all of its evaluations are there."""
+    evaluation, *_ = [one() for one in made.evaluations]
+    selection, gate = made.selection, made.gate
+    counted = (selection, *made.trained, evaluation, gate)
     return RoundSummary(
-        round=number,
-        model=name,
-        model_digest=model.digest,
+        round=made.number,
+        model=made.name,
+        model_digest=made.models[0].digest,
         labeled=dataset.summary["labeled"],
-        selected=chosen.get("kept"),
+        selected=selection.summary.get("kept") if selection is not None else None,
         pseudo_label_precision=true_precision(dataset, selection) if selection is not None else None,
         validation_accuracy=evaluation.summary.get("validation_accuracy"),
         test_accuracy=evaluation.summary.get("test_accuracy"),
         decision=gate.summary["decision"] if gate is not None else "",
-        seconds=sum(one.manifest["seconds"] for one in (selection, model, evaluation, gate) if one is not None),
+        seconds=sum(one.manifest["seconds"] for one in counted if one is not None),
     )
 
 

@@ -12,7 +12,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
-from ssl_tasks.config import LearnerSettings
+from ssl_tasks.config import LearnerSettings, TunedSettings
 from ssl_tasks.errors import Transient
 from ssl_tasks.execute import Outcome, Request
 from ssl_tasks.process import visible_gpus
@@ -26,7 +26,9 @@ VERBS = {"dataset": "read the data", "train": "train", "given": "take", "predict
 def person_name(request: Request, round_number: int) -> str:
     """train student · round 2 · wrn-28-4"""
     subject = request.name.rsplit("-", 1)[0] if round_number else request.name
-    words = [f"{VERBS[request.stage]} {subject}" if request.stage in ("train", "given") else request.stage]
+    verb = "fine-tune" if isinstance(request.section, TunedSettings) else VERBS.get(request.stage, "")
+    subject = subject.replace("finetune", "student")
+    words = [f"{verb} {subject}" if request.stage in ("train", "given") else request.stage]
     if request.stage not in ("train", "given") and not round_number and request.name != request.stage:
         words = [request.name.replace("-", " ")]
     if round_number:

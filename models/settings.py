@@ -4,6 +4,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ONE_SIZE = ("mlp", "torchvision:vit", "torchvision:maxvit", "timm:vit")  # how networks for one image size are named
+
 
 class ModelSettings(BaseModel):
     """A network by its registered name, its noise, and where its first weights come from."""

@@ -1,16 +1,16 @@
 """RunConfig: the one place where the sections of a recipe meet. `recipes.py` reads it from YAML."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from models.settings import ModelSettings
+from models.settings import ONE_SIZE, ModelSettings
 from ssl_tasks.data.settings import AugmentSettings, DataSettings
 from ssl_tasks.evaluation.settings import EvaluateSettings, GateSettings
 from ssl_tasks.methods.settings import MethodSettings, NoisyStudentSettings, SupervisedSettings
 from ssl_tasks.pseudo_labels.settings import PredictSettings, SelectSettings
 from ssl_tasks.section import RecipePath, Section
-from ssl_tasks.training.settings import RuntimeSettings, TrainSettings
+from ssl_tasks.training.settings import FineTuneTrainSettings, RuntimeSettings, TrainSettings
 
 
 class LearnerSettings(Section):
@@ -32,14 +32,54 @@ class StudentSettings(LearnerSettings):
     init: Literal["scratch", "teacher"] = Field("scratch", description="the student's first weights")
 
 
+class FineTuneSettings(Section):
+    """FixRes (1906.06423): a trained student sees larger images for a few steps, as it will see them when it is used.
+
+    It learns the labelled and the selected images, unaugmented and without its noise.
+    """
+
+    image_size: int = Field(ge=1, description="of the larger images; the network must take any size")
+    layers: Literal["classifier_and_norms", "all"] = Field(
+        "classifier_and_norms", description="whose weights are trained; running statistics move in any case"
+    )
+    train: FineTuneTrainSettings = FineTuneTrainSettings()
+
+    def of(self, student: LearnerSettings) -> "TunedSettings":
+        """What the stage that fine-tunes this student is asked."""
+        # Running statistics belong to a size, and have few steps to reach the new one's.
+        quiet = {"dropout": 0.0, "stochastic_depth": 0.0, "batch_norm_momentum": 0.1, "pretrained": None}
+        as_they_are = AugmentSettings(flip=False, crop_padding=0)
+        model = student.model.model_copy(update=quiet)
+        return TunedSettings(model=model, train=self.train, augment=as_they_are, layers=self.layers)
+
+
+class TunedSettings(LearnerSettings):
+    """A fine-tuning as a stage is asked for it: the supervised training of a given network."""
+
+    layers: Literal["classifier_and_norms", "all"]
+
+
 class RoundSettings(Section):
-    """One turn of predict → select → student → evaluate → gate."""
+    """One turn of predict → select → student (→ fine-tuning) → evaluate → gate."""
 
     predict: PredictSettings = PredictSettings()
     select: SelectSettings = SelectSettings()
     student: StudentSettings = StudentSettings()
+    finetune: FineTuneSettings | None = Field(
+        None, description="of the student on larger images; its outcome is the round's model. For the last round"
+    )
     gate: GateSettings = GateSettings()
     hold: bool = Field(False, description="wait after select until a person approves")
+
+    @model_validator(mode="after")
+    def _network_takes_any_size(self) -> Self:
+        name = self.student.model.name
+        if self.finetune is not None and name.startswith(ONE_SIZE):
+            raise ValueError(
+                f"finetune needs a student that takes images of any size, and {name} is built for one; leave finetune "
+                "out, or use small_cnn, wrn-28-2 or torchvision:efficientnet_b0"
+            )
+        return self
 
 
 class RunConfig(Section):
@@ -54,3 +94,14 @@ class RunConfig(Section):
     rounds: tuple[RoundSettings, ...] = ()
     evaluate: EvaluateSettings = EvaluateSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+
+    @model_validator(mode="after")
+    def _finetuning_sees_larger_images(self) -> Self:
+        usual = self.data.image_size
+        for number, settings in enumerate(self.rounds):
+            if settings.finetune is not None and usual is not None and settings.finetune.image_size <= usual:
+                raise ValueError(
+                    f"rounds.{number}.finetune.image_size is {settings.finetune.image_size} and data.image_size "
+                    f"{usual}; expected larger images than the student was trained on"
+                )
+        return self

@@ -153,12 +153,19 @@ class Run:
                 number,
                 predictions=self.artifact(f"predict-{number}"),
                 selection=self.artifact(f"select-{number}"),
-                model=self.artifact(f"student-{number}"),
+                model=self.artifact(self.model_stage(number)),
                 evaluation=self.artifact(f"evaluate-{number}"),
                 gate=self.artifact(f"gate-{number}"),
             )
             for number in range(1, last + 1)
         ]
+
+    def model_stage(self, number: int) -> str:
+        """The stage that gave a round its model: the student's training, or its fine-tuning where there was one."""
+        if not number:
+            return "teacher"
+        tuned = f"finetune-{number}"
+        return f"student-{number}" if self.artifact(tuned) is None else tuned
 
     @property
     def nothing_new(self) -> bool:

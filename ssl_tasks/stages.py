@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import Field
 
 from ssl_tasks.artifacts import Artifact, digest_file
-from ssl_tasks.config import LearnerSettings, RunConfig
+from ssl_tasks.config import LearnerSettings
+from ssl_tasks.data.settings import DataSettings
 from ssl_tasks.evaluation.settings import EvaluateSettings, GateSettings
 from ssl_tasks.execute import Request
 from ssl_tasks.methods import LABELS_ONLY
@@ -30,9 +31,9 @@ BODIES = {
 }
 
 
-def dataset_request(config: RunConfig, fingerprint: str) -> Request:
+def dataset_request(data: DataSettings, fingerprint: str, name: str = "dataset") -> Request:
     """The source's contents, as `fingerprint` names them, become a manifest."""
-    return _request("dataset", "dataset", config.data, {}, {"source": fingerprint})
+    return _request(name, "dataset", data, {}, {"source": fingerprint})
 
 
 def train_request(

@@ -31,6 +31,7 @@ class Card(Section):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     precision: str = "auto"  # as asked for in training; `auto` is resolved on the machine that predicts
+    built_for: int | None = None  # the image size by which the network is built, where it was fine-tuned at another
     members: int = 1  # networks of this model side by side, whose logits are averaged
 
 
@@ -78,7 +79,8 @@ def save_trained(folder: Path, network: nn.Module, card: Card) -> None:
 def save_card(folder: Path, card: Card) -> None:
     """Writes model.json. Where the first weights came from is no part of it: no path of this machine leaves it."""
     card = card.model_copy(update={"model": card.model.model_copy(update={"pretrained": None})})
-    (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n")
+    unsaid = {"built_for"} if card.built_for is None else None
+    (folder / CARD).write_text(card.model_dump_json(indent=1, exclude=unsaid) + "\n")
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -102,7 +104,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def load_trained(folder: Path, device: str = "auto", precision: str = "auto") -> Trained:
     """The network of a model artifact, ready to predict; `precision=auto` is what it was trained for."""
     card = load_card(folder)
-    size = len(card.classes), card.in_channels, card.image_size
+    size = len(card.classes), card.in_channels, card.built_for or card.image_size
     networks = [build_model(card.model, *size) for _ in range(card.members)]
     network = networks[0] if card.members == 1 else joined(networks)
     network.load_state_dict(load_weights(folder / WEIGHTS))

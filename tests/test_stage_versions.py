@@ -61,7 +61,7 @@ def compute(workspace: Path) -> Answers:
         return execute(request, workspace, runtime).artifact
 
     config = parse_recipe(RECIPE, Path("versions.yaml")).config
-    dataset = answer(dataset_request(config, fingerprint(config.data, workspace / "cache")))
+    dataset = answer(dataset_request(config.data, fingerprint(config.data, workspace / "cache")))
     teacher = answer(train_request("teacher", learner("supervised", **TAUGHT), dataset, 0))
     predictions = answer(predict_request("predict", PredictSettings(views=2, temperature="fit"), dataset, [teacher]))
     selection = answer(select_request("select", SelectSettings(threshold=0.5), dataset, predictions, None))

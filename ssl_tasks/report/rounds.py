@@ -53,7 +53,7 @@ def model_facts(model: Artifact | None) -> dict[str, Any]:
     width = f", width {network['width']}" if network.get("width") else ""
     facts = {
         "architecture": f"{network.get('name', model.summary.get('model', 'given'))}{width}",
-        "method": settings.get("method", {}).get("name", "given"),
+        "method": "fine-tuning" if "layers" in settings else settings.get("method", {}).get("name", "given"),
         "warnings": tuple(model.summary.get("warnings", ())),
     }
     return facts | {"curve": learning_curve(model)}

@@ -4,6 +4,7 @@ Creating is the only thing that MLflow would do twice: before, a tag of ours is 
 so that MLflow's key of them tells a repetition; parameters, tags, files and ends are the same when written again.
 """
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 LOCAL = "selftrain.local"  # the tag with a run's local id
+OF_A_ROUND = re.compile(r"evaluate-(teacher|\d+)")  # not its other members, nor a student before its fine-tuning
 SOON_SECONDS, PATIENCE_SECONDS = 2.0, 60.0
 
 
@@ -134,9 +136,10 @@ class Applier:
     def _artifact(self, operation: Operation) -> None:
         run_id = self.run_id(operation["run"])
         self._describe(run_id, _artifact_of(operation), operation)
-        parent = self.client.get_run(run_id).data.tags.get("mlflow.parentRunId")
+        run = self.client.get_run(run_id)
+        parent = run.data.tags.get("mlflow.parentRunId")
         if parent is not None:
-            self._scores(parent, _artifact_of(operation), operation)
+            self._scores(parent, run.info.run_name or "", _artifact_of(operation), operation)
 
     def _describe(self, run_id: str, artifact: Artifact, operation: Operation) -> None:
         """Inputs, outputs, numbers and small files of the run that made an artifact."""
@@ -176,11 +179,11 @@ class Applier:
         metrics = [Metric(name, value, at, 0, **owner) for name, value in values.items()]
         self.client.log_batch(run_id, metrics=metrics)
 
-    def _scores(self, parent: str, artifact: Artifact, operation: Operation) -> None:
-        """An evaluation's accuracies, by round, on the pipeline run."""
+    def _scores(self, parent: str, name: str, artifact: Artifact, operation: Operation) -> None:
+        """The accuracies of a round's own model, by round, on the pipeline run."""
         from mlflow.entities import Metric
 
-        if artifact.stage != "evaluate":
+        if artifact.stage != "evaluate" or not OF_A_ROUND.fullmatch(name):
             return
         at = int(artifact.manifest["finished"] * 1000)
         names = [name for name in ("validation_accuracy", "test_accuracy") if artifact.summary.get(name) is not None]
@@ -231,7 +234,7 @@ class Applier:
         model = self._model(artifact.digest) if artifact.stage in MODEL_STAGES else None
         if model is not None and model.model_id not in input_models(self.client.get_run(parent)):
             self.client.log_inputs(parent, models=[LoggedModelInput(model.model_id)])
-        self._scores(parent, artifact, operation)
+        self._scores(parent, operation["name"], artifact, operation)
 
     def _may_come(self, artifact: Artifact, operation: Operation) -> bool:
         """Whether the process that computed it has yet to tell the server: then there would be two runs of it."""

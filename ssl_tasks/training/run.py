@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import build_model
 from models.classifier import Classifier
 from ssl_tasks.batch import Batch
-from ssl_tasks.config import LearnerSettings
+from ssl_tasks.config import LearnerSettings, TunedSettings
 from ssl_tasks.data.dataset import Dataset
 from ssl_tasks.data.loading import StreamPools, loader, to_device
 from ssl_tasks.data.policy import Policy, build_policy
@@ -22,6 +22,7 @@ from ssl_tasks.methods import build_method, method_class
 from ssl_tasks.methods.base import Method, Problem
 from ssl_tasks.seeds import derive_seed
 from ssl_tasks.training.ema import frozen_copy
+from ssl_tasks.training.finetuning import freeze_all_but_classifier_and_norms, refuse_one_size
 from ssl_tasks.training.optimization import build_optimizer
 from ssl_tasks.training.precision import resolve_precision
 from ssl_tasks.training.settings import TrainSettings
@@ -44,6 +45,7 @@ class TrainingRun:
     validation: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    built_for: int  # the image size by which the network is built: of a fine-tuned one, that of its first training
     policy: Policy | None = None  # what CTAugment learns; a part of the method, so that it is saved and moved with it
 
     def evaluated(self) -> Classifier:
@@ -76,14 +78,20 @@ def build_run(
     device: torch.device,
     selection: PseudoPool | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    built_for: int | None = None,
 ) -> TrainingRun:
     """A run at step 0; `weights` are the student's first, where it does not start from scratch."""
     train = learner.train
     problem = build_problem(learner, dataset, selection)
     torch.manual_seed(derive_seed(seed, "weights"))
-    student = build_model(learner.model, dataset.num_classes, dataset.channels, dataset.image_size)
+    built_for = built_for or dataset.image_size
+    student = build_model(learner.model, dataset.num_classes, dataset.channels, built_for)
     if weights is not None:
         student.load_state_dict(dict(weights))
+    if isinstance(learner, TunedSettings):
+        refuse_one_size(student, learner.model.name, dataset.channels, dataset.image_size, built_for)
+        if learner.layers == "classifier_and_norms":
+            freeze_all_but_classifier_and_norms(student)
     if grouped() and device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(student)  # in place: the student itself is no batch norm
     student = student.to(device).to(memory_format=torch.channels_last)
@@ -109,6 +117,7 @@ def build_run(
         validation=dataset.pool("validation"),
         mean=dataset.mean,
         std=dataset.std,
+        built_for=built_for,
         policy=policy,
     )
 

@@ -44,6 +44,16 @@ class TrainSettings(Section):
         return self
 
 
+class FineTuneTrainSettings(TrainSettings):
+    """The optimisation of a fine-tuning: few steps, small ones, and no average of them."""
+
+    steps: int = Field(200, ge=1)
+    learning_rate: float = Field(0.001, gt=0)
+    schedule: Literal["constant", "cosine", "cosine_7_16"] = "cosine"
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="0 evaluates the network itself")
+    evaluate_every: int = Field(50, ge=1)
+
+
 class RuntimeSettings(Section):
     """Where and how fast; nothing here changes what is computed, so nothing here takes part in a stage's key."""
 

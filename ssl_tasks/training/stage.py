@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.ensemble import members
 from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import LearnerSettings
+from ssl_tasks.config import LearnerSettings, TunedSettings
 from ssl_tasks.data.dataset import Dataset
 from ssl_tasks.data.pools import PseudoPool
 from ssl_tasks.distributed import rank
@@ -41,8 +41,10 @@ def train_here(context: StageContext, device: torch.device) -> StageResult:
     prepare_backends(learner.train.precision, context.runtime.threads)
     dataset = Dataset.open(context.inputs["dataset"], context.cache, context.runtime)
     selection = PseudoPool.open(context.inputs["selection"]) if "selection" in context.inputs else None
-    weights = first_weights(learner, context.inputs.get("init"))
-    run = build_run(learner, dataset, context.seed, device, selection, weights)
+    init = context.inputs.get("init")
+    weights = first_weights(learner, init)
+    built_for = first_size(init) if isinstance(learner, TunedSettings) and init is not None else None
+    run = build_run(learner, dataset, context.seed, device, selection, weights, built_for)
     checkpoints = Checkpoints(context.scratch / "checkpoints", context.runtime.checkpoint_every, writes=rank() == 0)
 
     speeds: list[float] = []
@@ -78,6 +80,12 @@ def first_weights(learner: LearnerSettings, init: Artifact | None) -> dict[str, 
     return load_weights(init.file(WEIGHTS))
 
 
+def first_size(init: Artifact) -> int:
+    """The image size by which a given network was built: some are others for other sizes."""
+    card = load_card(init.path)
+    return card.built_for or card.image_size
+
+
 def spell(name: str, width: int | None) -> str:
     """An architecture in words."""
     return name if width is None else f"{name} of width {width}"
@@ -110,6 +118,7 @@ def card_of(run: TrainingRun, dataset: Dataset) -> Card:
         classes=dataset.classes,
         in_channels=dataset.channels,
         image_size=dataset.image_size,
+        built_for=run.built_for if run.built_for != dataset.image_size else None,
         mean=dataset.mean,
         std=dataset.std,
         precision=run.learner.train.precision,

@@ -112,6 +112,40 @@ def test_rerun_computes_one_stage_and_what_depends_on_it(copy: Path, finished: P
     assert computed == {"student-2", "evaluate-2", "gate-2"}
 
 
+def test_the_last_student_is_fine_tuned_on_larger_images_and_that_stage_can_be_rerun_alone(
+    copy: Path, recipe: str
+) -> None:
+    larger = [f"rounds.1.finetune.{words}" for words in ("image_size=12", "train.steps=10", "train.batch_size=20")]
+    done = selftrain(copy, "run", recipe, *(word for one in larger for word in ("--set", one)), "--json")
+    assert done.returncode == 0, done.stderr
+    run = last(copy)
+    by_state = states(run)
+    new = {"dataset-2", "finetune-2", "evaluate-2", "gate-2"}
+    assert {name for name, state in by_state.items() if state == "computed"} == new
+    assert run.stage("evaluate-student-2").state == "reused"  # as the student was before: known
+    model = run.rounds()[2].model
+    assert model is not None
+    assert json.loads(model.file("model.json").read_text())["image_size"] == 12
+    evaluated, gate = (run.stage(name).key_parts["inputs"] for name in ("evaluate-2", "gate-2"))
+    assert evaluated["model"] == model.digest
+    assert gate["student"] == run.stage("evaluate-2").digest
+    line = json.loads(done.stdout.splitlines()[-1])["rounds"][2]
+    assert (line["model"], line["model_digest"]) == ("small_cnn 8 @ 12", model.digest)
+    with sqlite3.connect(copy / "mlflow.db") as db:  # the student before its fine-tuning is not the round's
+        told = db.execute(
+            "SELECT m.value FROM metrics m JOIN tags t ON m.run_uuid = t.run_uuid AND t.key = 'selftrain.run' "
+            "WHERE t.value = ? AND m.key = 'validation_accuracy' AND m.step = 2",
+            (run.id,),
+        ).fetchall()
+    assert told == [(line["validation_accuracy"],)]
+    again = selftrain(copy, "rerun", "last", "finetune-2")
+    assert again.returncode == 0, again.stderr
+    assert {name for name, state in states(last(copy)).items() if state == "computed"} == {"finetune-2"}
+    assert outcome(last(copy))["digests"] == outcome(run)["digests"]
+    planned = selftrain(copy, "plan", str(last(copy).path), "--json")
+    assert [stage["name"] for stage in json.loads(planned.stdout)["stages"]] == list(by_state)
+
+
 def test_rerun_of_an_unknown_stage_names_the_nearest(copy: Path) -> None:
     done = selftrain(copy, "rerun", "last", "studnet-1")
     assert done.returncode == 2

@@ -1,0 +1,131 @@
+"""Independent stages run at the same time where there is room; members of an ensemble are each evaluated."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import conductor as conducting
+from flows.conductor import Conductor
+from flows.planning import stage_names
+from flows.self_training import Summary, self_training
+from ssl_tasks.config import RunConfig
+from ssl_tasks.errors import Interrupted, StageFailed
+from ssl_tasks.execute import Request
+from ssl_tasks.recipes import parse_recipe
+from ssl_tasks.runs import Run
+from ssl_tasks.stage import StageContext, StageResult
+from ssl_tasks.stages import dataset_request
+
+PATIENCE = 60  # seconds for what must happen
+SUMMARIES: Mapping[str, dict[str, Any]] = {
+    "dataset": {"labeled": 1},
+    "select": {"kept": 1},
+    "evaluate": {"validation_accuracy": 0.5, "test_accuracy": 0.5},
+    "gate": {"decision": "continue", "reason": ""},
+}
+PARTS = dict.fromkeys(("labeled", "unlabeled", "validation", "test"), "0")
+
+
+class Stages:
+    """Stands for all bodies: notes who runs, how many at once, and waits for others where it is told to."""
+
+    def __init__(self, meet: frozenset[str] = frozenset(), fails: str = "") -> None:
+        self.meet, self.fails = meet, fails
+        self.met = threading.Barrier(max(1, len(meet)), timeout=PATIENCE)
+        self.lock = threading.Lock()
+        self.names: list[str] = []
+        self.running = self.most = 0
+
+    def __call__(self, request: Request, context: StageContext) -> StageResult:
+        with self.lock:
+            self.names.append(request.name)
+            self.running += 1
+            self.most = max(self.most, self.running)
+        try:
+            if request.name in self.meet:
+                self.met.wait()  # breaks, and fails, unless all of them run at the same time
+            if request.name == self.fails:
+                raise StageFailed(request.name, "as asked")
+            (context.output / "name").write_text(request.name)
+            return StageResult(SUMMARIES.get(request.stage, {}), PARTS if request.stage == "dataset" else {})
+        finally:
+            with self.lock:
+                self.running -= 1
+
+
+def config_of(parallel: int, **recipe: Any) -> RunConfig:
+    """Two teachers, one round of two students."""
+    raw = {"teacher": {"members": 2}, "rounds": [{"student": {"members": 2}, **recipe}]}
+    return parse_recipe({**raw, "runtime": {"parallel": parallel}}, Path("room.yaml")).config
+
+
+@pytest.fixture
+def conduct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the rounds with these stages."""
+    monkeypatch.setattr("flows.self_training.true_precision", lambda *_: None)
+
+    def run(config: RunConfig, stages: Stages) -> Summary:
+        monkeypatch.setattr(conducting, "run_inline", stages)
+        conductor = Conductor(Run.create(tmp_path, config), config, isolate=False)
+        try:
+            return self_training(config, conductor)
+        except BaseException:
+            conductor.stop()
+            raise
+        finally:
+            conductor.close()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "meet",
+    [
+        ("evaluate-teacher-member-2", "predict-1"),
+        ("student-1", "student-1-member-2"),
+        ("evaluate-1", "evaluate-1-member-2"),
+    ],
+)
+def test_what_does_not_depend_on_another_runs_at_the_same_time(conduct: Any, meet: tuple[str, str]) -> None:
+    stages = Stages(frozenset(meet))
+    assert conduct(config_of(2), stages).rounds[1].validation_accuracy == 0.5
+    assert stages.most == 2
+
+
+def test_without_room_one_stage_runs_after_the_other_in_the_order_of_the_plan(conduct: Any) -> None:
+    config, stages = config_of(1, finetune={"image_size": 12}), Stages()
+    conduct(config, stages)
+    assert stages.most == 1
+    assert stages.names == list(stage_names(config))
+
+
+def test_every_member_is_trained_fine_tuned_and_evaluated(conduct: Any) -> None:
+    stages = Stages()
+    conduct(config_of(3, finetune={"image_size": 12}), stages)
+    expected = {"teacher", "student-1", "finetune-1", "evaluate-teacher", "evaluate-1"}
+    assert {f"{name}-member-2" for name in expected} | expected | {"evaluate-student-1"} <= set(stages.names)
+
+
+def test_a_failed_evaluation_fails_the_run_and_what_waits_does_not_begin(conduct: Any) -> None:
+    stages = Stages(frozenset({"evaluate-teacher", "predict-1"}), fails="evaluate-teacher")
+    with pytest.raises(StageFailed, match="evaluate-teacher"):
+        conduct(config_of(2), stages)
+    assert "gate-1" not in stages.names
+
+
+def test_what_waits_for_room_does_not_begin_once_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, stages = config_of(2), Stages()
+    monkeypatch.setattr(conducting, "run_inline", stages)
+    conductor = Conductor(Run.create(tmp_path, config), config, isolate=False)
+    for _ in range(2):
+        conductor.room.acquire()
+    waiting = conductor.submit(dataset_request(config.data, "contents"), 0)
+    conductor.stop()
+    conductor.room.release()
+    with pytest.raises(Interrupted):
+        waiting()
+    conductor.close()
+    assert stages.names == []

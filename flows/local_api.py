@@ -39,15 +39,17 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
         from prefect.server.api.server import create_app  # not public: the version is pinned, a test guards it
         from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    with file_lock(workspace / "prefect.lock"):  # two processes must not migrate a fresh database together
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-        server = uvicorn.Server(uvicorn.Config(create_app(), log_level="error", lifespan="on"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True, name="prefect-api")
-        thread.start()
-        _wait_until_started(server, thread)
+        with file_lock(workspace / "prefect.lock"):  # two processes must not migrate a fresh database together
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            server = uvicorn.Server(uvicorn.Config(create_app(), log_level="error", lifespan="on"))
+            thread = threading.Thread(
+                target=server.run, kwargs={"sockets": [listener]}, daemon=True, name="prefect-api"
+            )
+            thread.start()
+            _wait_until_started(server, thread)
     os.environ["PREFECT_API_URL"] = url  # children inherit it
     try:
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):

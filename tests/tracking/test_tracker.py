@@ -21,7 +21,7 @@ from ssl_tasks.tracking.client import connect, default_uri
 from ssl_tasks.tracking.registry import champion
 from ssl_tasks.tracking.shipper import Shipper
 from ssl_tasks.tracking.spool import Sent, Spool, spool_folder, spools
-from ssl_tasks.tracking.tracker import Report, Tracker, sync
+from ssl_tasks.tracking.tracker import Report, Tracker, start_ahead, sync
 from tests.clock import own_seconds
 from tests.tracking.observed import everything, runs_by_name
 
@@ -279,6 +279,33 @@ time.sleep(60)
     assert sync(workspace).left == 0
     runs = runs_by_name(client)
     assert {name: found[0].info.status for name, found in runs.items()} == {"killed": "KILLED", "teacher": "KILLED"}
+
+
+def test_a_shipper_that_was_started_ahead_serves_the_next_tracker(workspace: Path, client: MlflowClient) -> None:
+    uri = default_uri(workspace)
+    start_ahead(workspace, uri)
+    start_ahead(workspace, uri)  # one is enough
+    children = {one.pid for one in psutil.Process().children()}
+    trackers = [Tracker(uri, workspace), Tracker(uri, workspace)]
+    shippers = [one.shipper for one in trackers]
+    assert [one is not None and one.pid in children for one in shippers] == [True, False]
+    for number, tracker in enumerate(trackers):
+        tracker.finish_run(tracker.start_run(f"run {number}", {}, ""))
+        assert tracker.close().left == 0
+    assert set(runs_by_name(client)) == {"run 0", "run 1"}
+
+
+def test_a_shipper_that_nobody_takes_ends_with_its_parent(workspace: Path) -> None:
+    code = """
+import pathlib, psutil, sys
+from ssl_tasks.tracking.client import default_uri
+from ssl_tasks.tracking.tracker import start_ahead
+workspace = pathlib.Path(sys.argv[1])
+start_ahead(workspace, default_uri(workspace))
+print(psutil.Process().children()[0].pid)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(workspace)], check=True, capture_output=True, text=True)
+    wait_for(lambda: not psutil.pid_exists(int(done.stdout)), 60)
 
 
 def test_a_live_run_is_not_touched_by_sync(workspace: Path) -> None:

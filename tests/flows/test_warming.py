@@ -1,0 +1,36 @@
+"""What is begun ahead: the process that speaks with MLflow always, torch only where something is to be computed."""
+
+from pathlib import Path
+
+import pytest
+
+from flows import warming
+from ssl_tasks.recipes import load_recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "force", "torch"),
+    [((), (), False), ((), ("teacher",), True), (("rounds.1.select.threshold=0.2",), (), True)],
+    ids=["answered", "asked for anew", "changed"],
+)
+def test_torch_is_imported_ahead_where_anything_is_likely_to_be_computed(
+    finished: Path,
+    recipe: str,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    force: tuple[str, ...],
+    torch: bool,
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(warming, "start_ahead", lambda *_: begun.append("mlflow"))
+    monkeypatch.setattr(warming, "start_fork_server", lambda: begun.append("torch"))
+    warming.warm_up(load_recipe(recipe, overrides).config, finished, force)
+    assert begun == ["mlflow", *["torch"] * torch]
+
+
+def test_in_a_fresh_workspace_everything_is_begun(tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(warming, "start_ahead", lambda *_: begun.append("mlflow"))
+    monkeypatch.setattr(warming, "start_fork_server", lambda: begun.append("torch"))
+    warming.warm_up(load_recipe(recipe).config, tmp_path)
+    assert begun == ["mlflow", "torch"]

@@ -46,7 +46,7 @@ function gallerySection() {
   function turn(by) {
     state.page = Math.max(0, state.page + by);
     refresh();
-    grid.scrollIntoView({ block: 'nearest' });
+    grid.scrollIntoView({ block: 'start' });
   }
 
   /** One card alone is reached with Tab; arrows go to the others. */
@@ -79,12 +79,12 @@ function gallerySection() {
   refresh();
   const few = samples.length < of ? `${count(samples.length)} of ${plural(of, 'invented label')} are shown: the review queue, then labels near a threshold, changed ones, and the surest and least sure of every class.` : 'All invented labels are shown.';
   return section('labels', 'Invented labels',
-    el('p', {}, `${few} Say which are right; the next round listens.`),
+    el('p', {}, `${few} Mark a picture ✓ right, ✗ wrong or ≠ of another class, and the next round listens.`),
     notes.map(note => el('p', { class: 'note' }, visible(note))),
+    el('p', { class: 'note wide-only' }, 'Keys on a picture: ', ...keys([['← → ↑ ↓', 'move'], ['Page Up / Page Down', 'turn pages'], ['y', 'right'], ['x', 'wrong'], ['c', 'another class'], ['Enter', 'larger']])),
     filters(rounds, change),
     el('div', { class: 'pager' }, status, back, next),
     grid,
-    el('p', { class: 'note wide-only' }, 'Keys on a picture: ', ...keys([['← → ↑ ↓', 'move'], ['Page Up / Page Down', 'turn pages'], ['y', 'right'], ['x', 'wrong'], ['c', 'another class'], ['Enter', 'larger']])),
     basket());
 }
 

@@ -132,10 +132,7 @@ function stageLink({ link: address, digest }) {
 
 function stagesTable() {
   return table('Stages in the order of the run', [
-    { name: 'Stage', value: one => one.name, show: one => visible(one.name) },
-    { name: 'State', value: one => one.state },
-    { name: 'In this run', number: true, value: one => one.wall_seconds, show: one => duration(one.wall_seconds) },
-    { name: 'To compute', number: true, value: one => one.cost_seconds, show: one => duration(one.cost_seconds) },
+    ...STAGE_TIMES,
     { name: 'Made of', value: one => one.inputs.map(([, from]) => visible(from)).join(', ') || '–' },
     { name: 'Digest', show: one => el('span', { class: 'digest' }, one.digest.slice(0, 12) || '–') },
     { name: 'MLflow', show: one => stageLink(one) },

@@ -15,6 +15,7 @@ function overview() {
   const part = el('section', { id: 'summary', class: 'first', 'aria-labelledby': 'summary-title' },
     el('h2', { id: 'summary-title', class: 'quiet' }, 'Summary'), figures(),
     el('div', { class: 'columns' }, data.rounds.length ? accuracyChart(data.rounds) : null, data.stages.length ? costChart(data.stages) : null),
+    data.stages.length ? fold('Each stage', table('Wall time of the stages in this run, and what each cost when it was computed', STAGE_TIMES, data.stages)) : null,
     data.rounds.length ? roundsTable() : el('p', {}, 'No model has been trained yet.'),
     el('p', { class: 'note' }, `Started ${started} UTC. `, known(run.finished) ? `The run took ${duration(run.finished - run.created)}. ` : '', known(run.link) ? ['In MLflow: ', link(run.link)] : null),
   );
@@ -68,3 +69,10 @@ function roundsTable() {
   ];
   return table('Teacher and students; ★ is the best on validation, intervals are 95%', columns, data.rounds, { mark: one => (one.round === data.best_round ? 'best' : null) });
 }
+
+const STAGE_TIMES = [
+  { name: 'Stage', value: one => one.name, show: one => visible(one.name) },
+  { name: 'State', value: one => one.state },
+  { name: 'In this run', number: true, value: one => one.wall_seconds, show: one => duration(one.wall_seconds) },
+  { name: 'To compute', number: true, value: one => one.cost_seconds, show: one => duration(one.cost_seconds) },
+];

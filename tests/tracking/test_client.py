@@ -1,16 +1,11 @@
 """The first connection, a moved workspace, a server of another version, and a server that comes and goes."""
 
 import http.server
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +17,7 @@ from ssl_tasks.tracking.client import check_server, connect, default_uri
 from ssl_tasks.tracking.spool import spools
 from ssl_tasks.tracking.tracker import Tracker, sync
 from tests.clock import own_seconds
+from tests.local_servers import free_port, mlflow_server
 from tests.tracking.observed import runs_by_name
 
 
@@ -89,41 +85,6 @@ def test_a_server_of_another_major_version_is_refused_in_words() -> None:
         with pytest.raises(ConfigError, match=r"says version '2\.9\.2', expected 3\.x"):
             check_server(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-@contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[None]:
-    """A real server over the database in `folder`, killed at the end."""
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", default_uri(folder), "--artifacts-destination", str(folder / "files")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        wait_for_server(port)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_for_server(port: int) -> None:
-    """Until it answers."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            check_server(f"http://127.0.0.1:{port}")
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError("the server did not start")
 
 
 def test_a_server_that_dies_in_the_middle_delays_nothing_and_loses_nothing(

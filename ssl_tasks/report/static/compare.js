@@ -15,8 +15,9 @@ function rowName(row) {
 }
 
 const shortName = (row, most = 26) => `${row.number}  ${shorten(rowName(row), most)}`;
-const nameMargin = width => Math.min(width * 0.42, 30 + 6.4 * Math.max(...rows.map(row => Math.min(rowName(row).length, 26))));
-const lettersIn = width => Math.floor((nameMargin(width) - 30) / 6.4);
+const NUMBER_ROOM = 38; // of a name's number, and between the name and the axis
+const nameMargin = width => Math.min(width * 0.42, NUMBER_ROOM + 6.4 * Math.max(...rows.map(row => Math.min(rowName(row).length, 26))));
+const lettersIn = width => Math.floor((nameMargin(width) - NUMBER_ROOM) / 6.4);
 const points = (value, digits = 1) => (known(value) ? `${value > 0 ? '+' : ''}${(100 * value).toFixed(digits)}` : '–');
 const probability = value => (known(value) ? (value < 0.001 ? '< 0.001' : value.toFixed(3)) : '–');
 const believed = row => row.low > 0 || row.high < 0;

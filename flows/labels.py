@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ssl_tasks.artifacts import file_lock, write_atomically
 from ssl_tasks.errors import NotFound
-from ssl_tasks.runs import Run, corrections_path
+from ssl_tasks.runs import Run, corrections_path, tables_folder
 
 if TYPE_CHECKING:
     from ssl_tasks.pseudo_labels.views import RunTables
@@ -20,11 +20,11 @@ def tables_of(run: Run) -> "RunTables":
     if run.dataset is None:
         raise NotFound(f"run {run.id} has no data set yet; `selftrain status {run.id}` says how it stands")
     rounds = [
-        RoundTables(one.round, one.predictions.path, one.selection.path if one.selection else None)
+        RoundTables(one.round, tables_folder(one.predictions), tables_folder(one.selection) if one.selection else None)
         for one in run.rounds()
         if one.predictions is not None
     ]
-    return RunTables(run.dataset.path, rounds)
+    return RunTables(tables_folder(run.dataset), rounds)
 
 
 def apply_corrections(run: Run, corrections: Path) -> int:

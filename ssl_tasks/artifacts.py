@@ -92,16 +92,18 @@ class Store:
 
     def find(self, stage: str, key: str, verify: bool = True) -> Artifact | None:
         """The artifact of a key, or None. With `verify`, every file's digest is checked; sizes always are."""
+        artifact = self.unchecked(stage, key)
+        if artifact is not None:
+            check_files(artifact, verify)
+        return artifact
+
+    def unchecked(self, stage: str, key: str) -> Artifact | None:
+        """The same as its manifest tells it, whatever became of its files."""
         path = self.path(stage, key)
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
+            return Artifact(path, read_manifest(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, UnicodeDecodeError) as error:
-            raise DamagedArtifact(f"{path / MANIFEST} is not readable JSON ({error})") from error
-        artifact = Artifact(path, manifest)
-        check_files(artifact, verify)
-        return artifact
 
     def commit(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
         """Turns an attempt's output into the artifact: digests, flush to disk, one rename."""
@@ -135,7 +137,15 @@ class Store:
         """Every artifact, unverified, in no promised order."""
         for path in self.root.glob(f"*/*/{MANIFEST}"):
             if path.parent.parent.name not in {"attempts", "quarantine"}:
-                yield Artifact(path.parent, json.loads(path.read_text()))
+                yield Artifact(path.parent, read_manifest(path.parent))
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """What an artifact's folder says of itself."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except ValueError as error:
+        raise DamagedArtifact(f"{folder / MANIFEST} is not readable JSON ({error})") from error
 
 
 def contents_digest(files: Mapping[str, Mapping[str, Any]]) -> str:

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import psutil
 import yaml
 
-from ssl_tasks.artifacts import Artifact, write_atomically
+from ssl_tasks.artifacts import Artifact, check_files, read_manifest, write_atomically
 from ssl_tasks.config import RunConfig
-from ssl_tasks.errors import NotFound, nearest
+from ssl_tasks.errors import DamagedArtifact, NotFound, nearest
 
 RunState = Literal["running", "waiting", "done", "failed", "interrupted", "crashed"]
 RESERVE = 1 << 20  # bytes that a run keeps, to write down how it ended when the disk is full
@@ -136,7 +136,7 @@ class Run:
         try:
             stage = self.stage(name)
             folder = Path(stage.artifact)
-            return Artifact(folder, json.loads((folder / "artifact.json").read_text())) if stage.artifact else None
+            return Artifact(folder, read_manifest(folder)) if stage.artifact else None
         except (NotFound, FileNotFoundError):
             return None
 
@@ -199,6 +199,16 @@ class Run:
 def dumped(config: RunConfig) -> str:
     """A resolved configuration as the YAML of a run's folder."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def tables_folder(artifact: Artifact) -> Path:
+    """Where its tables are; DamagedArtifact says how to go on where one of them is gone or has another size."""
+    try:
+        check_files(artifact, digests=False)
+    except DamagedArtifact as error:
+        remedy = "run its recipe again: what is damaged is computed anew, and the old files go to store/quarantine"
+        raise DamagedArtifact(f"{error}; {remedy}") from error
+    return artifact.path
 
 
 def corrections_file(workspace: Path, name: str) -> Path | None:

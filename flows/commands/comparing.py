@@ -79,7 +79,11 @@ def _compared(options: Namespace) -> "Comparison":
 
 
 def _write(path: Path, text: str) -> None:
-    print(text.rstrip("\n")) if str(path) == "-" else path.write_text(text)
+    if str(path) == "-":
+        print(text.rstrip("\n"))
+        return
+    path.write_text(text)
+    print(f"wrote {path}", file=sys.stderr)
 
 
 VERBS = [add_compare]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flows.commands.tables import print_table
 from flows.commands.verb import Verbs
 from flows.environment import workspace_folder
-from ssl_tasks.errors import ConfigError
+from ssl_tasks.errors import ConfigError, nearest
 from ssl_tasks.runs import Run, find_run
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ def _labels(options: Namespace) -> None:
     if options.limit < 1:
         raise ConfigError(f"--limit is {options.limit}; expected at least 1")
     action, words = _split(options.words)
+    if len(words) > 1 and action in ("show", "review"):
+        found = " ".join(options.words)
+        raise ConfigError(f"labels: found '{found}', expected one run." + nearest(options.words[0], ACTIONS))
     run = find_run(workspace_folder(options.workspace), words[0] if words else "last")
     if action == "apply":
         _apply(run, words)
@@ -118,7 +121,7 @@ def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
     """A data frame where the options want it: a terminal's table, or a file."""
     check_writable(options.csv, options.json, options.parquet)
     if options.csv:
-        frame.to_csv("/dev/stdout" if str(options.csv) == "-" else options.csv, index=False)
+        frame.to_csv(sys.stdout if str(options.csv) == "-" else options.csv, index=False)
     elif options.json:
         text = frame.to_json(orient="records", default_handler=str)
         print(text) if str(options.json) == "-" else options.json.write_text(text)
@@ -126,6 +129,9 @@ def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
         frame.to_parquet(options.parquet, index=False)
     else:
         _print_frame(frame)
+    written = [path for path in (options.csv, options.json, options.parquet) if path and str(path) != "-"]
+    if written:
+        print(f"wrote {written[0]}: {len(frame):,} rows", file=sys.stderr)
 
 
 def check_writable(*paths: Path | None) -> None:
@@ -139,6 +145,8 @@ def check_writable(*paths: Path | None) -> None:
 
 def _print_frame(frame: "pd.DataFrame") -> None:
     shown = frame.dropna(axis="columns", how="all")
+    if {"uri", "sample_id"} <= set(shown.columns) and shown["uri"].equals(shown["sample_id"]):
+        shown = shown.drop(columns="uri")  # the same text twice; a file has both
     numbers = [name for name in shown.columns if shown[name].dtype.kind in "iuf"]
     rows = [{name: _cell(value) for name, value in row.items()} for row in shown.to_dict("records")]
     print_table([{str(name): value for name, value in row.items()} for row in rows], right=numbers)

@@ -56,9 +56,10 @@ def _lineage(options: Namespace) -> int | None:
     if not options.verify:
         return None
     if damages:
+        called = {node.digest: f"{node.label} ({node.digest[:12]})" for node in graph.nodes.values()}
         lines = [
             f"{one.stage} {one.key[:12]} {one.file} {one.problem}; models that rest on it: "
-            + (", ".join(model[:12] for model in one.models) or "none")
+            + (", ".join(called.get(model, model[:12]) for model in one.models) or "none")
             for one in damages
         ]
         raise DamagedArtifact("\n".join(["the lineage is damaged:", *lines]))

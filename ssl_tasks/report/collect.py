@@ -17,7 +17,7 @@ from ssl_tasks.report.embedding import size
 from ssl_tasks.report.gallery import NO_PICTURES, open_gallery
 from ssl_tasks.report.picks import Picks, pick
 from ssl_tasks.report.rounds import round_page, thresholds_of
-from ssl_tasks.runs import RoundArtifacts, Run
+from ssl_tasks.runs import RoundArtifacts, Run, tables_folder
 
 MEMORY_GB = 1.0
 MOST_BYTES = 14_500_000  # of the data in the page: with style and scripts it stays below 15 MB
@@ -51,9 +51,13 @@ def look(
     dataset = run.dataset
     assert dataset is not None
     tables = RunTables(
-        dataset.path,
+        tables_folder(dataset),
         [
-            RoundTables(one.round, one.predictions.path, None if one.selection is None else one.selection.path)
+            RoundTables(
+                one.round,
+                tables_folder(one.predictions),
+                None if one.selection is None else tables_folder(one.selection),
+            )
             for one in rounds
             if one.predictions is not None
         ],

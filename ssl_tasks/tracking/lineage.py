@@ -28,7 +28,7 @@ def store_lineage(store: Store, artifact: Artifact, names: dict[str, str] | None
         if not graph.add(artifact_node(one, (names or {}).get(one.key))):
             continue
         for role, source in one.manifest["inputs"].items():
-            found = store.find(source["stage"], source["key"], verify=False)
+            found = store.unchecked(source["stage"], source["key"])  # what is damaged has a lineage too
             if found is None:
                 graph.add(
                     Node(source["key"], kind_of(source["stage"]), f"{source['stage']} (missing)", source["digest"])

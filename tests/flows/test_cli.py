@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from flows.cleaning import clean
+from flows.cli import main
 from flows.commands.tables import printable
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.errors import UserError
-from tests.flows.tiny import selftrain
+from tests.flows.tiny import command, environment, last, selftrain
 
 
 @pytest.mark.parametrize(
@@ -69,12 +70,38 @@ def test_lineage_reaches_the_labelled_images_and_finds_damage(copy: Path) -> Non
     assert tree.returncode == 0, tree.stderr
     assert "labeled · 40 images" in tree.stdout
     assert "verified" in tree.stdout
-    weights = next(copy.glob("store/train/*/model.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    damaged = selftrain(copy, "lineage", "last", "--verify")
-    assert damaged.returncode == 3
-    assert "model.safetensors has other contents" in damaged.stderr
-    assert "models that rest on it" in damaged.stderr
+    teacher = last(copy).artifact("teacher")
+    assert teacher is not None
+    weights = teacher.file("model.safetensors")
+    for changed in (weights.read_bytes()[:-1] + b"!", b"cut off"):
+        weights.write_bytes(changed)
+        damaged = selftrain(copy, "lineage", "last", "--verify")
+        assert damaged.returncode == 3
+        assert "model.safetensors has other contents" in damaged.stderr
+        (_, _, rest) = damaged.stderr.partition("models that rest on it: ")
+        assert {name.split(" ")[0] for name in rest.strip().split(", ")} == {"teacher", "student-1", "student-2"}
+
+
+@pytest.mark.parametrize("words", [["labels", "last"], ["sql", "last", "select 1"], ["report", "last"]])
+def test_a_damaged_table_is_named_with_the_remedy(
+    copy: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions = last(copy).artifact("predict-1")
+    assert predictions is not None
+    next(predictions.path.glob("shards/*.parquet")).write_bytes(b"")
+    assert main(["--workspace", str(copy), *words]) == 3
+    said = capsys.readouterr().err
+    assert "has 0 bytes, expected" in said
+    assert "run its recipe again" in said
+
+
+def test_csv_goes_to_the_end_of_what_stdout_has_already(copy: Path, tmp_path: Path) -> None:
+    output = tmp_path / "all.csv"
+    output.write_text("before\n")
+    words = command(copy, "sql", "last", "select 1 as one", "--csv", "-")
+    with output.open("a") as stdout:
+        subprocess.run(words, env=environment(), stdout=stdout, check=True)
+    assert output.read_text() == "before\none\n1\n"
 
 
 def test_clean_removes_what_no_run_names_and_nothing_else(copy: Path, recipe: str) -> None:

@@ -15,8 +15,8 @@ function overview() {
   const part = el('section', { id: 'summary', class: 'first', 'aria-labelledby': 'summary-title' },
     el('h2', { id: 'summary-title', class: 'quiet' }, 'Summary'), figures(),
     el('div', { class: 'columns' }, data.rounds.length ? accuracyChart(data.rounds) : null, data.stages.length ? costChart(data.stages) : null),
-    data.stages.length ? fold('Each stage', table('Wall time of the stages in this run, and what each cost when it was computed', STAGE_TIMES, data.stages)) : null,
     data.rounds.length ? roundsTable() : el('p', {}, 'No model has been trained yet.'),
+    data.stages.length ? fold('Each stage', table('Wall time of the stages in this run, and what each cost when it was computed', STAGE_TIMES, data.stages)) : null,
     el('p', { class: 'note' }, `Started ${started} UTC. `, known(run.finished) ? `The run took ${duration(run.finished - run.created)}. ` : '', known(run.link) ? ['In MLflow: ', link(run.link)] : null),
   );
   return [top, part];

@@ -1,15 +1,19 @@
-"""What Prefect's page of a run shows beside its states: the rounds as a table, the best model's lineage as a graph."""
+"""What Prefect's page of a run shows beside its states: the rounds as a table, the best model's lineage as a tree.
+
+Prefect's second UI draws Mermaid diagrams, its first one shows their text: the tree is what both can show.
+"""
 
 import os
 import re
 from collections.abc import Sequence
+from textwrap import indent
 
 from prefect.artifacts import create_markdown_artifact
 
 from flows.commands.tables import share
 from ssl_tasks.artifacts import Store
 from ssl_tasks.runs import Run
-from ssl_tasks.tracking.graph import as_mermaid
+from ssl_tasks.tracking.graph import as_mermaid, as_tree
 from ssl_tasks.tracking.lineage import store_lineage
 
 HEAD = ("round", "model", "labels", "invented", "their precision", "validation", "test", "decision")
@@ -36,7 +40,10 @@ def as_markdown(run: Run) -> str:
     lines += ["", f"Look further on the worker: `selftrain report {run.id}`, `selftrain labels {run.id}`"]
     if (best := run.rounds()[summary["best_round"]].model) is not None:
         names = {stage.key: stage.name for stage in run.stages()}
-        lines += ["", "```mermaid", as_mermaid(store_lineage(Store(run.workspace / "store"), best, names)), "```"]
+        lineage = store_lineage(Store(run.workspace / "store"), best, names)
+        tree = indent(as_tree(lineage), "    ")  # not fenced: no name in it can end the block
+        lines += ["", "### What the best model rests on", "", tree, "", "### The same as a diagram", ""]
+        lines += ["```mermaid", as_mermaid(lineage) + "```"]
     return "\n".join(lines)
 
 

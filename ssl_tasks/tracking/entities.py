@@ -62,6 +62,13 @@ def dataset_input(consumed: Consumed) -> "DatasetInput":
     return DatasetInput(dataset, tags)
 
 
+def measured_on(artifact: Artifact, metric: str) -> dict[str, str]:
+    """The images that a number of an evaluation is about, so that a model's page shows them beside it."""
+    part = f"dataset.{metric.partition('_')[0]}"
+    found = [one for one in consumed_data(artifact) if one.name == part and artifact.stage == "evaluate"]
+    return {"dataset_name": part, "dataset_digest": found[0].digest[:DIGEST_CHARACTERS]} if found else {}
+
+
 def numbers(summary: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers of a stage's summary, flat, under names that MLflow takes."""
     found: dict[str, float] = {}

@@ -20,12 +20,14 @@ from ssl_tasks.tracking.entities import (
     find_model,
     input_datasets,
     input_models,
+    measured_on,
     numbers,
     output_models,
     small_files,
 )
+from ssl_tasks.tracking.model_page import describe
 from ssl_tasks.tracking.preview import preview_csv
-from ssl_tasks.tracking.registry import promote
+from ssl_tasks.tracking.registry import promote, version_of
 from ssl_tasks.tracking.spool import Operation
 
 if TYPE_CHECKING:
@@ -176,7 +178,7 @@ class Applier:
         at = int(artifact.manifest["finished"] * 1000)
         values = numbers(artifact.summary) | {"seconds": float(artifact.manifest["seconds"])}
         owner: dict[str, Any] = {"model_id": model.model_id, "run_id": run_id} if model is not None else {}
-        metrics = [Metric(name, value, at, 0, **owner) for name, value in values.items()]
+        metrics = [Metric(name, value, at, 0, **owner, **measured_on(artifact, name)) for name, value in values.items()]
         self.client.log_batch(run_id, metrics=metrics)
 
     def _scores(self, parent: str, name: str, artifact: Artifact, operation: Operation) -> None:
@@ -259,6 +261,9 @@ class Applier:
         if model is None:
             raise LookupError(f"no logged model has the digest {artifact.digest}")
         promoted, verdict = promote(self.client, model, model.source_run_id or run_id, operation)
+        version = version_of(self.client, operation["name"], artifact.digest)
+        if version is not None and not version.description:
+            describe(self.client, version, model.model_id, artifact, self.client.get_run(run_id).info.run_name)
         if promoted:
             self.champion = verdict
         self.client.log_batch(run_id, tags=[RunTag("selftrain.champion", verdict)])

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 
 ALIAS = "champion"
 SCORE, DIGEST, VALIDATION = "selftrain.validation_accuracy", "selftrain.digest", "selftrain.validation"
+ABOUT = """\
+Image classifiers of the recipe `{name}`, made by selftrain. The version with the alias `champion` is the best so far,
+by its accuracy on validation images:
+
+    selftrain predict champion:{name} IMAGES
+"""
 
 
 def promote(client: "MlflowClient", model: "LoggedModel", run_id: str, operation: Operation) -> tuple[bool, str]:
@@ -44,6 +50,12 @@ def champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
         raise
 
 
+def version_of(client: "MlflowClient", name: str, digest: str) -> "ModelVersion | None":
+    """The registered version of a model, or None."""
+    found = (one for one in client.search_model_versions(f"name = '{name}'") if one.tags.get(DIGEST) == digest)
+    return next(found, None)
+
+
 def _version(
     client: "MlflowClient", name: str, model: "LoggedModel", run_id: str, operation: Operation
 ) -> "ModelVersion":
@@ -52,14 +64,13 @@ def _version(
 
     digest = operation["manifest"]["digest"]
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=ABOUT.format(name=name))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    if (there := version_of(client, name, digest)) is not None:
+        return there
     tags = {SCORE: repr(float(operation["score"])), DIGEST: digest, VALIDATION: operation["validation"]}
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if version.tags.get(DIGEST) == digest:
-            return version
     # A server takes the source for a theft unless the model is named beside it.
     source, model_id = f"models:/{model.model_id}", model.model_id
     return client.create_model_version(name, source=source, run_id=run_id, tags=tags, model_id=model_id)

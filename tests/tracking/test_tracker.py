@@ -1,6 +1,7 @@
 """A run reaches MLflow whole: once, whatever dies or is away in between."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file
 
 from ssl_tasks.artifacts import Artifact
-from ssl_tasks.tracking import operations, shipper
+from ssl_tasks.tracking import model_page, operations, shipper
 from ssl_tasks.tracking.client import connect, default_uri
 from ssl_tasks.tracking.registry import champion
 from ssl_tasks.tracking.shipper import Shipper
@@ -77,7 +78,7 @@ def test_a_run_is_a_parent_with_a_child_for_each_stage(
     started = own_seconds()
     track_round(tracker, artifacts)
     assert own_seconds() - started < 0.3  # all seven stages together
-    assert tracker.close() == Report(sent=35, champion="version 1, the first, with 0.9000 on validation")
+    assert tracker.close(timeout=600) == Report(sent=35, champion="version 1, the first, with 0.9000 on validation")
     runs = runs_by_name(client)
     (parent,) = runs["quickstart"]
     assert parent.data.params == {"seed": "0", "teacher.model.name": "small_cnn"}
@@ -131,6 +132,62 @@ def test_the_champion_loads_back_without_unpickling(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(workspace))
     folder = Path(mlflow.artifacts.download_artifacts("models:/quickstart@champion", dst_path=str(tmp_path)))
     assert load_file(folder / "model.safetensors")["weight"].tolist() == [2, 2, 2]
+
+
+def test_a_registered_model_says_what_it_is_who_taught_it_and_how_to_load_it(
+    workspace: Path, artifacts: dict[str, Artifact], client: MlflowClient
+) -> None:
+    tracker = spool_only(workspace)
+    track_round(tracker, artifacts)
+    tracker.close()
+    send(workspace)
+    assert "selftrain predict champion:quickstart" in client.get_registered_model("quickstart").description
+    held = champion(client, "quickstart")
+    assert held is not None
+    text, teacher, student = str(held.description), artifacts["teacher"].digest, artifacts["student-1"].digest
+    model = client.get_logged_model(str(held.source).rsplit("/", 1)[-1])
+    assert f"[student-1](#/experiments/{model.experiment_id}/runs/{model.source_run_id}) of run `quickstart`" in text
+    assert "| accuracy on validation images | 90.0 % |" in text
+    assert "| accuracy on test images | 89.0 % |" in text
+    assert re.search(rf"\| taught by \| \[teacher]\(#/experiments/\d+/models/m-\w+\) `{teacher[:12]}` \|", text)
+    assert f"| data: labeled | `{'l' * 12}` |" in text
+    assert f"selftrain predict {student[:12]} IMAGES" in text
+    assert 'download_artifacts("models:/quickstart/1")' in text
+    assert f"model: teacher  {teacher[:12]}" in text
+    assert held.tags["selftrain.teacher"] == teacher
+    assert held.tags["selftrain.test_accuracy"] == "0.89"
+    read = {key.removeprefix("selftrain.input."): tag for key, tag in held.tags.items() if ".input." in key}
+    assert set(read) == {"dataset.labeled", "dataset.validation", "dataset.unlabeled", "selection"}
+    assert artifacts["select-1"].digest.startswith(read["selection"])
+
+
+def test_a_models_scores_name_the_images_that_they_were_measured_on(
+    workspace: Path, artifacts: dict[str, Artifact], client: MlflowClient
+) -> None:
+    tracker = spool_only(workspace)
+    track_round(tracker, artifacts)
+    tracker.close()
+    send(workspace)
+    held = champion(client, "quickstart")
+    assert held is not None
+    model = client.get_logged_model(str(held.source).rsplit("/", 1)[-1])
+    on = {metric.key: (metric.dataset_name, metric.dataset_digest) for metric in model.metrics or []}
+    assert on["validation_accuracy"] == ("dataset.validation", "v" * 32)
+    assert on["test_accuracy"] == ("dataset.test", "t" * 32)
+    assert on["seconds"] == (None, None)
+
+
+def test_a_description_is_never_longer_than_mlflow_keeps(
+    workspace: Path, artifacts: dict[str, Artifact], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_page, "as_tree", lambda _graph: "a line\n" * 1000)
+    tracker = spool_only(workspace)
+    track_round(tracker, artifacts)
+    tracker.close()
+    send(workspace)
+    held = champion(client, "quickstart")
+    assert held is not None
+    assert len(str(held.description)) == model_page.LONGEST
 
 
 def test_a_model_becomes_champion_only_if_it_beats_the_holder(

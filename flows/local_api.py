@@ -29,7 +29,10 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
     """
     if url := os.environ.get("PREFECT_API_URL"):
         check_reachable(url)
-        yield url
+        try:
+            yield url
+        finally:
+            _drain()
         return
     os.environ["PREFECT_UI_ENABLED"] = "1" if services else "0"
     if not services:

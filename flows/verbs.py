@@ -18,6 +18,7 @@ from flows.planning import plan as plan_stages
 from flows.reaper import mend_dead_runs, tell_prefect
 from flows.warming import warm_up
 from ssl_tasks.artifacts import write_atomically
+from ssl_tasks.collection import uncollected
 from ssl_tasks.errors import NotFound, nearest
 from ssl_tasks.recipe_paths import check_paths
 from ssl_tasks.recipes import Recipe, load_recipe, parse_recipe
@@ -56,7 +57,8 @@ def run(
 
     mend_dead_runs(folder)
     with prefect_api(folder):
-        from flows.prefect_flow import run_as_flow
+        with uncollected():
+            from flows.prefect_flow import run_as_flow
 
         tell_prefect(folder, server_in_use(folder))
         return run_as_flow(loaded.config, folder, tuple(force))

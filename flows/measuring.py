@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.environment import set_environment, workspace_folder
-from flows.models import Model, find_model
+from flows.models import Model, find_model, own_teacher
 from flows.verbs import Workspace
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import RunConfig
 from ssl_tasks.data.settings import DataSettings
-from ssl_tasks.errors import ConfigError, DataError, Interrupted, SelftrainError, StageFailed, UserError
+from ssl_tasks.errors import ConfigError, DataError, Interrupted, NotFound, SelftrainError, StageFailed, UserError
 from ssl_tasks.execute import Outcome, Request, execute
 from ssl_tasks.process import run_isolated
 from ssl_tasks.recipes import load_recipe
@@ -31,6 +31,7 @@ class Evaluation:
     artifact: Artifact
     against: str = ""
     compared: dict[str, Any] | None = None
+    note: str = ""  # why it was compared with that model, or with none
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -51,11 +52,12 @@ def evaluate(
     workspace: Workspace = None,
     attacks: tuple[float, ...] = (),
     corruptions: bool = False,
-    against: str = "",
+    against: str | None = "",
 ) -> Evaluation:
     """Measures a model on the validation and test images of a recipe; the same question is answered once.
 
-    `attacks` are FGSM steps as a share of the pixel range. `against` is a second model, measured alike and compared.
+    `attacks` are FGSM steps as a share of the pixel range. `against` is a second model, measured alike and compared:
+    by default the teacher of a student; None compares with nobody.
     """
     if wrong := [step for step in attacks if not 0 < step <= 1]:
         raise ConfigError(f"--attacks has {wrong[0]:g}; expected shares of the pixel range, above 0 and at most 1")
@@ -65,14 +67,27 @@ def evaluate(
     set_environment(folder)
     found = find_model(folder, model)
     measured = _measured(found, config, folder)
-    if not against:
-        return Evaluation(found.name, measured)
-    reference = find_model(folder, against)
+    reference, note = _reference(folder, found, against)
+    if reference is None:
+        return Evaluation(found.name, measured, note=note)
     from ssl_tasks.evaluation.comparison import compare_evaluations
 
     split: Literal["test", "validation"] = "test" if measured.summary["test_count"] else "validation"
     compared = compare_evaluations(_measured(reference, config, folder), measured, split)
-    return Evaluation(found.name, measured, reference.name, {"split": split, **compared})
+    return Evaluation(found.name, measured, reference.name, {"split": split, **compared}, note)
+
+
+def _reference(workspace: Path, model: Model, against: str | None) -> tuple[Model | None, str]:
+    """Whom a model is compared with, and why."""
+    if against is None:
+        return None, "compared with nobody, as asked"
+    if against:
+        return find_model(workspace, against), ""
+    try:
+        teacher = own_teacher(workspace, model)
+    except NotFound as error:
+        return None, f"compared with nobody: {error}"
+    return teacher, "compared with its own teacher"
 
 
 def _measured(model: Model, config: RunConfig, workspace: Path) -> Artifact:

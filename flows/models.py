@@ -1,6 +1,6 @@
 """Trained models by name, and what can be done with one: predict and export, as functions that return data."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KINDS = ("train", "given")  # stages whose artifacts are models
 CHAMPION = "champion"
+SUFFIXES: "Mapping[Format, str]" = {"torch": ".pt2", "onnx": ".onnx"}
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,18 @@ class Exported:
     difference: float
 
 
-def export(model: str, output: str | Path, workspace: Workspace = None, format: "Format" = "torch") -> Exported:
-    """Writes a model as one file for other programs, checked against the model, and a model card beside it."""
-    folder, output = workspace_folder(workspace), Path(output)
-    if output.is_dir() or not output.absolute().parent.is_dir() or output.suffix == ".md":
-        raise ConfigError(f"cannot write {output}: expected a file such as model.pt2 in a folder that is there")
+def export(
+    model: str, output: str | Path | None = None, workspace: Workspace = None, format: "Format" = "torch"
+) -> Exported:
+    """Writes a model as one file for other programs, checked against the model, and a model card beside it.
+
+    Without `output`, the file is named by the run and the stage, in the current folder, and replaces none.
+    """
+    folder, given = workspace_folder(workspace), None if output is None else Path(output)
+    if given is not None and (given.is_dir() or not given.absolute().parent.is_dir() or given.suffix == ".md"):
+        raise ConfigError(f"cannot write {given}: expected a file such as model.pt2 in a folder that is there")
     found, store = find_model(folder, model), Store(folder / "store")
+    output = _unused_file(folder, found, format) if given is None else given
     from ssl_tasks.export import export_model
     from ssl_tasks.model_card import model_card
     from ssl_tasks.tracking.lineage import store_lineage
@@ -88,6 +95,16 @@ def export(model: str, output: str | Path, workspace: Workspace = None, format: 
     text = model_card(found.name, load_card(found.folder), facts, sorted(evaluations, key=_age), lineage)
     write_atomically(card, text)
     return Exported(output, card, difference)
+
+
+def _unused_file(workspace: Path, model: Model, format: "Format") -> Path:
+    """quickstart-student-3.pt2, which must not be there yet; nor its card."""
+    run, colon, stage = model.name.partition(":")
+    name = f"{find_run(workspace, run).info['name']}-{stage}" if colon and model.artifact else Path(model.name).name
+    file = Path(name + SUFFIXES[format])
+    if there := next((one for one in (file, file.with_suffix(".md")) if one.exists()), None):
+        raise ConfigError(f"{there} is here already; name another file with --output, which may replace one")
+    return file
 
 
 def _age(artifact: Artifact) -> tuple[float, str]:
@@ -114,6 +131,24 @@ def find_model(workspace: Path, name: str) -> Model:
         if not runs or any(run.id.startswith(name) for run in runs):  # a run, but it has no model or is one of many
             raise
     return _by_digest(workspace, name)
+
+
+def own_teacher(workspace: Path, model: Model) -> Model:
+    """Who invented the labels that a student learned from, the first of several; NotFound says why there is none."""
+    store, found = Store(workspace / "store"), model.artifact
+    for role in ("selection", "predictions", "model"):
+        source = found.manifest["inputs"].get(role) if found is not None else None
+        if source is None:
+            raise NotFound(
+                f"{model.name} learned from no invented labels, so it has no teacher; name one with --against"
+            )
+        found = store.find(source["stage"], source["key"], verify=False)
+        if found is None:
+            raise NotFound(f"the {role} of {model.name} is gone from the store; name its teacher with --against")
+    assert found is not None
+    runs = sorted(all_runs(workspace), key=lambda run: model.name.startswith(f"{run.id}:"))  # its own last
+    names = {stage.key: f"{run.id}:{stage.name}" for run in runs for stage in run.stages()}
+    return _checked(workspace, names.get(found.key, found.digest[:12]), found)
 
 
 def _in_folder(folder: Path) -> Model:

@@ -14,6 +14,7 @@ from flows.commands.scores import (
     class_rows,
     comparison_sentence,
     corruption_rows,
+    corruption_sentence,
     split_row,
 )
 from flows.commands.tables import print_table
@@ -40,15 +41,18 @@ def add_evaluate(verbs: Verbs) -> None:
     verb.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a setting of the recipe")
     verb.add_argument("--attacks", metavar="ε,ε,…", type=_steps, default=(), help="FGSM, such as 0.01,8/255 of white")
     verb.add_argument("--corruptions", action="store_true", help="noise, blur, weather, digital; five severities each")
-    verb.add_argument("--against", metavar="MODEL", default="", help="measure this one too, and compare: its teacher")
+    words = "measure this one too, and compare; default the teacher of a student; `none` compares with nobody"
+    verb.add_argument("--against", metavar="MODEL", default="", help=words)
     verb.add_argument("--json", action="store_true")
 
 
 def add_export(verbs: Verbs) -> None:
     verb = verbs.add("export", _export, "a model as one file for other programs, checked, with a model card beside it")
     add_model(verb)
-    verb.add_argument("--output", metavar="FILE", type=Path, required=True, help="such as model.pt2 or model.onnx")
-    verb.add_argument("--format", choices=("torch", "onnx"), help="torch.export or ONNX; default what the suffix says")
+    words = "such as model.pt2 or model.onnx; default named by run and stage, in this folder, and replaces nothing"
+    verb.add_argument("--output", metavar="FILE", type=Path, help=words)
+    words = "torch.export or ONNX; default what the suffix says, else torch"
+    verb.add_argument("--format", choices=("torch", "onnx"), help=words)
     verb.add_argument("--json", action="store_true")
 
 
@@ -83,30 +87,33 @@ def _steps(text: str) -> tuple[float, ...]:
 def _evaluate(options: Namespace) -> None:
     from flows.measuring import evaluate
 
-    asked = options.set, options.workspace, options.attacks, options.corruptions, options.against
+    against = None if options.against == "none" else options.against
+    asked = options.set, options.workspace, options.attacks, options.corruptions, against
     found = evaluate(options.model, options.data, *asked)
     if options.json:
         parts = {"metrics": found.metrics, "robustness": found.robustness, "against": found.against or None}
-        digest = found.artifact.digest
-        print(json.dumps({"model": found.model, **parts, "compared": found.compared, "evaluation": digest}))
+        whole = {"model": found.model, **parts, "compared": found.compared, "note": found.note}
+        print(json.dumps({**whole, "evaluation": found.artifact.digest}))
         return
     metrics, robustness = found.metrics, found.robustness
     measured = {split: metrics[split] for split in ("validation", "test") if metrics[split]["count"]}
     print_table([split_row(split, one) for split, one in measured.items()], right=SCORES)
-    print()
+    print(f"tempered: at the temperature {metrics['temperature']:.3g}, which validation fits best\n")
     print_table(class_rows(measured), right=("images", "recall", "precision"))
     for rows in (attack_rows(robustness), corruption_rows(robustness)):
         if rows:
             print()
             print_table(rows, right=tuple(rows[0])[1:])
-    if found.compared is not None:
-        print(f"\n{comparison_sentence(found)}")
+    if "corruptions" in robustness:
+        print(corruption_sentence(found))
+    sentences = [found.note, comparison_sentence(found) if found.compared is not None else ""]
+    print("\n" + ": ".join(filter(None, sentences)))
 
 
 def _export(options: Namespace) -> None:
     from flows.models import export
 
-    suffix: Format = "onnx" if options.output.suffix.lower() == ".onnx" else "torch"
+    suffix: Format = "onnx" if options.output and options.output.suffix.lower() == ".onnx" else "torch"
     done = export(options.model, options.output, options.workspace, options.format or suffix)
     if options.json:
         print(json.dumps({"file": str(done.file), "card": str(done.card), "difference": done.difference}))

@@ -8,7 +8,10 @@ from flows.commands.tables import share
 if TYPE_CHECKING:
     from flows.measuring import Evaluation
 
-SCORES = ("images", "accuracy", "95 % interval", "balanced", "NLL", "Brier", "ECE", "NLL tempered", "ECE tempered")
+SCORES = (
+    "images", "accuracy", "95 % interval", "balanced", "NLL", "Brier", "ECE",
+    "NLL tempered", "Brier tempered", "ECE tempered",
+)  # fmt: skip
 
 
 def interval(low: float, high: float) -> str:
@@ -29,6 +32,7 @@ def split_row(split: str, found: Mapping[str, Any]) -> dict[str, object]:
         "Brier": f"{found['brier']:.4f}",
         "ECE": f"{found['ece']:.4f}",
         "NLL tempered": f"{tempered['nll']:.4f}",
+        "Brier tempered": f"{tempered['brier']:.4f}",
         "ECE tempered": f"{tempered['ece']:.4f}",
     }
 
@@ -71,15 +75,28 @@ def corruption_rows(robustness: Mapping[str, Any]) -> list[dict[str, object]]:
     ]
 
 
+def corruption_sentence(found: "Evaluation") -> str:
+    """The mean error under corruptions, and relative to the model that it was compared with."""
+    relative = (found.compared or {}).get("mean_corruption_error")
+    words = f"mean error under corruptions: {share(1 - mean_accuracy(found.robustness))}"
+    if relative is None:
+        return f"{words}; no model to relate it to"
+    return f"{words}; mean corruption error relative to {found.against}: {relative:.1f} (100 is equal, less is better)"
+
+
+def mean_accuracy(robustness: Mapping[str, Any]) -> float:
+    """Over all corruptions and severities."""
+    accuracies = [row["accuracy"] for rows in robustness["corruptions"].values() for row in rows]
+    return float(sum(accuracies) / len(accuracies))
+
+
 def comparison_sentence(found: "Evaluation") -> str:
     """How the model compares with the other one on the same images."""
     compared = found.compared or {}
     between, test = compared["difference_interval"], compared["mcnemar"]
-    sentence = (
+    return (
         f"{found.model} against {found.against} on {compared['count']} {compared['split']} images: "
         f"{100 * compared['difference']:+.1f} points ({100 * between['low']:+.1f} … {100 * between['high']:+.1f}), "
         f"right where the other was wrong {test['gains']}, the reverse {test['losses']}, "
         f"McNemar p = {test['p_value']:.3g}"
     )
-    mean = compared.get("mean_corruption_error")
-    return sentence if mean is None else f"{sentence}; mean corruption error {mean:.1f} (100 is equal, less is better)"

@@ -17,7 +17,7 @@ from flows.models import export, find_model, predict
 from models.settings import ModelSettings
 from ssl_tasks.data.dataset import Dataset
 from ssl_tasks.errors import ConfigError, NotFound, SelftrainError, UserError
-from ssl_tasks.export import write_torch
+from ssl_tasks.export import Format, write_torch
 from ssl_tasks.model_card import model_card
 from ssl_tasks.trained import Card, load_trained
 from tests.flows.tiny import last, selftrain
@@ -102,21 +102,34 @@ def test_evaluating_again_what_a_run_evaluated_computes_nothing(copy: Path, reci
     assert evaluation is not None
     found = evaluate("student-1", recipe, workspace=copy)
     assert found.artifact.digest == evaluation.digest
+    assert found.against == f"{last(copy).id}:teacher", "whose labels it learned from"
     assert set(copy.glob("store/*/*")) == before
 
 
-def test_attacks_corruptions_and_the_teacher_stand_beside_the_accuracy(copy: Path, recipe: str) -> None:
-    words = ("student-2", recipe, "--attacks", "0.05", "--corruptions", "--set", "evaluate.robustness_images=5")
-    done = selftrain(copy, "evaluate", *words, "--set", "evaluate.bootstrap=50", "--against", "teacher", "--json")
+def test_attacks_corruptions_and_the_own_teacher_stand_beside_the_accuracy(copy: Path, recipe: str) -> None:
+    few = ("--set", "evaluate.robustness_images=5", "--set", "evaluate.bootstrap=50")
+    words = (recipe, "--attacks", "0.02,0.05", "--corruptions", *few)
+    done = selftrain(copy, "evaluate", "student-2", *words, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["metrics"]["test"]["count"] == 60
-    assert [one["epsilon"] for one in found["robustness"]["attacks"]] == [0.05]
+    assert [one["epsilon"] for one in found["robustness"]["attacks"]] == [0.02, 0.05]
+    assert found["against"] == f"{last(copy).id}:student-1"
     assert found["compared"]["count"] == 60
     assert found["compared"]["mean_corruption_error"] > 0
-    shown = selftrain(copy, "evaluate", *words, "--set", "evaluate.bootstrap=50", "--against", "teacher")
-    for part in ("FGSM ε", "severity 5", "ECE tempered", "precision", "against", "McNemar p ="):
-        assert part in shown.stdout
+    shown = selftrain(copy, "evaluate", "student-2", *words).stdout
+    for part in ("FGSM ε", "severity 5", "ECE tempered", "precision", "compared with its own teacher", "McNemar p ="):
+        assert part in shown
+    assert f"mean corruption error relative to {found['against']}: " in shown
+    alone = selftrain(copy, "evaluate", "student-2", *words, "--against", "none").stdout
+    assert "mean error under corruptions: " in alone
+    assert "no model to relate it to" in alone
+
+
+def test_a_model_without_a_teacher_is_measured_alone(copy: Path, recipe: str) -> None:
+    found = evaluate("teacher", recipe, workspace=copy)
+    assert (found.against, found.compared) == ("", None)
+    assert "learned from no invented labels" in found.note
 
 
 def test_clean_says_what_evaluate_measured_before_it_removes_it(copy: Path, recipe: str) -> None:
@@ -202,6 +215,21 @@ def test_an_exported_file_gives_the_logits_of_the_model_and_has_a_card_beside_it
     for part in (model.artifact.digest, dataset.digest, dataset.parts["labeled"], "select-2", "teacher"):
         assert part in card
     assert f"({100 * low:.1f} … {100 * high:.1f})" in card
+
+
+def test_an_export_without_a_file_name_is_named_by_run_and_stage_and_replaces_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = export("last:teacher", workspace=finished)
+    assert (done.file, done.card) == (Path("tiny-teacher.pt2"), Path("tiny-teacher.md"))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {tmp_path / "tiny-teacher.pt2", tmp_path / "tiny-teacher.md"}
+    formats: tuple[Format, ...] = ("torch", "onnx")
+    for format in formats:  # the card is there already
+        with pytest.raises(ConfigError, match="is here already; name another file with --output"):
+            export("teacher", workspace=finished, format=format)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_onnx_computes_the_same_where_it_is_installed(copy: Path, tmp_path: Path) -> None:

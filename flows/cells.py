@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -39,6 +39,7 @@ def by_ray(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]
         "workspace": str(workspace.absolute()),
         "mark": mark.name,
         "prefect": prefect,
+        "parent": flow_run_of_ours() if prefect else "",
         "environment": {name: os.environ[name] for name in TOLD if name in os.environ},
     }
     asked = [(number, cell.config.model_dump(mode="json")) for number, cell in enumerate(cells)]
@@ -63,7 +64,24 @@ def run_cell(shared: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     if shared["prefect"]:
         refuse_unreachable(os.environ["PREFECT_API_URL"])
     cell = Recipe(RunConfig.model_validate(config), workspace, {})
-    return run(cell, workspace=workspace, prefect=shared["prefect"], command="compare").id
+    with within(shared["parent"]):
+        return run(cell, workspace=workspace, prefect=shared["prefect"], command="compare").id
+
+
+def flow_run_of_ours() -> str:
+    """The number of the flow run that we are in, empty outside of any."""
+    from prefect.runtime import flow_run
+
+    return str(flow_run.get_id() or "")
+
+
+def within(flow_run: str) -> AbstractContextManager[None]:
+    """Runs of this block are children of that flow run, if there is one."""
+    if not flow_run:
+        return nullcontext()
+    from flows.prefect_compare import child_of
+
+    return child_of(flow_run)
 
 
 def refuse_unreachable(url: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.cells import run_cells
-from flows.environment import workspace_folder
+from flows.environment import make_workspace, set_environment, workspace_folder
 from flows.verbs import Workspace
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.errors import ConfigError, DataError, NotFound
@@ -61,7 +61,8 @@ def _line(one: Run) -> dict[str, Any]:
 def best_round(one: Run) -> int:
     """The round whose model a run chose by validation; NotFound while it has not ended."""
     if "best_round" not in one.summary:
-        raise NotFound(f"run {one.id} has not ended, so it has no best round; it is {one.info['state']}")
+        state = one.info["state"]
+        raise NotFound(f"run {one.id} has no best round yet, it is {state}; compare runs that are done")
     return int(one.summary["best_round"])
 
 
@@ -136,14 +137,36 @@ def compare_methods(
 
     Each cell is a run without rounds; cells that were run before are answered from the store. A seed draws the split
     as well. The paired columns compare with the first method on the same images, those of all seeds together.
+    With `prefect`, the cells are the children of one flow run.
     """
-    import pandas as pd
-
     overrides = list(overrides)
     planned = list(_planned(recipe, methods, labels, seeds, overrides))
-    folder = workspace_folder(workspace)
-    runs = run_cells([asked for _, _, _, asked in planned], folder, prefect)
-    cells = [Cell(method, count, seed, one) for (method, count, seed, _), one in zip(planned, runs, strict=True)]
+    folder, title = workspace_folder(workspace), load_recipe(recipe, overrides).config.name
+    axes = {name: ", ".join(dict.fromkeys(str(cell[at]) for cell in planned)) for at, name in enumerate(AXES)}
+    asked = {"recipe": str(recipe), **({"overrides": ", ".join(overrides)} if overrides else {}), **axes}
+
+    def answer() -> Comparison:
+        runs = run_cells([cell for _, _, _, cell in planned], folder, prefect)
+        cells = [Cell(method, count, seed, one) for (method, count, seed, _), one in zip(planned, runs, strict=True)]
+        return _comparison(title, asked, cells)
+
+    if not prefect:
+        return answer()
+    make_workspace(folder)
+    set_environment(folder)
+    from flows.local_api import prefect_api
+
+    with prefect_api(folder):
+        from flows.prefect_compare import compare_as_flow
+
+        words = f"compare {title}: {axes['method']} · {axes['labels']} labels · seed {axes['seed']}"
+        return compare_as_flow(answer, words, asked)
+
+
+def _comparison(title: str, asked: dict[str, str], cells: Sequence[Cell]) -> Comparison:
+    """A line for each method and budget."""
+    import pandas as pd
+
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.method, cell.labels), []).append(cell)
@@ -151,12 +174,8 @@ def compare_methods(
     lines = [_group(group, groups[reference, group[0].labels], split) for group in groups.values()]
     return Comparison(
         kind="methods",
-        title=load_recipe(recipe, overrides).config.name,
-        asked={
-            "recipe": str(recipe),
-            **({"overrides": ", ".join(overrides)} if overrides else {}),
-            **{name: ", ".join(dict.fromkeys(str(getattr(cell, name)) for cell in cells)) for name in AXES},
-        },
+        title=title,
+        asked=asked,
         split=split,
         table=pd.DataFrame(lines),
         points=tuple(tuple(_point(cell.run, cell.seed) for cell in group) for group in groups.values()),

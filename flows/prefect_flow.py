@@ -74,7 +74,7 @@ def run_as_flow(config: RunConfig, folder: Path, force: tuple[str, ...] = ()) ->
     except Exception as error:  # noqa: BLE001 - whatever Prefect raises where its server is away
         run = _ours(folder, before)
         if run is None or run.info["state"] != "done":
-            raise _first_of_ours(error) from None
+            raise first_of_ours(error) from None
         log.warning("Prefect did not hear how %s ended (%s); the next run tells it", run.id, type(error).__name__)
     finally:
         if told and (run := _ours(folder, before)) is not None:
@@ -90,7 +90,7 @@ def _ours(folder: Path, before: set[str]) -> Run | None:
     return next(made, None)
 
 
-def _first_of_ours(error: BaseException) -> BaseException:
+def first_of_ours(error: BaseException) -> BaseException:
     """What went wrong before Prefect could not be told of it, else the error itself."""
     at: BaseException | None = error
     while at is not None and not isinstance(at, SelftrainError):

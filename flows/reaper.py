@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("selftrain")
 OVER = ("done", "failed", "interrupted", "crashed")
+FLOWS = ("self-training", "compare")  # whose runs are marked with their process
 
 
 def mend_dead_runs(workspace: Path) -> None:
@@ -53,7 +54,7 @@ def _end_orphans(client: "SyncPrefectClient") -> None:
     from prefect.states import Crashed
 
     unended = FlowRunFilterState(type=OfType(any_=[StateType.PENDING, StateType.RUNNING, StateType.PAUSED]))
-    ours = FlowFilter(name=FlowFilterName(any_=["self-training"]))
+    ours = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
     for flow_run in client.read_flow_runs(flow_filter=ours, flow_run_filter=FlowRunFilter(state=unended)):
         marks = [json.loads(tag.removeprefix("process:")) for tag in flow_run.tags if tag.startswith("process:")]
         if marks and not alive(marks[0]):

@@ -1,6 +1,8 @@
 """Runs side by side, and grids of runs: what `compare` says of them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,11 @@ import pytest
 
 from flows.compare import compare_methods, compare_runs
 from flows.verbs import run
-from ssl_tasks.runs import find_run
+from ssl_tasks.runs import Run, find_run
 from ssl_tasks.tracking.client import connect, default_uri
-from tests.flows.tiny import computed_in_total, last, selftrain
+from tests.flows.claims import rows, unended_in_prefect
+from tests.flows.tiny import computed_in_total, environment, last, selftrain
+from tests.local_servers import free_port, prefect_server
 
 
 def test_a_run_compared_with_its_teacher_alone_is_paired_on_the_same_images(copy: Path, recipe: str) -> None:
@@ -51,6 +55,59 @@ def test_adding_a_seed_runs_only_the_new_cells(tmp_path: Path, recipe: str) -> N
     for points, mean in zip(found.points, table["test"], strict=True):
         assert [point.seed for point in points] == [0, 1]
         assert np.mean([point.test for point in points]) == pytest.approx(mean)
+
+
+ON_A_WORKER = """
+import json, sys
+from flows.cells import run_cell
+run_cell(*json.loads(sys.argv[1]))
+"""
+CELLS = """
+    select parent.name, child.name, child.state_name, parent.state_type from flow_run child
+    join task_run on child.parent_task_run_id = task_run.id join flow_run parent on task_run.flow_run_id = parent.id
+    order by child.name
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_in_prefect_a_comparison_is_one_run_with_its_cells_as_children(tmp_path: Path, recipe: str) -> None:
+    workspace, server = tmp_path / "workspace", tmp_path / "prefect"
+    few = ["--set", "teacher.train.steps=2", "--set", "teacher.train.evaluate_every=2"]
+    grid = ["compare", recipe, "--methods", "supervised,fixmatch", "--labels", "2", *few]
+    embedded = selftrain(workspace, *grid, "--seeds", "0")
+    assert embedded.returncode == 0, embedded.stderr
+    first = "compare tiny: supervised, fixmatch · 2 labels · seed 0"
+    assert rows(workspace / "prefect" / "prefect.db", CELLS) == [
+        (first, "tiny-fixmatch-2-seed0", "Completed", "COMPLETED"),
+        (first, "tiny-supervised-2-seed0", "Completed", "COMPLETED"),
+    ]
+    computed = computed_in_total(workspace)
+    with prefect_server(server, free_port()) as url:
+        told = selftrain(workspace, *grid, "--seeds", "0,1", PREFECT_API_URL=url)
+        assert told.returncode == 0, told.stderr
+        cells = rows(server / "prefect.db", CELLS)
+        elsewhere(workspace, find_run(workspace, "tiny-fixmatch-2-seed0"), server / "prefect.db", url)
+    assert computed_in_total(workspace) == 2 * computed
+    assert cells == [
+        (f"{first}, 1", "tiny-fixmatch-2-seed0", "NothingNew", "COMPLETED"),
+        (f"{first}, 1", "tiny-fixmatch-2-seed1", "Completed", "COMPLETED"),
+        (f"{first}, 1", "tiny-supervised-2-seed0", "NothingNew", "COMPLETED"),
+        (f"{first}, 1", "tiny-supervised-2-seed1", "Completed", "COMPLETED"),
+    ]
+    assert len(rows(server / "prefect.db", CELLS)) == len(cells) + 1, "the cell of another machine is a child too"
+    ((table,),) = rows(server / "prefect.db", "select data from artifact where key = 'tiny-comparison'")
+    assert "| supervised | 2 | 2 |" in json.loads(table)
+    assert unended_in_prefect(server / "prefect.db") == []
+
+
+def elsewhere(workspace: Path, cell: Run, database: Path, url: str) -> None:
+    """Runs a cell of the comparison as a Ray worker does, in a process of its own."""
+    ((parent,),) = rows(database, "select id from flow_run where name like 'compare %'")
+    (workspace / "mark").touch()
+    shared = {"workspace": str(workspace), "mark": "mark", "prefect": True, "parent": parent}
+    asked = json.dumps([{**shared, "environment": {"PREFECT_API_URL": url}}, cell.config.model_dump(mode="json")])
+    subprocess.run([sys.executable, "-c", ON_A_WORKER, asked], env=environment(), check=True)
 
 
 def test_a_comparison_is_kept_and_logged_once_however_often_it_is_made(copy: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_model_without_a_teacher_is_measured_alone(copy: Path, recipe: str) ->
 
 def test_clean_says_what_evaluate_measured_before_it_removes_it(copy: Path, recipe: str) -> None:
     assert clean(copy).evaluations == 0
-    evaluate("student-1", recipe, ["evaluate.bootstrap=60"], workspace=copy)
+    evaluate("student-1", recipe, ["evaluate.bootstrap=60"], workspace=copy, against=None)
     said = selftrain(copy, "clean").stdout
     assert "1 of them: what `selftrain evaluate` measured; asked again, it is computed again" in said
     assert clean(copy).evaluations == 1

@@ -27,6 +27,7 @@ from ssl_tasks.tracking.client import artifact_folder, connect, default_uri
 from ssl_tasks.tracking.links import announced
 
 log = logging.getLogger("selftrain")
+GRACE_SECONDS = 10.0  # between asking MLflow's server to end and killing it
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,17 @@ def mlflow_ui(workspace: Path, port: int) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGTERM)
-        child.wait(10)
+        _end(child)
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """Ends a child's whole process group: asks it to, and where it does not listen, kills it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_SECONDS)
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def free_port(wanted: int) -> int:

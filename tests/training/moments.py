@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import safetensors.torch
+
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import LearnerSettings
 from ssl_tasks.training import checkpoints, validation
@@ -16,7 +18,7 @@ from tests.training.small_runs import train_in
 
 MOMENTS: Mapping[str, tuple[ModuleType, str]] = {  # the function that the moment lies in
     "evaluation": (validation, "_score"),
-    "half of a checkpoint": (checkpoints, "save_file"),
+    "half of a checkpoint": (safetensors.torch, "save_file"),
     "a checkpoint that has its name": (checkpoints, "flush_folder"),
 }
 

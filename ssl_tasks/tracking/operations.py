@@ -33,8 +33,10 @@ from ssl_tasks.tracking.spool import Operation
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
+    from mlflow.entities import Run as MlflowRun
 
 LOCAL = "selftrain.local"  # the tag with a run's local id
+RECORDED = "selftrain.recorded"  # the tag of a run that is told of after the fact
 OF_A_ROUND = re.compile(r"evaluate-(teacher|\d+)")  # not its other members, nor a student before its fine-tuning
 SOON_SECONDS, PATIENCE_SECONDS = 2.0, 60.0
 
@@ -231,7 +233,8 @@ class Applier:
         found = self.client.search_runs([self.experiment], filters, max_results=1, order_by=["start_time ASC"])
         if not found and self._may_come(artifact, operation):
             raise Later
-        run_id = found[0].info.run_id if found else self._recorded_run(artifact, operation)
+        told = found and not _half_told(found[0])
+        run_id = found[0].info.run_id if told else self._recorded_run(artifact, operation)
         self.client.log_batch(parent, tags=[RunTag(f"selftrain.reused.{operation['name']}", run_id)])
         model = self._model(artifact.digest) if artifact.stage in MODEL_STAGES else None
         if model is not None and model.model_id not in input_models(self.client.get_run(parent)):
@@ -247,7 +250,7 @@ class Applier:
         """A run for an artifact that was computed before this server knew of it, as its manifest tells."""
         manifest, local = artifact.manifest, f"{artifact.key}-{artifact.digest}"
         times = {"time": manifest["finished"] - manifest["seconds"]}
-        tags = {"selftrain.recorded": "from the store's manifest"}
+        tags = {RECORDED: "from the store's manifest"}
         self._run({"run": local, "name": operation["name"], "parent": None, "tags": tags, **times})
         self._describe(self.run_id(local), artifact, operation)
         self._end({"run": local, "ending": "FINISHED", "time": manifest["finished"]})
@@ -271,6 +274,11 @@ class Applier:
 
 def _artifact_of(operation: Operation) -> Artifact:
     return Artifact(Path(operation["path"]), operation["manifest"])
+
+
+def _half_told(run: "MlflowRun") -> bool:
+    """Whether it was being recorded when the server or the one who told it died."""
+    return RECORDED in run.data.tags and run.info.status == "RUNNING"
 
 
 def _milliseconds(operation: Operation) -> int:

@@ -249,6 +249,28 @@ def test_a_server_that_never_heard_of_a_reused_stage_is_told(
     assert held.run_id == runs["student-1"][0].info.run_id
 
 
+def test_what_was_half_told_of_a_reused_stage_is_told_to_its_end(
+    workspace: Path, artifacts: dict[str, Artifact], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Died
+
+    monkeypatch.setattr(operations, "SOON_SECONDS", 0)
+    tracker = spool_only(workspace)
+    run = tracker.start_run("new-server", {}, "")
+    tracker.link_reused(run, "student-1", artifacts["student-1"])
+    tracker.finish_run(run)
+    tracker.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(operations.Applier, "_end", die)
+        with pytest.raises(Died):
+            send(workspace)
+    assert runs_by_name(client)["student-1"][0].info.status == "RUNNING"
+    send(workspace)
+    (told,) = runs_by_name(client)["student-1"]
+    assert told.info.status == "FINISHED"
+
+
 def test_sending_everything_a_second_time_changes_nothing(
     workspace: Path, artifacts: dict[str, Artifact], client: MlflowClient, tmp_path: Path
 ) -> None:

@@ -1,13 +1,16 @@
 """Stages as Prefect tasks: order, names, retries and states. The store alone decides what is done."""
 
+import logging
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from httpx import HTTPError
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
@@ -18,6 +21,7 @@ from ssl_tasks.execute import Outcome, Request
 from ssl_tasks.process import visible_gpus
 from ssl_tasks.training.settings import RuntimeSettings
 
+log = logging.getLogger("selftrain")
 GPU_LIMIT = "gpu"  # the server's count of GPUs; workers obey it where SELFTRAIN_GPU_LIMIT names it
 LEASE_SECONDS = 60  # a killed holder's slots are free again after about that long
 VERBS = {"dataset": "read the data", "train": "train", "given": "take", "predict": "label", "select": "select"}
@@ -67,7 +71,26 @@ def gpu_slots(stage: str, runtime: RuntimeSettings) -> AbstractContextManager[No
     limit = os.environ.get("SELFTRAIN_GPU_LIMIT")
     if not limit or stage not in ("train", "predict", "evaluate") or runtime.device == "cpu" or not visible_gpus():
         return nullcontext()
-    return concurrency(limit, occupy=runtime.processes, lease_duration=LEASE_SECONDS)
+    return _slots(limit, runtime.processes)
+
+
+@contextmanager
+def _slots(limit: str, count: int) -> Iterator[None]:
+    """Holds slots of a limit. A stage does not fail for a server that is away just then: its host's locks hold."""
+    slots = concurrency(limit, occupy=count, lease_duration=LEASE_SECONDS)
+    try:
+        slots.__enter__()
+    except ConcurrencySlotAcquisitionError as error:
+        log.warning("computing without a slot of the limit '%s', which Prefect did not give: %s", limit, error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        try:
+            slots.__exit__(None, None, None)
+        except HTTPError as error:
+            log.warning("Prefect takes back a slot of '%s' when its lease ends: %s", limit, error)
 
 
 def _can_be_cured(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

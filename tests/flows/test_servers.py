@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.flows.claims import rows, unended_in_prefect
@@ -46,9 +47,13 @@ def test_a_prefect_server_that_stops_in_mid_run_takes_only_its_page_with_it(
 ) -> None:
     port = free_port()
     with prefect_server(tmp_path / "prefect", port) as url:
-        run = run_faulty(copy, recipe, "held", PREFECT_API_URL=url)
+        httpx.post(f"{url}/v2/concurrency_limits/", json={"name": "gpu", "limit": 1}).raise_for_status()
+        run = run_faulty(copy, recipe, "held", PREFECT_API_URL=url, SELFTRAIN_GPU_LIMIT="gpu")
         wait_for_the_mark(copy, run)
+        assert httpx.get(f"{url}/v2/concurrency_limits/gpu").json()["active_slots"] == 1
     errors = let_go(copy, run)
+    assert "Prefect takes back a slot of 'gpu' when its lease ends" in errors
+    assert "computing without a slot of the limit 'gpu'" in errors
     assert "Prefect did not hear how" in errors
     assert "Traceback" not in errors
     assert last(copy).info["state"] == "done"

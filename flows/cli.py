@@ -16,7 +16,7 @@ from flows import commands
 from flows.commands.tables import printable_lines
 from flows.commands.verb import Verbs
 from flows.environment import workspace_folder
-from ssl_tasks.errors import SelftrainError, StageFailed
+from ssl_tasks.errors import Interrupted, SelftrainError, StageFailed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +75,12 @@ class _ToStderr(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """What a signal's handler raises while a line is written is no fault of the line, and must not be lost."""
+        if isinstance(sys.exc_info()[1], Interrupted):
+            raise
+        super().handleError(record)
 
 
 def _log_to_stderr() -> None:

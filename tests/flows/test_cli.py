@@ -1,6 +1,8 @@
 """The command line's promises: exit codes, one clear sentence, never a traceback."""
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -9,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from flows.cleaning import clean
-from flows.cli import main
+from flows.cli import _ToStderr, main
 from flows.commands.tables import printable
 from ssl_tasks.artifacts import file_lock
-from ssl_tasks.errors import UserError
+from ssl_tasks.errors import Interrupted, UserError
 from tests.flows.tiny import command, environment, last, selftrain
 
 
@@ -142,6 +144,17 @@ def test_a_shard_that_an_artifact_holds_frees_nothing(tmp_path: Path) -> None:
     assert clean(tmp_path).cache_bytes == 4
     os.link(shard, tmp_path / "part-00000.parquet")
     assert clean(tmp_path).cache_bytes == 0
+
+
+def test_a_signal_that_comes_while_a_line_is_logged_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise Interrupted("asked to stop")
+
+    handler = _ToStderr()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(Interrupted):
+        handler.handle(logging.LogRecord("selftrain", logging.INFO, "", 0, "done", None, None))
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -13,7 +13,7 @@ test: lint            ## lint, format check, types, every test, up to four at a 
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 test-stack: $(VENV)/.stack  ## the flows on PostgreSQL, Redis and the servers of docker-compose.yml, with faults
-	$(BIN)/python -m pytest -m stack tests/stack
+	$(BIN)/python -m pytest -m stack --timeout 1800 tests/stack
 
 quick: setup          ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"

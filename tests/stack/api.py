@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import httpx
 
 T = TypeVar("T")
-PATIENCE = 300.0
+PATIENCE = 600.0  # seconds, for what only has to happen in the end
 
 
 class Api:

@@ -115,6 +115,10 @@ class Started:
         paths = [run.path / "logs" / f"{stage}.log" for run in all_runs(self.workspace)]
         return "".join(path.read_text() for path in paths if path.exists())
 
+    def finished(self, stage: str) -> bool:
+        """Whether the newest record has a stage done."""
+        return any(one.name == stage and one.state in ("computed", "reused") for one in self.run.stages())
+
     def in_training(self) -> psutil.Process:
         """Waits until the teacher has left a checkpoint; returns the flow's process."""
         until(

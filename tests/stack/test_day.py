@@ -90,7 +90,7 @@ def test_a_schedule_creates_runs_and_goes_with_its_deployment(team: Team) -> Non
 
 def test_setting_the_server_up_again_doubles_nothing(team: Team) -> None:
     before = team.api.post("/automations/filter")
-    done = team.stack.selftrain("init-server", "--pool", "cpu", "--pool", "gpu", "--gpus", "1")
+    done = team.stack.selftrain(*team.stack.command("prefect-init")[1:])
     assert done.returncode == 0, done.stderr
     assert "created" not in done.stdout
     after = team.api.post("/automations/filter")

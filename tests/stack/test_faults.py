@@ -1,7 +1,6 @@
 """Whatever dies under a run: in the end the right result, once. docs/operations.md has these as a table."""
 
 import signal
-import time
 
 import psutil
 import pytest
@@ -25,8 +24,8 @@ def silent(team: Team) -> Started:
     flow = started.in_training()
     team.stack.stop("worker", signal.SIGKILL)
     flow.kill()
-    until(lambda: nobody_holds_the_gpu(team.stack), 30)
     assert team.api.state(started.id)["type"] == "RUNNING", "nobody has told the server"
+    until(lambda: nobody_holds_the_gpu(team.stack))
     team.stack.start_worker()
     return started
 
@@ -35,7 +34,7 @@ def silent(team: Team) -> Started:
 def test_a_killed_flow_is_noticed_by_its_worker_and_goes_on_from_its_checkpoint(team: Team) -> None:
     started = team.start("flow-killed")
     started.in_training().kill()
-    until(lambda: nobody_holds_the_gpu(team.stack), 30)
+    until(lambda: nobody_holds_the_gpu(team.stack))
     started.finish()
     assert "Crashed" in team.api.history(started.id)
     assert "resumed at step" in started.log("teacher")
@@ -62,7 +61,7 @@ def test_a_cancelled_run_stays_cancelled(team: Team) -> None:
     started.in_training()
     team.api.post(f"/flow_runs/{started.id}/set_state", state={"type": "CANCELLING"})
     assert team.api.wait_for(started.id, "CANCELLED")["type"] == "CANCELLED"
-    until(lambda: nobody_holds_the_gpu(team.stack), 60)
+    until(lambda: nobody_holds_the_gpu(team.stack))
     assert started.run.info["state"] == "interrupted"
     assert "Crashed" not in team.api.history(started.id)
 
@@ -86,12 +85,11 @@ def test_postgresql_may_restart_under_a_run(team: Team) -> None:
     started.finish()
 
 
-def test_mlflow_may_be_away_for_a_minute(team: Team) -> None:
+def test_mlflow_may_be_away_for_a_while(team: Team) -> None:
     started = team.start("mlflow-away")
     started.in_training()
     team.stack.stop("mlflow")
-    gone = time.monotonic()
-    until(lambda: time.monotonic() - gone > 60, 70)
+    until(lambda: started.finished("evaluate-teacher"))
     team.stack.start("mlflow")
     team.stack.wait_healthy("mlflow")
     started.finish()
@@ -126,8 +124,7 @@ def test_a_run_that_fell_silent_is_crashed_and_goes_on(team: Team, silent: Start
 
 def test_after_all_of_it_nothing_is_held_and_nobody_is_left(team: Team) -> None:
     assert nobody_holds_the_gpu(team.stack)
-    slots = until(lambda: team.api.get("/v2/concurrency_limits/gpu"))
-    until(lambda: team.api.get("/v2/concurrency_limits/gpu")["active_slots"] == 0, 120, lambda: str(slots))
+    until(lambda: team.api.get("/v2/concurrency_limits/gpu")["active_slots"] == 0)
     names = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     assert not [name for name in names if "prefect.engine" in name and str(team.stack.folder) in name]
     for run in all_runs(team.stack.folder / "workspaces" / "silent"):

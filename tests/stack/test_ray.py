@@ -108,7 +108,7 @@ def at_home(tmp_path_factory: pytest.TempPathFactory, inputs: Inputs) -> Artifac
     return predict(tmp_path_factory.mktemp("home"), inputs)
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 600) -> Any:
     """Until `what` is true."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
@@ -162,8 +162,8 @@ def test_a_worker_and_then_a_whole_machine_may_die_under_it(
     wait_for(lambda: cluster.workers(cluster.head))[0].kill()
     since = finished_shards(tmp_path)
     wait_for(lambda: finished_shards(tmp_path) > since)
-    assert cluster.workers(cluster.other), "the machine dies while it labels"
-    cluster.kill(cluster.other)
+    wait_for(lambda: cluster.workers(cluster.other))
+    cluster.kill(cluster.other)  # while it labels
     assert finished_shards(tmp_path) < at_home.summary["shards"]
     assert future.result().digest == at_home.digest
     cluster.other = cluster.join()

@@ -1,11 +1,12 @@
 """CIFAR-10 on a CPU: methods, Noisy Student and its ablations, with 1,000 labels and the same budget of images.
 
-    python benchmarks/cifar10.py --data FOLDER [--arms NAME …] [--seeds 0 1 2] [--images 640000] [--minutes 60]
+    python benchmarks/cifar10.py --data FOLDER [--arms NAME …] [--seeds 0 1 2] [--images 256000] [--minutes 60]
 
 FOLDER has cifar10-train.parquet and cifar10-test.parquet: columns `image` (bytes of an encoded image) and `label_name`.
 Every network sees as many images with a gradient; a run of several networks says so in its `images`. The best model on
 1,000 validation images is tested once. Each finished cell is put on file at once, and is not computed again; what was
-broken off goes on from its checkpoint in `--workspace`. So the whole, hours on two cores, is done in parts.
+broken off goes on from its checkpoint in `--workspace`, and arms share the stages that they have in common. So the
+whole, hours on two cores, is done in parts. Networks this small use two cores best as two jobs of one thread.
 """
 
 import argparse
@@ -14,6 +15,9 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,62 +33,78 @@ from ssl_tasks.execute import Request
 
 CELLS = RESULTS / "cifar10_cells.json"
 NOTEBOOK = 62.77  # % that a published notebook of pseudo-labelling reaches with 1,000 labels and DenseNet-121
-MODEL = {"name": "small_cnn", "width": 32}
+MODEL = {"name": "fast_cnn", "width": 64}
 TRAIN = {"learning_rate": 0.05, "schedule": "cosine", "ema_decay": 0.995}
-STUDENT = {"name": "small_cnn", "dropout": 0.2}
+ADAM = {"optimizer": "adamw", "learning_rate": 0.002, "weight_decay": 0.02}  # MixMatch's
+STRONG = {"name": "supervised", "view": "strong"}
+WIDTHS = (72, 80, 96)  # of the students
 SELECT = {"threshold": 0.3, "balance": "equal"}
+BASE = "supervised"
 
 Settings = dict[str, Any]
+Cells = dict[tuple[str, int, int], dict[str, Any]]  # by arm, seed and images for each network
 
 
-def learner(images: int, labeled: int, ratio: int, model: Settings = MODEL, **sections: Any) -> Settings:
+def learner(images: int, labeled: int, ratio: int, train: Settings | None = None, **sections: Any) -> Settings:
     """A network that sees `images` with a gradient: `labeled` and `ratio` times as many without a label a step."""
     steps = images // (labeled * (1 + ratio))
-    train = {**TRAIN, "steps": steps, "batch_size": labeled, "evaluate_every": max(1, steps // 20)}
-    return {"model": model, "train": train | ({"unlabeled_ratio": ratio} if ratio else {}), **sections}
+    budget = {"steps": steps, "batch_size": labeled, "evaluate_every": max(1, steps // 20)}
+    unlabeled = {"unlabeled_ratio": ratio} if ratio else {}
+    return {"model": MODEL, "train": TRAIN | budget | unlabeled | (train or {}), **sections}
 
 
-def online(method: Settings, labeled: int, ratio: int, labels: int | None = 100) -> Settings:
-    """One network; `labels` of each class, or all."""
-    return {"labels": labels, "teacher": lambda images: learner(images, labeled, ratio, method=method)}
+def online(method: Settings, ratio: int = 0, labels: int | None = 100, train: Settings | None = None) -> Settings:
+    """One network, 128 images a step; `labels` of each class, or all."""
+    return {
+        "labels": labels,
+        "teacher": lambda images: learner(images, 128 // (1 + ratio), ratio, train, method=method),
+    }
 
 
 def rounds(
-    number: int = 3, widths: tuple[int, ...] = (40, 48, 56), noise: bool = True, ratio: int = 7, **changes: Any
+    widths: tuple[int, ...] = WIDTHS, noise: bool = True, ratio: int = 7, teacher_noise: bool = False, **select: Any
 ) -> Settings:
-    """Supervised, then so many students, each of its own width, with dropout and strong views unless without noise."""
+    """A supervised teacher, then students of these widths, with dropout and strong views unless without noise."""
 
     def student(images: int, width: int) -> Settings:
-        model = STUDENT | {"width": width} | ({} if noise else {"dropout": 0.0})
+        model = MODEL | {"width": width, "dropout": 0.2 if noise else 0.0}
         quiet: Settings = {} if noise else {"augment": {"operations": 0, "cutout": 0.0}}
         method = {"name": "noisy_student", "weight": 1.0}
-        return learner(images, 256 // (1 + ratio), ratio, model, method=method, **quiet)
+        return learner(images, 128 // (1 + ratio), ratio, method=method, **quiet) | {"model": model}
 
     def sections(images: int) -> list[Settings]:
-        shared = {"predict": {"temperature": "fit"}, "select": SELECT | changes, "gate": {"enabled": False}}
-        return [{**shared, "student": student(images, width)} for width in widths[:number]]
+        predict = {"temperature": "fit", "noise": teacher_noise}
+        shared = {"predict": predict, "select": SELECT | select, "gate": {"enabled": False}}
+        return [{**shared, "student": student(images, width)} for width in widths]
 
-    return online({"name": "supervised"}, 128, 0) | {"rounds": sections}
+    return online(STRONG) | {"rounds": sections}
 
 
 ARMS: dict[str, Settings] = {
-    "supervised": online({"name": "supervised"}, 128, 0),
-    "supervised, 4,000 labels": online({"name": "supervised"}, 128, 0, labels=400),
-    "fully supervised": online({"name": "supervised"}, 128, 0, labels=None),
-    "pseudo_label": online({"name": "pseudo_label", "weight": 1.0}, 64, 3),
-    "mean_teacher": online({"name": "mean_teacher", "decay": 0.995}, 64, 3),
-    "mixmatch": online({"name": "mixmatch"}, 64, 1),
-    "uda": online({"name": "uda"}, 32, 7),
-    "fixmatch": online({"name": "fixmatch"}, 32, 7),
-    "noisy_student": rounds(),
-    "noisy_student, 1 round": rounds(1),
-    "noisy_student, 2 rounds": rounds(2),
-    "noisy_student, no noise": rounds(noise=False),
-    "noisy_student, not balanced": rounds(balance="none"),
-    "noisy_student, hard labels": rounds(soft=False),
-    "noisy_student, same size": rounds(widths=(32, 32, 32)),
-    "noisy_student, ratio 3": rounds(ratio=3),
-    "noisy_student, target_precision 0.8": rounds(threshold=None, target_precision=0.8),
+    "supervised": online({"name": "supervised"}),
+    "supervised, strong views": online(STRONG),
+    "pseudo_label": online({"name": "pseudo_label", "weight": 1.0}, ratio=1),
+    "mean_teacher": online({"name": "mean_teacher", "decay": 0.995}, ratio=1),
+    "mixmatch": online({"name": "mixmatch"}, ratio=1, train=ADAM),
+    "uda": online({"name": "uda"}, ratio=3),
+    "fixmatch": online({"name": "fixmatch"}, ratio=3),
+    "noisy_student, 3 rounds": rounds(),
+    "supervised, 4,000 labels": online({"name": "supervised"}, labels=400),
+    "fully supervised": online({"name": "supervised"}, labels=None),
+    # One round each, from the same teacher: what the students' noise, their size and their labels are worth.
+    "1 round, student without noise": rounds(WIDTHS[:1], noise=False),
+    "1 round, not balanced": rounds(WIDTHS[:1], balance="none"),
+    "1 round, hard labels": rounds(WIDTHS[:1], soft=False),
+    "1 round, student of the same size": rounds((64,)),
+    "1 round, larger student": rounds((96,)),
+    "1 round, batch ratio 1": rounds(WIDTHS[:1], ratio=1),
+    "1 round, batch ratio 3": rounds(WIDTHS[:1], ratio=3),
+    "1 round, teacher noised": rounds(WIDTHS[:1], teacher_noise=True),
+    "1 round, threshold 0.8": rounds(WIDTHS[:1], threshold=0.8),
+    "1 round, target_precision 0.8": rounds(WIDTHS[:1], threshold=None, target_precision=0.8),
+    # Last, for they only read what the three rounds have computed.
+    "noisy_student, 2 rounds": rounds(WIDTHS[:2]),
+    "noisy_student, 1 round": rounds(WIDTHS[:1]),
 }
 
 
@@ -126,23 +146,63 @@ def cell(arm: str, seed: int, images: int, data: Path, workspace: Path, threads:
     return {"accuracy": tested, "precision": precision, "images": answers.images, "minutes": answers.seconds / 60}
 
 
-def on_file() -> dict[str, dict[str, Any]]:
-    """Cells of earlier calls, by their name."""
-    return json.loads(CELLS.read_text()) if CELLS.exists() else {}
+def on_file() -> Cells:
+    """Cells of earlier calls."""
+    found = json.loads(CELLS.read_text()) if CELLS.exists() else []
+    return {(one["arm"], one["seed"], one["budget"]): one for one in found}
 
 
-def table(cells: dict[str, dict[str, Any]], images: int) -> list[dict[str, Any]]:
-    """Mean and deviation of each arm over the seeds that it has."""
+def put_on_file(cells: Cells) -> None:
+    """One cell a line, in the order of the arms, so that two lists of them differ where they differ."""
+    ordered = sorted(cells, key=lambda name: (name[2], list(ARMS).index(name[0]), name[1]))
+    named = ({"arm": name[0], "seed": name[1], "budget": name[2]} | cells[name] for name in ordered)
+    write_atomically(CELLS, "[\n" + ",\n".join(map(json.dumps, named)) + "\n]\n")
+
+
+def compute(
+    missing: Sequence[tuple[str, int]], jobs: int, deadline: float, *how: Any
+) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Cells as they are finished, some at a time; after the deadline none is begun."""
+    todo = iter(missing)
+    running: dict[Future[dict[str, Any]], tuple[str, int]] = {}
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        while True:
+            while len(running) < jobs and time.monotonic() < deadline and (following := next(todo, None)):
+                running[pool.submit(cell, *following, *how)] = following
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                yield *running.pop(done), done.result()
+
+
+def table(cells: Cells, images: int) -> list[dict[str, Any]]:
+    """Of each arm, over the seeds that it has: its last model, how far above supervised on the same seeds, and all."""
+    base = {seed: one["accuracy"][-1] for (arm, seed, size), one in cells.items() if (arm, size) == (BASE, images)}
     rows = []
     for arm in ARMS:
-        found = [one for name, one in cells.items() if name.split(" · ")[0] == arm and name.endswith(f"· {images}")]
-        if found:
-            last = [one["accuracy"][-1] for one in found]
-            row: dict[str, Any] = {"arm": arm, "seeds": len(found), "accuracy %": statistics.mean(last)}
-            row |= {"std": statistics.stdev(last) if len(last) > 1 else 0.0}
-            row |= {"images": int(found[0]["images"]), "minutes": statistics.mean(one["minutes"] for one in found)}
-            rows.append(row)
+        found = {seed: one for (name, seed, size), one in cells.items() if (name, size) == (arm, images)}
+        if not found:
+            continue
+        last = {seed: one["accuracy"][-1] for seed, one in found.items()}
+        above = [last[seed] - base[seed] for seed in last if seed in base]
+        row: dict[str, Any] = {"arm": arm, "seeds": len(found), "accuracy %": statistics.mean(last.values())}
+        row |= {"std": deviation(list(last.values())), "above supervised": statistics.mean(above) if above else ""}
+        row["std of that"] = deviation(above)
+        row["models in turn"] = in_turn([one["accuracy"] for one in found.values()])
+        row["pseudo-labels right %"] = in_turn([[100 * share for share in one["precision"]] for one in found.values()])
+        row |= {"images": int(max(one["images"] for one in found.values()))}
+        rows.append(row | {"minutes": statistics.mean(one["minutes"] for one in found.values())})
     return rows
+
+
+def deviation(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def in_turn(runs: list[list[float]]) -> str:
+    """The means over runs, round by round; nothing where there is but one."""
+    means = [statistics.mean(values) for values in zip(*runs, strict=True)]
+    return " → ".join(f"{mean:.1f}" for mean in means)
 
 
 def main() -> None:
@@ -153,25 +213,24 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path(".selftrain-cifar10"))
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=640_000, help="that each network sees with a gradient")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--images", type=int, default=256_000, help="that each network sees with a gradient")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cells at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each job")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after them")
     wanted = parser.parse_args()
-    started, cells = time.monotonic(), {} if wanted.quick else on_file()
     if wanted.quick:
-        wanted.arms, wanted.seeds, wanted.images = ["fixmatch", "noisy_student, 1 round"], [0], 5_120
-    for seed in wanted.seeds:
-        for arm in wanted.arms:
-            name = f"{arm} · {seed} · {wanted.images}"
-            if name in cells or time.monotonic() - started > 60 * wanted.minutes:
-                continue
-            cells[name] = cell(arm, seed, wanted.images, wanted.data, wanted.workspace.absolute(), wanted.threads)
-            print(name, cells[name], file=sys.stderr, flush=True)
-            if not wanted.quick:
-                write_atomically(CELLS, json.dumps(cells, indent=1) + "\n")
+        wanted.arms, wanted.seeds, wanted.images = ["fixmatch", "noisy_student, 1 round"], [0], 2_560
+    cells = {} if wanted.quick else on_file()
+    missing = [(arm, seed) for seed in wanted.seeds for arm in wanted.arms if (arm, seed, wanted.images) not in cells]
+    how = wanted.images, wanted.data, wanted.workspace.absolute(), wanted.threads
+    for arm, seed, result in compute(missing, wanted.jobs, time.monotonic() + 60 * wanted.minutes, *how):
+        cells[arm, seed, wanted.images] = result
+        print(arm, seed, result, file=sys.stderr, flush=True)
+        if not wanted.quick:
+            put_on_file(cells)
     rows = table(cells, wanted.images)
     best = max((row for row in rows if "supervised" not in row["arm"]), key=lambda row: row["accuracy %"], default=None)
-    summary = {"images": wanted.images, "model": "small_cnn", "best": best["arm"] if best else None}
+    summary = {"images": wanted.images, "model": "fast_cnn", "best": best["arm"] if best else None}
     summary |= {"target": f"> {NOTEBOOK} %", "meets": best is not None and best["accuracy %"] > NOTEBOOK}
     publish("cifar10", rows, summary, wanted.quick)
 

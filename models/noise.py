@@ -2,7 +2,9 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,10 +37,31 @@ def set_batch_norm_momentum(network: nn.Module, momentum: float) -> None:
             module.momentum = momentum
 
 
+def noisy_modules(network: nn.Module) -> list[Any]:
+    """Everything in a network that draws random numbers."""
+    return [module for module in network.modules() if isinstance(module, (*DROPOUTS, StochasticDepth, Head))]
+
+
+@contextlib.contextmanager
+def with_noise(network: nn.Module, seed: int) -> Iterator[None]:
+    """Switches a network's own dropout and stochastic depth on while batch norm stays as it is; the seed decides."""
+    noisy = noisy_modules(network)
+    device = next(network.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            for module in noisy:
+                module.train()
+            yield
+        finally:
+            for module in noisy:
+                module.eval()
+
+
 @contextlib.contextmanager
 def without_noise(network: nn.Module) -> Iterator[None]:
     """Switches dropout and stochastic depth off while batch norm stays in the mode that it is in."""
-    noisy = [module for module in network.modules() if isinstance(module, (*DROPOUTS, StochasticDepth, Head))]
+    noisy = noisy_modules(network)
     rates = [module.p for module in noisy]
     try:
         for module in noisy:

@@ -7,7 +7,7 @@ from models.classifier import Classifier
 from models.mlp import build_mlp
 from models.noise import set_batch_norm_momentum
 from models.settings import ModelSettings
-from models.small_cnn import build_small_cnn
+from models.small_cnn import build_fast_cnn, build_small_cnn
 from models.timm_models import build_timm
 from models.torchvision_models import build_torchvision
 from models.wide_resnet import build_wide_resnet
@@ -18,12 +18,13 @@ Builder = Callable[[ModelSettings, int, int, int], Classifier]  # settings, clas
 MODELS: dict[str, Builder] = {  # the name, with numbers for D (depth) and K (width)
     "wrn-D-K": build_wide_resnet,
     "small_cnn": build_small_cnn,
+    "fast_cnn": build_fast_cnn,
     "mlp": build_mlp,
     "mlp-D": build_mlp,
     "torchvision:<name>": build_torchvision,
     "timm:<name>": build_timm,
 }
-WITH_WIDTH = {"small_cnn", "mlp", "mlp-D"}
+WITH_WIDTH = {"small_cnn", "fast_cnn", "mlp", "mlp-D"}
 
 
 def find_family(name: str) -> str:

@@ -12,8 +12,12 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    name: str = Field("small_cnn", description="wrn-D-K, small_cnn, mlp, mlp-D, torchvision:<name>, timm:<name>")
-    width: int | None = Field(None, ge=1, description="channels of the first stage (small_cnn) or hidden units (mlp)")
+    name: str = Field(
+        "small_cnn", description="wrn-D-K, small_cnn, fast_cnn, mlp, mlp-D, torchvision:<name>, timm:<name>"
+    )
+    width: int | None = Field(
+        None, ge=1, description="channels of the first stage (small_cnn, fast_cnn) or hidden units (mlp)"
+    )
     dropout: float = Field(0.0, ge=0, lt=1)
     stochastic_depth: float = Field(0.0, ge=0, lt=1, description="drop rate of the last block; earlier ones less")
     batch_norm_momentum: float | None = Field(

@@ -9,9 +9,9 @@ from models.settings import ModelSettings
 WIDTH = 32
 
 
-def unit(inputs: int, outputs: int) -> nn.Sequential:
+def unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """Convolution, batch norm, activation."""
-    layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    layer = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
@@ -36,10 +36,10 @@ class Stage(nn.Module):
 class SmallCNN(nn.Module):
     """A stem, two stages, and the mean over the image."""
 
-    def __init__(self, in_channels: int, width: int, stochastic_depth: float) -> None:
+    def __init__(self, in_channels: int, width: int, stochastic_depth: float, stride: int) -> None:
         super().__init__()
         first, second = drop_rates(stochastic_depth, 2)
-        self.stem = unit(in_channels, width)
+        self.stem = unit(in_channels, width, stride)
         self.stages = nn.Sequential(Stage(width, 2 * width, first), Stage(2 * width, 4 * width, second))
         self.num_features = 4 * width
 
@@ -49,5 +49,17 @@ class SmallCNN(nn.Module):
 
 def build_small_cnn(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> Classifier:
     """`small_cnn`, for any image size."""
-    body = SmallCNN(in_channels, settings.width or WIDTH, settings.stochastic_depth)
+    return _classifier(settings, num_classes, in_channels, WIDTH, stride=1)
+
+
+def build_fast_cnn(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> Classifier:
+    """`fast_cnn`: half the resolution from the stem on and twice the width, four times the weights in less time.
+
+    For photographs of 32×32 and more; 8×8 digits would be single pixels at its end.
+    """
+    return _classifier(settings, num_classes, in_channels, 2 * WIDTH, stride=2)
+
+
+def _classifier(settings: ModelSettings, num_classes: int, in_channels: int, width: int, stride: int) -> Classifier:
+    body = SmallCNN(in_channels, settings.width or width, settings.stochastic_depth, stride)
     return Classifier(body, body.num_features, num_classes, settings.dropout)

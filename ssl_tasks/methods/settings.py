@@ -16,6 +16,9 @@ Temperature = Annotated[float, Field(gt=0)]
 
 class SupervisedSettings(Section):
     name: Literal["supervised"] = "supervised"
+    view: Literal["weak", "strong"] = Field(
+        "weak", description="of the images; strong as the noised teachers' in print"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     mixup: float = Field(0.0, ge=0, description="Beta(a, a) of MixUp; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="Beta(a, a) of CutMix; 0 is off")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from models.classifier import Classifier
-from ssl_tasks.batch import Batch
+from ssl_tasks.batch import Batch, Views
 from ssl_tasks.functional import weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method
+from ssl_tasks.methods.base import Losses, Method, Problem
 from ssl_tasks.methods.settings import SupervisedSettings
 from ssl_tasks.mixing import draw_lambda, mix
 
@@ -43,6 +43,10 @@ class Supervised(Method):
     """Learns from labels alone."""
 
     settings: SupervisedSettings
+
+    def __init__(self, settings: SupervisedSettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
+        self.views = Views(labeled=(settings.view,))
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         (images,), settings = batch.labeled, self.settings

@@ -1,4 +1,4 @@
-"""Images for a teacher, batch by batch: decoded, and drawn as weak views, while the network computes."""
+"""Images for a teacher, batch by batch: decoded, and drawn as weak or strong views, while the network computes."""
 
 import time
 from collections import deque
@@ -14,7 +14,7 @@ from ssl_tasks.data.settings import AugmentSettings
 from ssl_tasks.data.weak import DRAWS, weak_view
 from ssl_tasks.pseudo_labels.shards import spread
 
-CROP_PADDING = AugmentSettings().crop_padding  # of the weak views
+AUGMENT = AugmentSettings()  # what weak and strong views are
 AHEAD = 2  # batches for each thread
 
 Views = list[NDArray[np.uint8]]
@@ -40,6 +40,7 @@ class Batches:
 
     batch_size: int
     views: int
+    noise: bool
     flip: bool
     seed: int
     threads: int
@@ -60,9 +61,21 @@ class Batches:
                 self.clock.spent_on("network")
 
     def views_of(self, images: NDArray[np.uint8], ids: Sequence[str]) -> Views:
-        """The images, and weak views of them."""
-        drawn = (spread(ids, self.seed, f"view-{view}", DRAWS) for view in range(1, self.views))
-        return [images, *(weak_view(images, draws, self.flip, CROP_PADDING) for draws in drawn)]
+        """The images, and weak views of them; with noise, strong views alone."""
+        if self.noise:
+            return [self.strong(images, ids, view) for view in range(self.views)]
+        return [images, *(self.weak(images, ids, view) for view in range(1, self.views))]
+
+    def weak(self, images: NDArray[np.uint8], ids: Sequence[str], view: int) -> NDArray[np.uint8]:
+        """Flipped and shifted."""
+        return weak_view(images, spread(ids, self.seed, f"view-{view}", DRAWS), self.flip, AUGMENT.crop_padding)
+
+    def strong(self, images: NDArray[np.uint8], ids: Sequence[str], view: int) -> NDArray[np.uint8]:
+        """What a student sees."""
+        from ssl_tasks.data.augmentation import randaugment_draws, randaugment_view  # albumentations: a second
+
+        draws = spread(ids, self.seed, f"noise-{view}", randaugment_draws(AUGMENT))
+        return randaugment_view(self.weak(images, ids, view), draws, AUGMENT)
 
 
 def in_order(threads: ThreadPoolExecutor, jobs: Iterator[Callable[[], Views]], ahead: int) -> Iterator[Views]:

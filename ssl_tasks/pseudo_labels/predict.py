@@ -1,5 +1,6 @@
 """The stage `predict`: a teacher labels the unlabelled images, shard by shard, and the held-out ones beside them."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.noise import with_noise
 from ssl_tasks.artifacts import write_atomically
 from ssl_tasks.cluster import spread
 from ssl_tasks.data.dataset import Dataset, Pool
+from ssl_tasks.data.permutation import key_of
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.pseudo_labels import schema
-from ssl_tasks.pseudo_labels.batches import CROP_PADDING, Batches, Clock
+from ssl_tasks.pseudo_labels.batches import AUGMENT, Batches, Clock
 from ssl_tasks.pseudo_labels.calibration import calibration, fit_temperature, fitting_half
 from ssl_tasks.pseudo_labels.engine import saying_what_is_full
 from ssl_tasks.pseudo_labels.labeller import Columns, Labeller, Opinion, class_means, judge
@@ -120,10 +123,11 @@ class Predicting:
 
     def question(self, temperature: float) -> dict[str, Any]:
         """All that a shard's contents depend on, but for its samples."""
-        weak = {"seed": self.settings.seed, "flip": self.dataset.flip, "crop_padding": CROP_PADDING}
+        weak = {"seed": self.settings.seed, "flip": self.dataset.flip, "crop_padding": AUGMENT.crop_padding}
         return {
             **self.description(temperature),
-            "weak_views": weak if self.settings.views > 1 else None,
+            "weak_views": weak if self.settings.views > 1 or self.settings.noise else None,
+            "noise": AUGMENT.identity() if self.settings.noise else None,
             "precision": [str(teacher.dtype) for teacher in self.teachers],
             "batch_size": self.settings.batch_size,  # products round otherwise with their size
             "image": [self.dataset.image_size, self.dataset.channels],
@@ -135,12 +139,25 @@ class Predicting:
         batches = Batches(
             self.settings.batch_size,
             self.settings.views,
+            self.settings.noise,
             self.dataset.flip,
             self.settings.seed,
             max(1, self.context.runtime.workers),
             self.clock,
         )
-        return map(self.labeller.opinion, batches(pool, index, ids))
+        for start, views in zip(range(0, len(ids), self.settings.batch_size), batches(pool, index, ids), strict=True):
+            with self.noise(ids[start]):
+                opinion = self.labeller.opinion(views)
+            yield opinion
+
+    def noise(self, first: str) -> contextlib.AbstractContextManager[Any]:
+        """The teachers' own dropout, where it is asked for; the batch's first image decides what it drops."""
+        if not self.settings.noise:
+            return contextlib.nullcontext()
+        noisy, seed = contextlib.ExitStack(), key_of("noise", self.settings.seed, first)
+        for teacher in self.teachers:
+            noisy.enter_context(with_noise(teacher.network, seed))
+        return noisy
 
     def predict_held_out(self) -> tuple[float, Tensor]:
         """validation.parquet and calibration.json; returns the temperature and where classes lie among features."""

@@ -18,7 +18,10 @@ class PredictSettings(Section):
     )
     top_k: int | None = Field(None, ge=1, description="probabilities stored; default all up to 256 classes, then 16")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: int = Field(0, ge=0, lt=2**63, description="of the weak views")
+    noise: bool = Field(
+        False, description="the paper's ablation: strong views, dropout and stochastic depth for the teacher too"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of the views and the noise")
 
 
 class SelectSettings(Section):

@@ -37,7 +37,8 @@ def batch_of(views: Views, step: int = 0, labeled: int = 4, unlabeled: int = 8) 
     """Step `step`'s images: which ones is a plain walk through the pools, what they look like is random."""
 
     def draw(kinds: tuple[View, ...], count: int, seed: int) -> tuple[Tensor, ...]:
-        return tuple(images_of(1000 * step + 10 * seed + number, count) for number, _ in enumerate(kinds))
+        drawn = (1000 * step + 100 * get_args(View).index(kind) + 10 * seed for kind in kinds)
+        return tuple(images_of(first + number, count) for number, first in enumerate(drawn))
 
     index = torch.arange(unlabeled) + unlabeled * step
     soft = torch.rand(unlabeled, CLASSES, generator=torch.Generator().manual_seed(step))

@@ -14,7 +14,7 @@ from models.classifier import Classifier
 from models.noise import without_noise
 from ssl_tasks.errors import ConfigError
 
-ANY_SIZE = ["wrn-10-1", "small_cnn", "mlp", "mlp-3"]
+ANY_SIZE = ["wrn-10-1", "small_cnn", "fast_cnn", "mlp", "mlp-3"]
 
 
 def network_of(name: str, channels: int = 3, size: int = 8, classes: int = 4, **settings: Any) -> Classifier:

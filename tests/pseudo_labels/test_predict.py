@@ -190,6 +190,26 @@ def test_views_and_members_are_averaged_and_their_agreement_counted(prepared: tu
     assert views["probs"] != alone["probs"]
 
 
+def test_a_noised_teacher_sees_strong_views_and_drops_features(
+    fresh: tuple[Path, Artifact, Artifact], tmp_path: Path
+) -> None:
+    workspace, dataset, model = fresh
+    clean, noised = (run(workspace, dataset, model, noise=noise) for noise in (False, True))
+    assert noised.summary["shards_reused"] == 0
+    assert table(noised)["probs"] != table(clean)["probs"]
+    card = json.loads((model.path / "model.json").read_text())
+    card["model"]["dropout"] = 0.5
+    shutil.copytree(model.path, tmp_path / "dropping")
+    (tmp_path / "dropping" / "model.json").write_text(json.dumps(card))
+    dropping = Artifact(tmp_path / "dropping", {**model.manifest, "digest": "dropping"})
+    assert table(run(workspace, dataset, dropping))["probs"] == table(clean)["probs"]
+    first = run(workspace, dataset, dropping, noise=True)
+    assert table(first)["probs"] != table(noised)["probs"]
+    shutil.rmtree(workspace / "cache" / "shards")
+    torch.rand(1)  # what others drew before changes nothing
+    assert run(workspace, dataset, dropping, noise=True).digest == first.digest
+
+
 def test_top_k_stores_the_most_likely_classes_alone(prepared: tuple[Path, Artifact, Artifact]) -> None:
     workspace, dataset, model = prepared
     dense, sparse = table(run(workspace, dataset, model)), table(run(workspace, dataset, model, top_k=2))

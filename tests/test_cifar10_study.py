@@ -1,0 +1,35 @@
+"""The study of benchmarks/cifar10.py runs for hours: what can be wrong in it is found before."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cifar10
+from ssl_tasks.config import LearnerSettings
+
+
+def images(learner: LearnerSettings) -> int:
+    """With a gradient, over the whole training."""
+    train = learner.train
+    alone = learner.method.name == "supervised"
+    return train.steps * train.batch_size * (1 if alone else 1 + train.unlabeled_ratio)
+
+
+@pytest.mark.parametrize("arm", cifar10.ARMS)
+def test_every_network_of_every_arm_sees_the_same_number_of_images(arm: str, tmp_path: Path) -> None:
+    config = cifar10.config(arm, 3, 256_000, tmp_path)
+    networks = [config.teacher, *(one.student for one in config.rounds)]
+    assert {images(network) for network in networks} == {256_000}
+    assert (config.seed, config.data.split.seed) == (3, 3)
+
+
+def test_an_arm_is_compared_with_supervised_learning_on_the_same_seeds() -> None:
+    def cell(*accuracy: float) -> dict[str, object]:
+        return {"accuracy": list(accuracy), "precision": [0.5] * (len(accuracy) - 1), "images": 9, "minutes": 2.0}
+
+    cells = {("supervised", 0, 9): cell(50.0), ("supervised", 1, 9): cell(40.0), ("supervised", 0, 7): cell(1.0)}
+    cells |= {("noisy_student, 3 rounds", 1, 9): cell(42.0, 44.0), ("noisy_student, 3 rounds", 2, 9): cell(60.0, 70.0)}
+    supervised, students = cifar10.table(cells, 9)
+    assert (supervised["accuracy %"], supervised["above supervised"]) == (45.0, 0.0)
+    assert (students["seeds"], students["accuracy %"], students["above supervised"]) == (2, 57.0, 4.0)
+    assert students["models in turn"] == "51.0 → 57.0"

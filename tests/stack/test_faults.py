@@ -14,20 +14,23 @@ pytestmark = pytest.mark.stack
 
 
 @pytest.fixture(scope="module")
-def silent(team: Team) -> Started:
-    """A run whose worker and flow process were killed together: nobody is left to say so.
+def silent(team: Team) -> dict[str, Started]:
+    """Runs whose process ended with its worker, stopped or killed: nobody is left to say so.
 
-    It takes the server's automation some time to notice, in which the other tests go on.
+    It takes the server's automation three heartbeats to notice, in which the other tests go on.
     """
-    # A deployment of its own: one run of a deployment at a time, and nobody knows yet that this one is over.
-    started = team.start("silent", team.deploy("--name", "silent"))
-    flow = started.in_training()
-    team.stack.stop("worker", signal.SIGKILL)
-    flow.kill()
-    assert team.api.state(started.id)["type"] == "RUNNING", "nobody has told the server"
-    until(lambda: nobody_holds_the_gpu(team.stack))
-    team.stack.start_worker()
-    return started
+    runs = {}
+    for name, number in (("worker-stopped", signal.SIGTERM), ("all-killed", signal.SIGKILL)):
+        # Deployments of their own: one run of each at a time, and nobody knows yet that these are over.
+        started = runs[name] = team.start(name, team.deploy("--name", name))
+        flow = started.in_training()
+        team.stack.stop("worker", number)
+        if number == signal.SIGKILL:
+            flow.kill()
+        assert team.api.state(started.id)["type"] == "RUNNING", "nobody has told the server"
+        until(lambda: nobody_holds_the_gpu(team.stack))
+        team.stack.start_worker()
+    return runs
 
 
 @pytest.mark.usefixtures("silent")
@@ -44,14 +47,6 @@ def test_a_killed_worker_costs_its_run_nothing_that_was_done(team: Team) -> None
     started = team.start("worker-killed")
     started.in_training()
     team.stack.stop("worker", signal.SIGKILL)
-    team.stack.start_worker()
-    started.finish()
-
-
-def test_a_stopped_worker_hands_its_run_to_the_next(team: Team) -> None:
-    started = team.start("worker-stopped")
-    started.in_training()
-    team.stack.stop("worker")
     team.stack.start_worker()
     started.finish()
 
@@ -116,10 +111,11 @@ def test_the_object_storage_may_fail_half_of_its_requests(team: Team) -> None:
     assert {name.split("/", 2)[2] for name in team.stored("selftrain", "s3-failing/artifacts/")} == made
 
 
-def test_a_run_that_fell_silent_is_crashed_and_goes_on(team: Team, silent: Started) -> None:
-    silent.finish()
-    assert "Crashed" in team.api.history(silent.id)
-    assert "resumed at step" in silent.log("teacher")
+@pytest.mark.parametrize("name", ["worker-stopped", "all-killed"])
+def test_a_run_that_fell_silent_is_crashed_and_goes_on(team: Team, silent: dict[str, Started], name: str) -> None:
+    silent[name].finish()
+    assert "Crashed" in team.api.history(silent[name].id)
+    assert "resumed at step" in silent[name].log("teacher")
 
 
 def test_after_all_of_it_nothing_is_held_and_nobody_is_left(team: Team) -> None:
@@ -127,7 +123,7 @@ def test_after_all_of_it_nothing_is_held_and_nobody_is_left(team: Team) -> None:
     until(lambda: team.api.get("/v2/concurrency_limits/gpu")["active_slots"] == 0)
     names = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     assert not [name for name in names if "prefect.engine" in name and str(team.stack.folder) in name]
-    for run in all_runs(team.stack.folder / "workspaces" / "silent"):
+    for run in all_runs(team.stack.folder / "workspaces" / "all-killed"):
         run.mend()
         assert run.info["state"] in ("done", "crashed")
-    assert digests(Started(team, "", team.stack.folder / "workspaces" / "silent").run) == team.expected
+    assert digests(Started(team, "", team.stack.folder / "workspaces" / "all-killed").run) == team.expected

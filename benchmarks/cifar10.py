@@ -17,8 +17,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -85,9 +86,9 @@ ARMS: dict[str, Settings] = {
     "supervised, strong views": online(STRONG),
     "pseudo_label": online({"name": "pseudo_label", "weight": 1.0}, ratio=1),
     "mean_teacher": online({"name": "mean_teacher", "decay": 0.995}, ratio=1),
-    "mixmatch": online({"name": "mixmatch"}, ratio=1, train=ADAM),
-    "uda": online({"name": "uda"}, ratio=3),
-    "fixmatch": online({"name": "fixmatch"}, ratio=3),
+    "mixmatch": online({"name": "mixmatch", "ramp_up": 1.0}, ratio=1, train=ADAM),  # 1/64 of so short a run collapses
+    "uda": online({"name": "uda"}, ratio=1),
+    "fixmatch": online({"name": "fixmatch"}, ratio=1),
     "noisy_student, 3 rounds": rounds(),
     "supervised, 4,000 labels": online({"name": "supervised"}, labels=400),
     "fully supervised": online({"name": "supervised"}, labels=None),
@@ -165,7 +166,7 @@ def compute(
     """Cells as they are finished, some at a time; after the deadline none is begun."""
     todo = iter(missing)
     running: dict[Future[dict[str, Any]], tuple[str, int]] = {}
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent) as pool:
         while True:
             while len(running) < jobs and time.monotonic() < deadline and (following := next(todo, None)):
                 running[pool.submit(cell, *following, *how)] = following
@@ -173,6 +174,18 @@ def compute(
                 return
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 yield *running.pop(done), done.result()
+
+
+def end_with_parent() -> None:
+    """A job whose parent was killed does not go on unseen."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def table(cells: Cells, images: int) -> list[dict[str, Any]]:

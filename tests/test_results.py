@@ -26,6 +26,7 @@ FIGURES: dict[str, Callable[[Record], list[str]]] = {
         [f"{r['rows'][0][f'{stage}_seconds']:.0f} s" for stage in ("predict", "select")]
         + [f"{r['memory_growth_mb']:.0f} MB"]
     ),
+    "ray_predict": lambda r: [f"{r['two_nodes_to_one']:.2f}", f"{r['one_node_to_no_ray']:.2f}"],
     "looking": lambda r: [f"{r['slowest']:.1f} s"],
     "report_size": lambda r: [*page(r), f"{r['file MB']:.1f} MB"],
     "pipeline": lambda r: [f"{row['seconds']:.1f} s" for row in r["rows"][:2]],

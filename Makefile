@@ -4,15 +4,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: run test test-stack quick lint audit setup clean
+.PHONY: run test test-stack servers quick lint audit setup clean
 
 run: setup            ## the quickstart: digits, 5 labels per class, a teacher and three rounds of students
 	$(BIN)/selftrain run configs/quickstart.yaml
 
-test: lint            ## lint, format check, types, every test, up to four at a time
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+# Tests of servers and of killed processes wait much: four at a time keep two cores busy.
+test: lint            ## lint, format check, types, every test, four at a time
+	$(BIN)/python -m pytest -n 4 --dist worksteal --durations 15
 
-test-stack: $(VENV)/.stack  ## the flows on PostgreSQL, Redis and the servers of docker-compose.yml, with faults
+test-stack: servers $(VENV)/.stack  ## the flows on PostgreSQL, Redis and the servers of docker-compose.yml, with faults
 	$(BIN)/python -m pytest -m stack --timeout 1800 tests/stack
 
 quick: setup          ## the tests that take seconds
@@ -36,9 +37,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
-$(VENV)/.stack: $(STAMP)
+servers:              ## PostgreSQL and Redis, where they are missing; needs Debian and its root
 	if ! ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || ! command -v redis-server >/dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql redis-server >/dev/null; fi
+
+$(VENV)/.stack: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,stack]'
 	touch $@
 

@@ -13,25 +13,30 @@ FLAT = ", ".join(
     f"TRY({column}) AS {column}"
     for column in ("sample_id", "position", "label", "confidence", "rank_in_class", "copies", "source")
 )
+# A lambda's expression is computed for every element, so what is the same for all of a row comes before.
 SOFT = """
-    SELECT * EXCLUDE (powers), list_transform(powers, lambda power: (power / list_sum(powers))::FLOAT) AS probs
+    SELECT * EXCLUDE (powers, total), list_transform(powers, lambda power: (power / total)::FLOAT) AS probs
     FROM (
-        SELECT * EXCLUDE (dense), CASE source
-            WHEN 'override' THEN list_transform(range({classes}), lambda number: (number = label)::INTEGER::DOUBLE)
-            ELSE list_transform(dense, lambda prob: pow(prob, {exponent!r}))
-        END AS powers
+        SELECT *, list_sum(powers) AS total
         FROM (
-            SELECT {columns}, {dense} AS dense
-            FROM chosen JOIN (SELECT file_index, file_row_number, {stored} FROM {table})
-            USING (file_index, file_row_number)
+            SELECT * EXCLUDE (dense), CASE source
+                WHEN 'override' THEN list_transform(range({classes}), lambda number: (number = label)::INTEGER::DOUBLE)
+                ELSE list_transform(dense, lambda prob: pow(prob, {exponent!r}))
+            END AS powers
+            FROM (
+                SELECT {columns}, {dense} AS dense
+                FROM chosen JOIN (SELECT file_index, file_row_number, {stored} FROM {table})
+                USING (file_index, file_row_number)
+            )
         )
     )
 """
 # What the top k leave of 1 is spread over the other classes.
 SPARSE = (
     "list_transform(range({classes}), lambda number: coalesce("
-    "probs[list_position(classes, number::SMALLINT)], greatest(0, 1 - list_sum(probs)) / {others})::DOUBLE)"
+    "probs[list_position(classes, number::SMALLINT)], rest)::DOUBLE)"
 )
+STORED_OF_SPARSE = "probs, classes, greatest(0, 1 - list_sum(probs)) / {others} AS rest"
 
 
 def output_rows(predictions: Predictions, settings: SelectSettings) -> str:
@@ -46,7 +51,7 @@ def output_rows(predictions: Predictions, settings: SelectSettings) -> str:
         classes=classes,
         exponent=1 / settings.sharpen,
         table=predictions.table(),
-        stored="probs, classes" if predictions.sparse else "probs",
-        dense=SPARSE.format(classes=classes, others=others) if predictions.sparse else "probs::DOUBLE[]",
+        stored=STORED_OF_SPARSE.format(others=others) if predictions.sparse else "probs",
+        dense=SPARSE.format(classes=classes) if predictions.sparse else "probs::DOUBLE[]",
     )
     return f"SELECT {FLAT}, probs FROM ({soft})"

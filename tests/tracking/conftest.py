@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from ssl_tasks.artifacts import Artifact
-from ssl_tasks.tracking.client import QUIET, default_uri
+from ssl_tasks.tracking.client import QUIET, connect, default_uri
 from tests.tracking.tracked_stages import pipeline
 
 os.environ.update(QUIET)
@@ -38,3 +39,9 @@ def workspace(tmp_path: Path, fresh_database: Path, monkeypatch: pytest.MonkeyPa
 def artifacts(workspace: Path) -> dict[str, Artifact]:
     """The artifacts of one round."""
     return pipeline(workspace)
+
+
+@pytest.fixture
+def client(workspace: Path) -> MlflowClient:
+    """MLflow's own client of the workspace's database."""
+    return connect(default_uri(workspace), workspace)

@@ -12,7 +12,7 @@ from ssl_tasks.runs import Run, StageRecord
 from ssl_tasks.tracking.client import connect, default_uri
 from ssl_tasks.tracking.links import announced, find_pages, run_links, served_at
 from ssl_tasks.tracking.tracker import Tracker
-from tests.tracking.test_tracker import send
+from tests.tracking.telling import send
 
 
 @pytest.fixture

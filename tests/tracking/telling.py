@@ -1,0 +1,39 @@
+"""A round told to MLflow in two steps: written down, then sent."""
+
+from pathlib import Path
+
+import pytest
+
+from ssl_tasks.artifacts import Artifact
+from ssl_tasks.tracking import shipper
+from ssl_tasks.tracking.client import default_uri
+from ssl_tasks.tracking.shipper import Shipper
+from ssl_tasks.tracking.tracker import Tracker
+
+
+def spool_only(workspace: Path) -> Tracker:
+    """A tracker whose operations wait for `sync`."""
+    return Tracker(default_uri(workspace), workspace, ship=False)
+
+
+def track_round(tracker: Tracker, artifacts: dict[str, Artifact]) -> str:
+    """One whole run of one round, with a promotion."""
+    run = tracker.start_run("quickstart", {"seed": 0, "teacher.model.name": "small_cnn"}, "seed: 0\n")
+    for name, artifact in artifacts.items():
+        stage = tracker.start_stage(run, name)
+        tracker.log_metrics(stage, {"loss": 0.5, "weird <name>": 1.0}, step=1)
+        tracker.finish_stage(stage, artifact, round_number=int(name.endswith("-1")))
+    tracker.promote(run, artifacts["student-1"], 0.9, "quickstart", "v" * 64)
+    tracker.finish_run(run, tags={"selftrain.stopped": "all rounds done"})
+    return run
+
+
+def send(workspace: Path) -> Shipper:
+    """What `sync` does, without its process."""
+    uri = f"sqlite:///{workspace / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setattr(shipper, "FIRST_PAUSE", 0.01)
+        sender = Shipper(workspace, uri)
+        sender.ship_left(None)
+    return sender

@@ -9,7 +9,6 @@ STAMP = $(VENV)/.installed
 run: setup            ## the quickstart: digits, 5 labels per class, a teacher and three rounds of students
 	$(BIN)/selftrain run configs/quickstart.yaml
 
-# Tests of servers and of killed processes wait much: four at a time keep two cores busy.
 test: lint            ## lint, format check, types, every test, four at a time
 	$(BIN)/python -m pytest -n 4 --dist worksteal --durations 15
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from flows.environment import workspace_folder
 from ssl_tasks.artifacts import Store, file_lock
 from ssl_tasks.errors import UserError
-from ssl_tasks.runs import all_runs
+from ssl_tasks.runs import alive, all_runs
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Cleaned:
     bytes: int
     cache_bytes: int
     evaluations: int = 0  # of these, answers of `selftrain evaluate`, which no run names
+    at_work: tuple[str, ...] = ()  # runs that may name an artifact any moment now: until they end, all are kept
 
 
 def clean(workspace: str | Path | None = None, dry_run: bool = True, cache: bool = False) -> Cleaned:
@@ -28,21 +29,23 @@ def clean(workspace: str | Path | None = None, dry_run: bool = True, cache: bool
     """
     folder = workspace_folder(workspace)
     store = Store(folder / "store")
-    named: set[str] = set()
+    artifacts, named, at_work = list(store.artifacts()), set[str](), []
     for one in all_runs(folder):
         named.update(stage.artifact for stage in one.stages())
-    nameless = [artifact for artifact in store.artifacts() if str(artifact.path) not in named]
+        if one.info["state"] in ("running", "waiting") and alive(one.info):
+            at_work.append(one.id)
+    nameless = [artifact for artifact in artifacts if str(artifact.path) not in named and not at_work]
     unreferenced = [artifact.path for artifact in nameless]
     evaluations = sum(artifact.stage == "evaluate" for artifact in nameless)
     debris = [path for kind in ("attempts", "quarantine") for path in (store.root / kind).glob("*")]
     idle = [path for path in debris if not _in_use(store, path)]
-    if cache and not dry_run and len(idle) < len(debris):
+    if cache and not dry_run and (at_work or len(idle) < len(debris)):
         raise UserError(
             "a run is at work in this workspace and reads the cache; expected none. Wait for it to end, or stop it, "
             "and clean again"
         )
     paths, cached = (*unreferenced, *idle), sorted((folder / "cache").glob("*"))
-    cleaned = Cleaned((*paths, *(cached if cache else ())), _size(paths), _freed(cached), evaluations)
+    cleaned = Cleaned((*paths, *(cached if cache else ())), _size(paths), _freed(cached), evaluations, tuple(at_work))
     if not dry_run:
         for path in cleaned.paths:
             shutil.rmtree(path)

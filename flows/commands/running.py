@@ -87,6 +87,8 @@ def _clean(options: Namespace) -> None:
     done = "removed" if options.yes else "would be removed; add --yes to remove them"
     size = cleaned.bytes + cleaned.cache_bytes * options.cache
     print(f"{len(cleaned.paths)} folders, {size / 1e6:.1f} MB {done}")
+    if cleaned.at_work:
+        print(f"{', '.join(cleaned.at_work)} at work: until the end of it, artifacts that no run names are kept")
     if cleaned.evaluations:
         print(f"{cleaned.evaluations} of them: what `selftrain evaluate` measured; asked again, it is computed again")
     if not options.cache:

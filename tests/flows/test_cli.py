@@ -15,6 +15,7 @@ from flows.cli import _ToStderr, main
 from flows.commands.tables import printable
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.errors import Interrupted, UserError
+from ssl_tasks.runs import owner
 from tests.flows.tiny import command, environment, last, selftrain
 
 
@@ -116,6 +117,20 @@ def test_clean_removes_what_no_run_names_and_nothing_else(copy: Path, recipe: st
     assert "1 folders" in selftrain(copy, "clean", "--yes").stdout
     assert not stray.exists()
     assert some.exists()
+
+
+def test_clean_takes_nothing_that_a_run_at_work_may_name_any_moment(copy: Path) -> None:
+    stray = copy / "store" / "train" / "stray"
+    stray.mkdir()
+    (stray / "artifact.json").write_text(next(copy.glob("store/train/*/artifact.json")).read_text())
+    run = last(copy)
+    state = run.info["state"]
+    run.update(state="running", **owner())
+    said = selftrain(copy, "clean", "--yes").stdout
+    assert f"{run.id} at work" in said
+    assert stray.exists()
+    run.update(state=state)
+    assert clean(copy).paths == (stray,)
 
 
 def test_the_cache_is_offered_and_removed_where_it_is_asked_for(copy: Path) -> None:

@@ -25,7 +25,7 @@ def test_every_network_of_every_arm_sees_the_same_number_of_images(arm: str, tmp
 
 def test_an_arm_is_compared_with_supervised_learning_on_the_same_seeds() -> None:
     def cell(*accuracy: float) -> dict[str, object]:
-        return {"accuracy": list(accuracy), "precision": [0.5] * (len(accuracy) - 1), "images": 9, "minutes": 2.0}
+        return {"accuracy": list(accuracy), "precision": [0.5] * (len(accuracy) - 1), "images": 9, "CPU minutes": None}
 
     cells = {("supervised", 0, 9): cell(50.0), ("supervised", 1, 9): cell(40.0), ("supervised", 0, 7): cell(1.0)}
     cells |= {("noisy_student, 3 rounds", 1, 9): cell(42.0, 44.0), ("noisy_student, 3 rounds", 2, 9): cell(60.0, 70.0)}

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from ssl_tasks.artifacts import write_atomically
 from ssl_tasks.tracking.spool import Spool
 
 log = logging.getLogger("selftrain.tracking")
@@ -100,7 +101,7 @@ class Follower(threading.Thread):
         spool_rows(self.spool, run, rows)
         self.offset += len(whole)
         try:
-            self.mark.write_text(json.dumps({"run": run, "offset": self.offset}))
+            write_atomically(self.mark, json.dumps({"run": run, "offset": self.offset}))
         except OSError as error:  # a run does not fail for its tracking; at worst MLflow gets a number twice
             log.error("%s cannot be written: %s", self.mark, error)
 

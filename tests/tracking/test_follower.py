@@ -1,6 +1,7 @@
 """A stage's events reach the spool, each under the attempt that wrote it."""
 
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,22 @@ def test_the_machine_is_sampled_at_its_own_rate(
 
 def test_names_are_made_fit_for_mlflow() -> None:
     assert metric_name("per class/<b>é</b>") == "per class/_b___/b_"
+
+
+def test_a_disk_that_is_full_while_it_notes_how_far_it_came_stops_no_later_attempt(
+    spool: Spool, stage: StageContext
+) -> None:
+    assert stage.events is not None
+    stage.metrics(1, {"loss": 0.5})
+    following = Follower(spool, "first", stage.events)
+    following.stop()
+    stage.metrics(2, {"loss": 0.25})
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, allowed[1]))  # every write fails, as on a full disk
+    try:
+        following.stop()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    Follower(spool, "second", stage.events).stop()
+    assert [one["before"] for _, one in spool.operations() if one["kind"] == "supersedes"] == ["first"]
+    assert ("loss", 0.25, 2) in rows(spool, "first"), "written down by the next attempt, for the one before"

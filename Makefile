@@ -13,7 +13,7 @@ test: lint            ## lint, format check, types, every test, four at a time
 	$(BIN)/python -m pytest -n 4 --dist worksteal --durations 15
 
 test-stack: servers $(VENV)/.stack  ## the flows on PostgreSQL, Redis and the servers of docker-compose.yml, with faults
-	$(BIN)/python -m pytest -m stack --timeout 1800 tests/stack
+	$(BIN)/python -m pytest -m stack -x -n 3 --dist loadfile --timeout 1800 --durations 15 tests/stack
 
 quick: setup          ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"

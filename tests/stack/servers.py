@@ -154,6 +154,11 @@ class Stack:
         self._start("worker", self.command("worker-cpu"), self.worker_environment())
         self.wait("worker", lambda: self._run(*self._health("worker-cpu")).returncode == 0)
 
+    def start_worker_elsewhere(self) -> None:
+        """Another, as on another machine: of this one's locks it knows nothing."""
+        apart = {"SELFTRAIN_LOCKS": str(self._home("elsewhere")), "PREFECT_WORKER_WEBSERVER_PORT": str(free_port())}
+        self._start("worker-elsewhere", self.command("worker-cpu"), self.worker_environment() | apart)
+
     def one_shot(self, service: str) -> None:
         """Runs a service that ends."""
         self._run(*self.command(service), environment=self.environment(service))
@@ -187,9 +192,9 @@ class Stack:
 
     def stop_all(self) -> None:
         """Ends everything, the last started first; whatever is left of their process groups is killed."""
-        worker = self.processes.get("worker")
-        for process in psutil.Process(worker.pid).children(recursive=True) if worker is not None else []:
-            process.kill()
+        for worker in (process for name, process in self.processes.items() if name.startswith("worker")):
+            for process in psutil.Process(worker.pid).children(recursive=True):
+                process.kill()
         for service in reversed(list(self.processes)):
             self.stop(service, signal.SIGINT if service == "postgres" else signal.SIGTERM)
         assert self.watchdog.stdin is not None
@@ -290,7 +295,7 @@ def _variables() -> dict[str, str]:
     lines = [line for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line and line[0] != "#"]
     values = dict(line.split("=", 1) for line in lines)
     filled = {name: value or secrets.token_hex(16) for name, value in values.items()}
-    # More slots than GPUs: the lease of a killed run, which lasts a minute, holds up no other test.
+    # More slots than GPUs: the lease of a killed run, which lasts a minute, holds up no test but that of the limit.
     return {**filled, "PREFECT_AUTH": f"admin:{filled['PREFECT_AUTH']}", "TORCH_INDEX": "", "GPUS": "8"}
 
 

@@ -13,7 +13,6 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from ssl_tasks.artifacts import file_lock
 from ssl_tasks.recipes import load_recipe
 from ssl_tasks.runs import Run, all_runs
 from tests.stack.api import Api, until
@@ -89,11 +88,11 @@ class Team:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)["id"]
 
-    def start(self, name: str, deployment: str = "") -> "Started":
+    def start(self, name: str, deployment: str = "", **changes: Any) -> "Started":
         """Starts the recipe in a workspace of its own, where nothing is done yet."""
         workspace = self.stack.folder / "workspaces" / name
         deployment = deployment or self.deployment
-        flow_run = self.api.start(deployment, config=self.config(name), workspace=str(workspace))
+        flow_run = self.api.start(deployment, config=self.config(name, **changes), workspace=str(workspace))
         return Started(self, flow_run, workspace)
 
 
@@ -114,10 +113,6 @@ class Started:
         """What a stage's process has written, over all attempts."""
         paths = [run.path / "logs" / f"{stage}.log" for run in all_runs(self.workspace)]
         return "".join(path.read_text() for path in paths if path.exists())
-
-    def finished(self, stage: str) -> bool:
-        """Whether the newest record has a stage done."""
-        return any(one.name == stage and one.state in ("computed", "reused") for one in self.run.stages())
 
     def in_training(self) -> psutil.Process:
         """Waits until the teacher has left a checkpoint; returns the flow's process."""
@@ -148,13 +143,17 @@ def computed(workspace: Path) -> int:
     return sum(stage.state == "computed" for run in all_runs(workspace) for stage in run.stages())
 
 
-def nobody_holds_the_gpu(stack: Stack) -> bool:
-    """Whether the kernel's lock of the (pretended) GPU 0 is free."""
-    try:
-        with file_lock(stack.folder / "locks" / "gpu-0.lock", blocking=False):
-            return True
-    except BlockingIOError:
-        return False
+def gpu_holder(stack: Stack) -> int | None:
+    """The process that has the kernel's lock of the (pretended) GPU 0."""
+    inode = (stack.folder / "locks" / "gpu-0.lock").stat().st_ino
+    # A line of it: 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return next((int(lock[4]) for lock in locks if lock[1] == "FLOCK" and lock[5].endswith(f":{inode}")), None)
+
+
+def family(flow: psutil.Process) -> set[int]:
+    """A flow's process and all that it runs, one of which has the GPU."""
+    return {flow.pid, *(child.pid for child in flow.children(recursive=True))}
 
 
 def listen(told: list[str]) -> HTTPServer:

@@ -4,12 +4,17 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
+# Where an environment forbids bytecode, each of a test run's thousand processes compiles our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-stack servers quick lint audit setup clean
 
 run: setup            ## the quickstart: digits, 5 labels per class, a teacher and three rounds of students
 	$(BIN)/selftrain run configs/quickstart.yaml
 
-test: lint            ## lint, format check, types, every test, four at a time
+test: setup           ## lint, format check, types (tests/test_types.py), every test, four at a time
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 4 --dist worksteal --durations 15
 
 test-stack: servers $(VENV)/.stack  ## the flows on PostgreSQL, Redis and the servers of docker-compose.yml, with faults

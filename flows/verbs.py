@@ -65,13 +65,19 @@ def run(
 
 
 def train(
-    recipe: str | Path, overrides: Iterable[str] = (), name: str | None = None, workspace: Workspace = None
+    recipe: str | Path,
+    overrides: Iterable[str] = (),
+    name: str | None = None,
+    workspace: Workspace = None,
+    prefect: bool = True,
 ) -> Run:
     """Trains and evaluates the recipe's first model alone, whatever rounds it has."""
-    return run(recipe, [*overrides, "rounds=[]"], name, workspace)
+    return run(recipe, [*overrides, "rounds=[]"], name, workspace, prefect)
 
 
-def rerun(run_name: str, stage: str, overrides: Iterable[str] = (), workspace: Workspace = None) -> Run:
+def rerun(
+    run_name: str, stage: str, overrides: Iterable[str] = (), workspace: Workspace = None, prefect: bool = True
+) -> Run:
     """Computes one stage of a run anew, then what depends on it; everything else is reused."""
     folder = workspace_folder(workspace)
     before = find_run(folder, run_name)
@@ -79,7 +85,7 @@ def rerun(run_name: str, stage: str, overrides: Iterable[str] = (), workspace: W
     known = list(stage_names(recipe.config))
     if stage not in known:
         raise NotFound(f"run {before.id} has no stage '{stage}'." + nearest(stage, known))
-    return run(recipe, workspace=folder, force=[stage], command=f"rerun {before.id} {stage}")
+    return run(recipe, workspace=folder, prefect=prefect, force=[stage], command=f"rerun {before.id} {stage}")
 
 
 def plan(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> list[PlannedStage]:

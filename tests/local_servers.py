@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows.local_api import WITHOUT_BLOCKS
+
 START_SECONDS = 240.0
 
 
@@ -35,7 +37,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
 def prefect_server(folder: Path, port: int) -> Iterator[str]:
     """Prefect over the database in `folder`, by its API's address; killed at the end."""
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"]
-    variables = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    variables = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **WITHOUT_BLOCKS}
     with _server(folder, command, f"http://127.0.0.1:{port}/api/health", variables):
         yield f"http://127.0.0.1:{port}/api"
 

@@ -19,19 +19,24 @@ def add_recipe(verb: ArgumentParser, optional: bool = False) -> None:
     )
 
 
+def add_how(verb: ArgumentParser) -> None:
+    """What every verb that runs a pipeline takes."""
+    verb.add_argument("--json", action="store_true", help="end with one JSON object")
+    verb.add_argument("--no-prefect", action="store_true", help="plain functions, without Prefect")
+
+
 def add_run(verbs: Verbs) -> None:
     verb = verbs.add("run", _run, "run a recipe through all of its rounds; what is done already is reused")
     add_recipe(verb)
     verb.add_argument("--name", help="what the run is called; default the recipe's name")
-    verb.add_argument("--json", action="store_true", help="end with one JSON object")
-    verb.add_argument("--no-prefect", action="store_true", help="plain functions, without Prefect")
+    add_how(verb)
 
 
 def add_train(verbs: Verbs) -> None:
     verb = verbs.add("train", _train, "train and evaluate the recipe's first model alone")
     add_recipe(verb)
-    verb.add_argument("--name")
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--name", help="what the run is called; default the recipe's name")
+    add_how(verb)
 
 
 def add_rerun(verbs: Verbs) -> None:
@@ -39,7 +44,7 @@ def add_rerun(verbs: Verbs) -> None:
     verb.add_argument("run", metavar="RUN", help="id, unique prefix, name or last")
     verb.add_argument("stage", metavar="STAGE", help="as `status` names it: teacher, select-1, student-2")
     verb.add_argument("--set", action="append", default=[], metavar="A.B=C")
-    verb.add_argument("--json", action="store_true")
+    add_how(verb)
 
 
 def add_approve(verbs: Verbs) -> None:
@@ -63,13 +68,15 @@ def _run(options: Namespace) -> None:
 def _train(options: Namespace) -> None:
     from flows import verbs
 
-    show_summary(verbs.train(options.config, options.set, options.name, options.workspace), options.json)
+    how = options.workspace, not options.no_prefect
+    show_summary(verbs.train(options.config, options.set, options.name, *how), options.json)
 
 
 def _rerun(options: Namespace) -> None:
     from flows import verbs
 
-    show_summary(verbs.rerun(options.run, options.stage, options.set, options.workspace), options.json)
+    how = options.workspace, not options.no_prefect
+    show_summary(verbs.rerun(options.run, options.stage, options.set, *how), options.json)
 
 
 def _approve(options: Namespace) -> None:

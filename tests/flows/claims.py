@@ -65,4 +65,4 @@ def assert_nobody_is_left(mark: str) -> None:
     deadline = time.monotonic() + 60
     while left := marked(mark):
         assert time.monotonic() < deadline, f"still there: {left}"
-        time.sleep(0.05)
+        time.sleep(0.2)

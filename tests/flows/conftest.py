@@ -1,12 +1,14 @@
 """One finished tiny run for the whole session; tests work on copies of its workspace."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ssl_tasks.artifacts import file_lock
-from tests.flows.tiny import last, selftrain, write_recipe
+from tests.flows.tiny import environment, last, selftrain, write_recipe
 
 
 @pytest.fixture(scope="session")
@@ -16,11 +18,41 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def finished(shared_folder: Path, recipe: str) -> Path:
+def migrated(shared_folder: Path) -> Path:
+    """Prefect's database before any run. Its migrations cost seconds of a CPU, which one test pays for all."""
+    home = shared_folder / "migrated"
+    words = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+    with file_lock(shared_folder / "migrated.lock"):
+        if not home.exists():
+            subprocess.run(words, env=environment(PREFECT_HOME=str(home)), check=True, capture_output=True)
+    return home / "prefect.db"
+
+
+@pytest.fixture
+def prefect_home(tmp_path: Path, migrated: Path) -> Path:
+    """The folder of a Prefect server that nobody has used."""
+    home = tmp_path / "prefect"
+    home.mkdir()
+    return Path(shutil.copy(migrated, home)).parent
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, migrated: Path) -> Path:
+    """A workspace in which nothing has run."""
+    workspace = tmp_path / "fresh"
+    (workspace / "prefect").mkdir(parents=True)
+    shutil.copy(migrated, workspace / "prefect")
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def finished(shared_folder: Path, migrated: Path, recipe: str) -> Path:
     """A workspace with one undisturbed run, made by the first test process that asks. Not to be changed."""
     workspace = shared_folder / "finished"
     with file_lock(shared_folder / "finished.lock"):
         if not workspace.exists():
+            (workspace / "prefect").mkdir(parents=True)
+            shutil.copy(migrated, workspace / "prefect")
             done = selftrain(workspace, "run", recipe)
             assert done.returncode == 0, done.stderr
     assert last(workspace).info["state"] == "done"

@@ -41,7 +41,7 @@ def test_bad_input_gets_one_sentence_and_code_2(tmp_path: Path, words: list[str]
 
 def test_a_failed_stage_gets_code_3_and_the_command_that_goes_on(copy: Path, recipe: str) -> None:
     steep = ["--set", "teacher.train.learning_rate=1.0e+30", "--set", "teacher.train.schedule=constant"]
-    done = selftrain(copy, "run", recipe, *steep, "--set", "teacher.train.precision=fp32")
+    done = selftrain(copy, "run", recipe, *steep, "--set", "teacher.train.precision=fp32", "--no-prefect")
     assert done.returncode == 3, done.stderr
     assert "stage 'teacher' failed" in done.stderr
     assert "go on with: selftrain" in done.stderr

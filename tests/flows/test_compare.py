@@ -71,8 +71,10 @@ CELLS = """
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_in_prefect_a_comparison_is_one_run_with_its_cells_as_children(tmp_path: Path, recipe: str) -> None:
-    workspace, server = tmp_path / "workspace", tmp_path / "prefect"
+def test_in_prefect_a_comparison_is_one_run_with_its_cells_as_children(
+    fresh: Path, prefect_home: Path, recipe: str
+) -> None:
+    workspace, server = fresh, prefect_home
     few = ["--set", "teacher.train.steps=2", "--set", "teacher.train.evaluate_every=2"]
     grid = ["compare", recipe, "--methods", "supervised,fixmatch", "--labels", "2", *few]
     embedded = selftrain(workspace, *grid, "--seeds", "0")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ssl_tasks.artifacts import file_lock
 from tests.flows.claims import assert_nobody_is_left, claims_to_run, nobody_holds_the_gpu
 from tests.flows.faulty import BALLAST, ONE_ROUND, run_faulty
 from tests.flows.tiny import last, outcome, selftrain, states
@@ -18,10 +19,13 @@ NEW = {"student-1", "evaluate-1", "gate-1"}  # what this asks that the finished 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(finished: Path, recipe: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the run gives in which nothing goes wrong."""
-    workspace = shutil.copytree(finished, tmp_path_factory.mktemp("undisturbed") / "workspace")
-    assert selftrain(workspace, "run", recipe, *ONE_ROUND).returncode == 0
+def undisturbed(finished: Path, recipe: str, shared_folder: Path) -> dict[str, Any]:
+    """What the run gives in which nothing goes wrong, in the first test process that asks."""
+    workspace = shared_folder / "undisturbed"
+    with file_lock(shared_folder / "undisturbed.lock"):
+        if not workspace.exists():
+            shutil.copytree(finished, workspace)
+            assert selftrain(workspace, "run", recipe, *ONE_ROUND, "--no-prefect").returncode == 0
     return outcome(last(workspace))
 
 
@@ -50,32 +54,30 @@ def assert_failed(workspace: Path, recipe: str, how: str, reason: str) -> None:
     assert nobody_holds_the_gpu(workspace)
 
 
-def assert_goes_on(workspace: Path, recipe: str, undisturbed: dict[str, Any]) -> None:
-    """`run` and `rerun`, each from the failure: the digests of an undisturbed run, and nothing done twice."""
-    other = Path(shutil.copytree(workspace, workspace.parent / "rerun"))
-    for words, place in ((("run", recipe, *ONE_ROUND), workspace), (("rerun", "last", "student-1"), other)):
-        done = selftrain(place, *words)
-        assert done.returncode == 0, done.stderr
-        assert outcome(last(place)) == undisturbed
-        assert {name for name, state in states(last(place)).items() if state == "computed"} == NEW
-        assert claims_to_run(place) == []
+def assert_goes_on(workspace: Path, recipe: str, undisturbed: dict[str, Any], verb: str) -> None:
+    """`run` or `rerun`, from the failure: the digests of an undisturbed run, and nothing done twice."""
+    done = selftrain(workspace, *{"run": ("run", recipe, *ONE_ROUND), "rerun": ("rerun", "last", "student-1")}[verb])
+    assert done.returncode == 0, done.stderr
+    assert outcome(last(workspace)) == undisturbed
+    assert {name for name, state in states(last(workspace)).items() if state == "computed"} == NEW
+    assert claims_to_run(workspace) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "reason"),
+    ("how", "reason", "verb"),
     [
-        ("defect", "KeyError: 'surprise'"),
-        ("killed", "its process was killed by SIGKILL (often the kernel's, when memory runs out)"),
-        ("file_too_large", "no space left to write"),
+        ("defect", "KeyError: 'surprise'", "run"),
+        ("killed", "its process was killed by SIGKILL (often the kernel's, when memory runs out)", "rerun"),
+        ("file_too_large", "no space left to write", "run"),
     ],
 )
 def test_a_failed_stage_tells_the_truth_and_goes_on(
-    copy: Path, recipe: str, undisturbed: dict[str, Any], how: str, reason: str
+    copy: Path, recipe: str, undisturbed: dict[str, Any], how: str, reason: str, verb: str
 ) -> None:
     assert_failed(copy, recipe, how, reason)
     assert claims_to_run(copy) == []
-    assert_goes_on(copy, recipe, undisturbed)
+    assert_goes_on(copy, recipe, undisturbed, verb)
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def test_a_full_disk_does_not_hide_what_happened(
     workspace = Path(shutil.copytree(finished, small_disk / "workspace"))
     assert_failed(workspace, recipe, "disk_full", "no space left to write")
     (workspace / BALLAST).unlink()
-    assert_goes_on(Path(shutil.copytree(workspace, tmp_path / "run")), recipe, undisturbed)
+    assert_goes_on(Path(shutil.copytree(workspace, tmp_path / "copy")), recipe, undisturbed, "rerun")
 
 
 @pytest.mark.slow

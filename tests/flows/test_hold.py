@@ -20,7 +20,7 @@ from tests.flows.tiny import command, environment, last, selftrain
 
 
 def test_a_held_run_waits_takes_corrections_and_goes_on(copy: Path, recipe: str, tmp_path: Path) -> None:
-    words = command(copy, "run", recipe, "--set", "rounds.0.hold=true", "--set", "rounds=1")
+    words = command(copy, "run", recipe, "--set", "rounds.0.hold=true", "--set", "rounds=1", "--no-prefect")
     before = last(copy).id
     run = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

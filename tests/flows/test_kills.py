@@ -116,13 +116,11 @@ def test_a_killed_rerun_of_a_lost_stage_ends_as_if_nothing_had_been(
 ) -> None:
     moments, first = random.Random(1), last(copy)
     lose(Path(first.stage("student-1").artifact))
-    for number in range(4):
+    for at_work_already in (False, True):
         rerun = start(copy, "rerun", first.id, "student-1")
-        if number == 0:
-            time.sleep(moments.uniform(0, START_SECONDS))
-        else:
+        if at_work_already:
             wait_until_at_work(copy, rerun, first=0)
-            time.sleep(moments.uniform(0, WORK_SECONDS))
+        time.sleep(moments.uniform(0, WORK_SECONDS if at_work_already else START_SECONDS))
         assert rerun.poll() is None, "it was killed in the midst of its work"
         kill(rerun, copy)
     ended = selftrain(copy, "run", recipe)
@@ -131,15 +129,15 @@ def test_a_killed_rerun_of_a_lost_stage_ends_as_if_nothing_had_been(
     assert claims_to_run(copy) == []
 
 
-def test_ctrl_c_checkpoints_and_says_how_to_go_on(tmp_path: Path, recipe: str) -> None:
-    words = command(tmp_path, "run", recipe, "--set", "teacher.train.steps=100000")
-    changes = {"SELFTRAIN_TEST": str(tmp_path)}
+def test_ctrl_c_checkpoints_and_says_how_to_go_on(fresh: Path, recipe: str) -> None:
+    words = command(fresh, "run", recipe, "--set", "teacher.train.steps=100000")
+    changes = {"SELFTRAIN_TEST": str(fresh)}
     run = subprocess.Popen(words, env=environment(**changes), stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
-        while not list(tmp_path.glob("store/attempts/train-*/scratch/*")) and time.monotonic() < deadline:
+        while not list(fresh.glob("store/attempts/train-*/scratch/*")) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert len(marked(str(tmp_path))) > 2, "the stage, the fork server and what ships to MLflow"
+        assert len(marked(str(fresh))) > 2, "the stage, the fork server and what ships to MLflow"
         os.kill(run.pid, signal.SIGINT)
         errors = run.communicate(timeout=90)[1]
     finally:
@@ -147,10 +145,10 @@ def test_ctrl_c_checkpoints_and_says_how_to_go_on(tmp_path: Path, recipe: str) -
             os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 130, errors
     assert "run the same command again to go on" in errors
-    assert_nobody_is_left(str(tmp_path))
-    assert last(tmp_path).info["state"] == "interrupted"
-    assert list(tmp_path.glob("store/attempts/train-*/scratch/*")), "the checkpoint is kept"
-    assert claims_to_run(tmp_path) == []
+    assert_nobody_is_left(str(fresh))
+    assert last(fresh).info["state"] == "interrupted"
+    assert list(fresh.glob("store/attempts/train-*/scratch/*")), "the checkpoint is kept"
+    assert claims_to_run(fresh) == []
 
 
 def test_on_a_machine_without_gpus_no_lease_is_taken() -> None:

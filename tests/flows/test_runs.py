@@ -22,7 +22,7 @@ from tests.flows.tiny import (
 
 
 def test_a_run_ends_with_a_table_and_says_why_it_stopped(copy: Path, recipe: str) -> None:
-    done = selftrain(copy, "run", recipe)
+    done = selftrain(copy, "run", recipe, "--no-prefect")
     assert done.returncode == 0
     assert "their precision" in done.stdout
     assert "stopped: all 2 rounds done" in done.stdout
@@ -65,7 +65,7 @@ def test_without_prefect_the_same_is_found_and_given(copy: Path, finished: Path,
 
 
 def test_a_changed_threshold_recomputes_from_there_on(copy: Path, recipe: str) -> None:
-    assert selftrain(copy, "run", recipe, "--set", "rounds.1.select.threshold=0.2").returncode == 0
+    assert selftrain(copy, "run", recipe, "--set", "rounds.1.select.threshold=0.2", "--no-prefect").returncode == 0
     by_state = states(last(copy))
     assert {name for name, state in by_state.items() if state == "computed"} == {
         "select-2",
@@ -94,7 +94,7 @@ def test_a_damaged_artifact_is_noticed_and_computed_anew_to_the_same_bits(
     data = bytearray(weights.read_bytes())
     data[-7] ^= 1
     weights.write_bytes(bytes(data))
-    assert selftrain(copy, "run", recipe).returncode == 0
+    assert selftrain(copy, "run", recipe, "--no-prefect").returncode == 0
     assert [name for name, state in states(last(copy)).items() if state == "computed"] == ["student-1"]
     assert outcome(last(copy))["digests"] == outcome(last(finished))["digests"]
 
@@ -106,7 +106,7 @@ def test_rerun_computes_one_stage_and_what_depends_on_it(copy: Path, finished: P
     # It came out as before, bit for bit, so nothing after it had to run.
     assert [name for name, state in states(last(copy)).items() if state == "computed"] == ["student-1"]
     assert outcome(last(copy))["digests"] == before["digests"]
-    changed = selftrain(copy, "rerun", "last", "student-2", "--set", "rounds.1.student.train.steps=31")
+    changed = selftrain(copy, "rerun", "last", "student-2", "--set", "rounds.1.student.train.steps=31", "--no-prefect")
     assert changed.returncode == 0, changed.stderr
     computed = {name for name, state in states(last(copy)).items() if state == "computed"}
     assert computed == {"student-2", "evaluate-2", "gate-2"}
@@ -116,7 +116,9 @@ def test_the_last_student_is_fine_tuned_on_larger_images_and_that_stage_can_be_r
     copy: Path, recipe: str
 ) -> None:
     larger = [f"rounds.1.finetune.{words}" for words in ("image_size=12", "train.steps=10", "train.batch_size=20")]
-    done = selftrain(copy, "run", recipe, *(word for one in larger for word in ("--set", one)), "--json")
+    done = selftrain(
+        copy, "run", recipe, *(word for one in larger for word in ("--set", one)), "--no-prefect", "--json"
+    )
     assert done.returncode == 0, done.stderr
     run = last(copy)
     by_state = states(run)
@@ -138,7 +140,7 @@ def test_the_last_student_is_fine_tuned_on_larger_images_and_that_stage_can_be_r
             (run.id,),
         ).fetchall()
     assert told == [(line["validation_accuracy"],)]
-    again = selftrain(copy, "rerun", "last", "finetune-2")
+    again = selftrain(copy, "rerun", "last", "finetune-2", "--no-prefect")
     assert again.returncode == 0, again.stderr
     assert {name for name, state in states(last(copy)).items() if state == "computed"} == {"finetune-2"}
     assert outcome(last(copy))["digests"] == outcome(run)["digests"]

@@ -1,5 +1,6 @@
 """Shared fixtures. Every test runs offline, on one thread, in a folder of its own."""
 
+import gc
 import os
 import signal
 
@@ -28,6 +29,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     quick = [item for item in items if not item.get_closest_marker("slow")]
     length = -(-len(quick) // share)
     items[:] = [item for at in range(share) for item in (*slow[at::share], *quick[at * length : (at + 1) * length])]
+
+
+def pytest_collection() -> None:
+    """Tests and what they test are imported without garbage collection."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on the collector looks at what tests make, not at half a million objects of torch's and Prefect's."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

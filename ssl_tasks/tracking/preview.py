@@ -1,7 +1,5 @@
 """A CSV of some rows of a pseudo-label table, because MLflow shows no Parquet."""
 
-import pandas as pd
-
 from ssl_tasks.artifacts import Artifact
 
 ROWS = 1_000
@@ -16,6 +14,8 @@ def preview_csv(artifact: Artifact, rows: int = ROWS) -> str | None:
     name, columns = TABLES.get(artifact.stage, ("", []))
     if not name or not artifact.file(name).is_file():
         return None
+    import pandas as pd  # MLflow imports it anyway, and without garbage collection
+
     table = pd.read_parquet(artifact.file(name), columns=columns)
     if len(table) > rows:
         quota = max(1, rows // max(1, table["label"].nunique(dropna=False)))

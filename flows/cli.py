@@ -16,12 +16,15 @@ from flows import commands
 from flows.commands.tables import printable_lines
 from flows.commands.verb import Verbs
 from flows.environment import workspace_folder
+from ssl_tasks.collection import own_process
 from ssl_tasks.errors import Interrupted, SelftrainError, StageFailed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code. The process's own command line ends the process with it, at once:
     to free all that Prefect has imported takes another second."""
+    if arguments is None:
+        own_process()
     code = answer(arguments)
     if arguments is None:
         sys.stdout.flush()

@@ -42,6 +42,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_sessionfinish() -> None:
+    """What a library frees at its end, and complains of where it could not, is freed."""
+    gc.unfreeze()
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Servers start for `-m stack` alone (`make test-stack`)."""
     asked = "stack" in config.option.markexpr and "not stack" not in config.option.markexpr

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_tasks.artifacts import Artifact, file_lock
+from ssl_tasks.collection import own_process
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.tracking.client import connect, experiment_id
 from ssl_tasks.tracking.operations import Applier, Later
@@ -238,6 +239,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # MLflow prints; the answer must stand alone
+    own_process()
     workspace, everything = Path(sys.argv[1]), bool(int(sys.argv[2]))
     uri = os.environ["SELFTRAIN_TRACKING_URI"]
     os.environ["MLFLOW_TRACKING_URI"] = uri  # the registry of a database looks models up through it

@@ -1,6 +1,7 @@
 """Real servers of MLflow and Prefect on loopback, which come and go."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,13 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
     command += ["--artifacts-destination", str(folder / "files")]
     with _server(folder, command, f"http://127.0.0.1:{port}/version", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}):
         yield
+
+
+def settle(database: Path, home: Path) -> Path:
+    """A Prefect home with a copy of a database in it."""
+    home.mkdir(parents=True)
+    shutil.copy(database, home / "prefect.db")
+    return home
 
 
 @contextmanager

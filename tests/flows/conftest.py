@@ -9,6 +9,7 @@ import pytest
 
 from ssl_tasks.artifacts import file_lock
 from tests.flows.tiny import environment, last, selftrain, write_recipe
+from tests.local_servers import settle
 
 
 @pytest.fixture(scope="session")
@@ -31,18 +32,13 @@ def migrated(shared_folder: Path) -> Path:
 @pytest.fixture
 def prefect_home(tmp_path: Path, migrated: Path) -> Path:
     """The folder of a Prefect server that nobody has used."""
-    home = tmp_path / "prefect"
-    home.mkdir()
-    return Path(shutil.copy(migrated, home)).parent
+    return settle(migrated, tmp_path / "prefect")
 
 
 @pytest.fixture
 def fresh(tmp_path: Path, migrated: Path) -> Path:
     """A workspace in which nothing has run."""
-    workspace = tmp_path / "fresh"
-    (workspace / "prefect").mkdir(parents=True)
-    shutil.copy(migrated, workspace / "prefect")
-    return workspace
+    return settle(migrated, tmp_path / "fresh" / "prefect").parent
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +47,7 @@ def finished(shared_folder: Path, migrated: Path, recipe: str) -> Path:
     workspace = shared_folder / "finished"
     with file_lock(shared_folder / "finished.lock"):
         if not workspace.exists():
-            (workspace / "prefect").mkdir(parents=True)
-            shutil.copy(migrated, workspace / "prefect")
+            settle(migrated, workspace / "prefect")
             done = selftrain(workspace, "run", recipe)
             assert done.returncode == 0, done.stderr
     assert last(workspace).info["state"] == "done"

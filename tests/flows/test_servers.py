@@ -1,6 +1,5 @@
 """Real servers of Prefect and MLflow that come and go: the run goes on, and in the end both know all of it, once."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from tests.flows.claims import rows, unended_in_prefect
 from tests.flows.faulty import let_go, run_faulty, wait_for_the_mark
 from tests.flows.tiny import STAGES, computed_in_total, last, outcome, selftrain, states
-from tests.local_servers import free_port, mlflow_server, prefect_server
+from tests.local_servers import free_port, mlflow_server, prefect_server, settle
 
 FRESH = {"student-1", "evaluate-1", "gate-1"}
 
@@ -31,8 +30,7 @@ def test_on_a_server_embedded_and_without_prefect_all_is_the_same(
         assert selftrain(workspace, "run", recipe, "--set", "rounds=[]", PREFECT_API_URL=url).returncode == 0
         assert computed(workspace) == {"dataset", "teacher", "evaluate-teacher"}
         assert not (workspace / "prefect").exists(), "the server's database, not one of our own"
-        (workspace / "prefect").mkdir()
-        shutil.copy(migrated, workspace / "prefect")
+        settle(migrated, workspace / "prefect")
         assert selftrain(workspace, "run", recipe, "--set", "rounds=1").returncode == 0
         assert computed(workspace) == {"predict-1", "select-1", "student-1", "evaluate-1", "gate-1"}
         assert selftrain(workspace, "run", recipe, "--no-prefect").returncode == 0

@@ -1,8 +1,7 @@
 """What the fork server imports once, so that every stage starts at once. Nothing here may start threads or CUDA."""
 
-from ssl_tasks.collection import own_process, uncollected
+from ssl_tasks.collection import uncollected
 
-own_process()
 with uncollected():
     import ssl_tasks.data.build
     import ssl_tasks.data.stream

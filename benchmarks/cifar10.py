@@ -16,8 +16,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import pairwise
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -121,6 +122,10 @@ ARMS: dict[str, Settings] = {
     "noisy_student, 2 rounds": rounds(WIDTHS[:2]),
     "noisy_student, 1 round": rounds(WIDTHS[:1]),
 }
+
+CONSISTENCY = ["mean_teacher", "mixmatch", "uda", "fixmatch"]
+CHAINS = ["noisy_student, 3 rounds", "noisy_student, 3 rounds from mixmatch"]
+METHODS = ["pseudo_label", *CONSISTENCY, *CHAINS]
 
 
 def config(arm: str, seed: int, images: int, data: Path) -> RunConfig:
@@ -230,6 +235,29 @@ def table(cells: Cells, images: int) -> list[dict[str, Any]]:
     return rows
 
 
+def orders(cells: Cells, images: int) -> dict[str, str]:
+    """How often the orders that the papers report come out, each pair on one seed."""
+    runs = {(arm, seed): one["accuracy"] for (arm, seed, size), one in cells.items() if size == images}
+
+    def above(better: Sequence[str], worse: Sequence[str]) -> str:
+        pairs = [(one, other, seed) for one, seed in runs if one in better for other in worse]
+        return won((runs[one, seed][-1], runs[other, seed][-1]) for one, other, seed in pairs if (other, seed) in runs)
+
+    chains = [run for (arm, _), run in runs.items() if arm in CHAINS]
+    return {
+        "students above their teachers": won((after, before) for run in chains for before, after in pairwise(run)),
+        "consistency above pseudo-labels": above(CONSISTENCY, ["pseudo_label"]),
+        "methods above supervised": above(METHODS, [BASE]),
+        "fully supervised above methods": above(["fully supervised"], METHODS),
+    }
+
+
+def won(pairs: Iterable[tuple[float, float]]) -> str:
+    """Of how many the first is larger."""
+    larger = [first > second for first, second in pairs]
+    return f"{sum(larger)} of {len(larger)}"
+
+
 def deviation(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
@@ -267,6 +295,7 @@ def main() -> None:
     best = max((row for row in rows if "supervised" not in row["arm"]), key=lambda row: row["accuracy %"], default=None)
     summary = {"images": wanted.images, "model": "fast_cnn", "best": best["arm"] if best else None}
     summary |= {"target": f"> {NOTEBOOK} %", "meets": best is not None and best["accuracy %"] > NOTEBOOK}
+    summary |= orders(cells, wanted.images)
     publish("cifar10", rows, summary, wanted.quick)
 
 

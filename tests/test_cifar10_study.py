@@ -34,3 +34,18 @@ def test_an_arm_is_compared_with_supervised_learning_on_the_same_seeds() -> None
     assert (supervised["accuracy %"], supervised["above supervised"]) == (45.0, 0.0)
     assert (students["seeds"], students["accuracy %"], students["above supervised"]) == (2, 57.0, 4.0)
     assert students["models in turn"] == "51.0 → 57.0"
+
+
+def test_the_orders_of_the_papers_are_counted_on_the_same_seeds() -> None:
+    def cell(*accuracy: float) -> dict[str, object]:
+        return {"accuracy": list(accuracy)}
+
+    cells = {("supervised", seed, 9): cell(50.0) for seed in (0, 1)} | {("fully supervised", 0, 9): cell(80.0)}
+    cells |= {("pseudo_label", 0, 9): cell(50.0), ("pseudo_label", 1, 9): cell(51.0), ("fixmatch", 0, 9): cell(55.0)}
+    cells |= {("noisy_student, 3 rounds", 0, 9): cell(52.0, 54.0, 53.0, 56.0), ("fixmatch", 0, 7): cell(1.0)}
+    assert cifar10.orders(cells, 9) == {
+        "students above their teachers": "2 of 3",
+        "consistency above pseudo-labels": "1 of 1",
+        "methods above supervised": "3 of 4",
+        "fully supervised above methods": "3 of 3",
+    }

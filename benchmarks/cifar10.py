@@ -66,6 +66,8 @@ def online(method: Settings, ratio: int = 0, labels: int | None = 100, views: in
     }
 
 
+# As many steps and labelled images as the methods with a ratio of 1 have: what their unlabelled half is worth.
+HALF = {"labels": 100, "teacher": lambda images: learner(images // 2, 64, 0, method={"name": "supervised"})}
 STRONG = online({"name": "supervised", "view": "strong"})
 # Its weight rises over the whole run: within the paper's 1/64 of a short one, the model says one class of all images.
 MIXMATCH = online({"name": "mixmatch", "ramp_up": 1.0}, ratio=1, views=2)
@@ -97,6 +99,7 @@ def rounds(
 
 ARMS: dict[str, Settings] = {
     "supervised": online({"name": "supervised"}),
+    "supervised, half the images": HALF,
     "supervised, strong views": STRONG,
     "pseudo_label": online({"name": "pseudo_label", "weight": 1.0}, ratio=1),
     "mean_teacher": online({"name": "mean_teacher", "decay": 0.995}, ratio=1),

@@ -13,6 +13,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 Record = dict[str, Any]
 
 FIGURES: dict[str, Callable[[Record], list[str]]] = {
+    "cifar10": lambda r: cifar10_accuracies(r),
     "quickstart": lambda r: [f"{r['mean_teacher']:.1f} %", f"{r['mean_last_student']:.1f} %"],
     "methods_digits": lambda r: [f"{error:.1f} %" for error in ends(r)],
     "fixmatch_digits": lambda r: [f"{r['mean_gain']:.1f} points", f"{r['least_gain']:.1f}"],
@@ -31,6 +32,13 @@ FIGURES: dict[str, Callable[[Record], list[str]]] = {
     "report_size": lambda r: [*page(r), f"{r['file MB']:.1f} MB"],
     "pipeline": lambda r: [f"{row['seconds']:.1f} s" for row in r["rows"][:2]],
 }
+
+
+def cifar10_accuracies(record: Record) -> list[str]:
+    """Of single networks, and of the chain of students."""
+    rows = {row["arm"]: row for row in record["rows"]}
+    single = [rows[arm] for arm in ("supervised", "fixmatch", "mixmatch", "fully supervised")]
+    return [f"{row['accuracy %']:.1f} %" for row in single] + [rows["noisy_student, 3 rounds"]["models in turn"]]
 
 
 def ends(record: Record) -> tuple[float, float, float, float]:

@@ -8,6 +8,7 @@ image, takes two steps where the others take three. `images` is how many were dr
 model on 1,000 validation images is tested once. Each finished cell is put on file at once, and is not computed again;
 what was broken off goes on from its checkpoint in `--workspace`, and arms share the stages that they have in common. So
 the whole, hours on two cores, is done in parts. Networks this small use two cores best as two jobs of one thread.
+What is compared: cifar10_arms.py.
 """
 
 import argparse
@@ -27,123 +28,21 @@ from typing import Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.cifar10_arms import ABLATIONS, ARMS, METHODS, config
 from benchmarks.methods_digits import Inline
 from benchmarks.report import RESULTS, publish
 from flows.self_training import self_training
 from ssl_tasks.artifacts import Artifact, write_atomically
-from ssl_tasks.config import RunConfig
 from ssl_tasks.execute import Request
 
 CELLS = RESULTS / "cifar10_cells.json"
 NOTEBOOK = 62.77  # % that a published notebook of pseudo-labelling reaches with 1,000 labels and DenseNet-121
-MODEL = {"name": "fast_cnn", "width": 64}
-TRAIN = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.02, "warmup_steps": 200}
-TRAIN |= {"schedule": "cosine", "ema_decay": 0.995}
-WIDTHS = (72, 80, 96)  # of the students
-SELECT = {"threshold": 0.3, "balance": "equal"}
-BASE = "supervised"
-
-Settings = dict[str, Any]
-Cells = dict[tuple[str, int, int], dict[str, Any]]  # by arm, seed and images for each network
-
-
-def learner(images: int, labeled: int, ratio: int, views: int = 1, **sections: Any) -> Settings:
-    """A network through which `images` pass with a gradient: a step, `labeled`, and `ratio` times as many unlabelled.
-
-    Of the unlabelled ones the method may take several `views`.
-    """
-    steps = images // (labeled * (1 + ratio * views))
-    budget = {"steps": steps, "batch_size": labeled, "evaluate_every": max(1, steps // 20)}
-    unlabeled = {"unlabeled_ratio": ratio} if ratio else {}
-    return {"model": MODEL, "train": TRAIN | budget | unlabeled, **sections}
-
-
-def online(method: Settings, ratio: int = 0, labels: int | None = 100, views: int = 1) -> Settings:
-    """One network that draws 128 images a step; `labels` of each class, or all."""
-    return {
-        "labels": labels,
-        "teacher": lambda images: learner(images, 128 // (1 + ratio), ratio, views, method=method),
-    }
-
-
-# As many steps and labelled images as the methods with a ratio of 1 have: what their unlabelled half is worth.
-HALF = {"labels": 100, "teacher": lambda images: learner(images // 2, 64, 0, method={"name": "supervised"})}
-STRONG = online({"name": "supervised", "view": "strong"})
-# Its weight rises over the whole run: within the paper's 1/64 of a short one, the model says one class of all images.
-MIXMATCH = online({"name": "mixmatch", "ramp_up": 1.0}, ratio=1, views=2)
-
-
-def rounds(
-    widths: tuple[int, ...] = WIDTHS,
-    noise: bool = True,
-    ratio: int = 1,
-    teacher: Settings = STRONG,
-    teacher_noise: bool = False,
-    **select: Any,
-) -> Settings:
-    """A teacher, then students of these widths, with dropout and strong views unless without noise."""
-
-    def student(images: int, width: int) -> Settings:
-        model = MODEL | {"width": width, "dropout": 0.2 if noise else 0.0}
-        quiet: Settings = {} if noise else {"augment": {"operations": 0, "cutout": 0.0}}
-        method = {"name": "noisy_student", "weight": 1.0}
-        return learner(images, 128 // (1 + ratio), ratio, method=method, **quiet) | {"model": model}
-
-    def sections(images: int) -> list[Settings]:
-        predict = {"temperature": "fit", "noise": teacher_noise}
-        shared = {"predict": predict, "select": SELECT | select, "gate": {"enabled": False}}
-        return [{**shared, "student": student(images, width)} for width in widths]
-
-    return teacher | {"rounds": sections}
-
-
-ARMS: dict[str, Settings] = {
-    "supervised": online({"name": "supervised"}),
-    "supervised, half the images": HALF,
-    "supervised, strong views": STRONG,
-    "pseudo_label": online({"name": "pseudo_label", "weight": 1.0}, ratio=1),
-    "mean_teacher": online({"name": "mean_teacher", "decay": 0.995}, ratio=1),
-    "mixmatch": MIXMATCH,
-    "uda": online({"name": "uda"}, ratio=1),
-    "fixmatch": online({"name": "fixmatch"}, ratio=1),
-    "noisy_student, 3 rounds": rounds(),
-    "noisy_student, 3 rounds from mixmatch": rounds(teacher=MIXMATCH),
-    "supervised, 4,000 labels": online({"name": "supervised"}, labels=400),
-    "fully supervised": online({"name": "supervised"}, labels=None),
-    # One round each, from the same teacher: what the students' noise, their size and their labels are worth.
-    "1 round, student without noise": rounds(WIDTHS[:1], noise=False),
-    "1 round, not balanced": rounds(WIDTHS[:1], balance="none"),
-    "1 round, hard labels": rounds(WIDTHS[:1], soft=False),
-    "1 round, student of the same size": rounds((64,)),
-    "1 round, larger student": rounds((96,)),
-    "1 round, batch ratio 3": rounds(WIDTHS[:1], ratio=3),
-    "1 round, batch ratio 7": rounds(WIDTHS[:1], ratio=7),
-    "1 round, teacher noised": rounds(WIDTHS[:1], teacher_noise=True),
-    "1 round, threshold 0.8": rounds(WIDTHS[:1], threshold=0.8),
-    "1 round, target_precision 0.8": rounds(WIDTHS[:1], threshold=None, target_precision=0.8),
-    # Last, for they only read what the three rounds have computed.
-    "noisy_student, 2 rounds": rounds(WIDTHS[:2]),
-    "noisy_student, 1 round": rounds(WIDTHS[:1]),
-}
-
+BASE, ONE_ROUND, CHAIN = "supervised", "1 round", "noisy_student, 3 rounds"
+CHAINS = [CHAIN, "noisy_student, 3 rounds from mixmatch"]
 CONSISTENCY = ["mean_teacher", "mixmatch", "uda", "fixmatch"]
-CHAINS = ["noisy_student, 3 rounds", "noisy_student, 3 rounds from mixmatch"]
-METHODS = ["pseudo_label", *CONSISTENCY, *CHAINS]
+UNLABELED = ["pseudo_label", *CONSISTENCY, *CHAINS]
 
-
-def config(arm: str, seed: int, images: int, data: Path) -> RunConfig:
-    """The recipe of one cell."""
-    said = ARMS[arm]
-    source = {"name": "table", "path": data / "cifar10-train.parquet", "test_path": data / "cifar10-test.parquet"}
-    split = {"labels_per_class": said["labels"], "validation": 1000, "seed": seed}
-    return RunConfig.model_validate(
-        {
-            "seed": seed,
-            "data": {"source": source | {"label": "label_name"}, "split": split},
-            "teacher": said["teacher"](images),
-            "rounds": said["rounds"](images) if "rounds" in said else [],
-        }
-    )
+Cells = dict[tuple[str, int, int], dict[str, Any]]  # by arm, seed and images for each network
 
 
 class Counting(Inline):
@@ -172,8 +71,12 @@ def cell(arm: str, seed: int, images: int, data: Path, workspace: Path, threads:
     answers = Counting(workspace, threads)
     summary = self_training(config(arm, seed, images, data), answers)
     tested = [100 * (line.test_accuracy or 0.0) for line in summary.rounds]
-    precision = [line.pseudo_label_precision for line in summary.rounds if line.pseudo_label_precision is not None]
-    return {"accuracy": tested, "precision": precision, "images": answers.images, "CPU minutes": answers.seconds / 60}
+    rounds = summary.rounds[1:]
+    labels = {
+        "precision": [line.pseudo_label_precision for line in rounds],
+        "selected": [line.selected for line in rounds],
+    }
+    return {"accuracy": tested, **labels, "images": answers.images, "CPU minutes": answers.seconds / 60}
 
 
 def on_file() -> Cells:
@@ -217,21 +120,22 @@ def end_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def table(cells: Cells, images: int) -> list[dict[str, Any]]:
-    """Of each arm, over the seeds that it has: its last model, how far above supervised on the same seeds, and all."""
-    base = {seed: one["accuracy"][-1] for (arm, seed, size), one in cells.items() if (arm, size) == (BASE, images)}
+def table(cells: Cells, images: int, arms: Sequence[str], base: str) -> list[dict[str, Any]]:
+    """Of each arm, over the seeds that it has: its last model, how far above `base` on the same seeds, and all."""
+    bases = {seed: one["accuracy"][-1] for (arm, seed, size), one in cells.items() if (arm, size) == (base, images)}
     rows = []
-    for arm in ARMS:
+    for arm in arms:
         found = {seed: one for (name, seed, size), one in cells.items() if (name, size) == (arm, images)}
         if not found:
             continue
         last = {seed: one["accuracy"][-1] for seed, one in found.items()}
-        above = [last[seed] - base[seed] for seed in last if seed in base]
+        above = [last[seed] - bases[seed] for seed in last if seed in bases]
         row: dict[str, Any] = {"arm": arm, "seeds": len(found), "accuracy %": statistics.mean(last.values())}
-        row |= {"std": deviation(list(last.values())), "above supervised": statistics.mean(above) if above else ""}
+        row |= {"std": deviation(list(last.values())), f"above {base}": statistics.mean(above) if above else ""}
         row["std of that"] = deviation(above)
         row["models in turn"] = in_turn([one["accuracy"] for one in found.values()])
-        row["pseudo-labels right %"] = in_turn([[100 * share for share in one["precision"]] for one in found.values()])
+        row["pseudo-labels"] = in_turn([one["selected"] for one in found.values()], ",.0f")
+        row["of these right %"] = in_turn([[100 * share for share in one["precision"]] for one in found.values()])
         row |= {"images": int(max(one["images"] for one in found.values()))}
         minutes = [one["CPU minutes"] for one in found.values() if one["CPU minutes"] is not None]
         rows.append(row | {"CPU minutes": statistics.mean(minutes) if minutes else ""})
@@ -250,8 +154,8 @@ def orders(cells: Cells, images: int) -> dict[str, str]:
     return {
         "students above their teachers": won((after, before) for run in chains for before, after in pairwise(run)),
         "consistency above pseudo-labels": above(CONSISTENCY, ["pseudo_label"]),
-        "methods above supervised": above(METHODS, [BASE]),
-        "fully supervised above methods": above(["fully supervised"], METHODS),
+        "methods above supervised": above(UNLABELED, [BASE]),
+        "fully supervised above methods": above(["fully supervised"], UNLABELED),
     }
 
 
@@ -265,10 +169,9 @@ def deviation(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def in_turn(runs: list[list[float]]) -> str:
-    """The means over runs, round by round; nothing where there is but one."""
-    means = [statistics.mean(values) for values in zip(*runs, strict=True)]
-    return " → ".join(f"{mean:.1f}" for mean in means)
+def in_turn(runs: list[list[float]], written: str = ".1f") -> str:
+    """The means over runs, round by round."""
+    return " → ".join(format(statistics.mean(values), written) for values in zip(*runs, strict=True))
 
 
 def main() -> None:
@@ -285,7 +188,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after them")
     wanted = parser.parse_args()
     if wanted.quick:
-        wanted.arms, wanted.seeds, wanted.images = ["fixmatch", "noisy_student, 1 round"], [0], 2_560
+        wanted.arms, wanted.seeds, wanted.images = ["fixmatch", ONE_ROUND], [0], 2_560
     cells = {} if wanted.quick else on_file()
     missing = [(arm, seed) for seed in wanted.seeds for arm in wanted.arms if (arm, seed, wanted.images) not in cells]
     how = wanted.images, wanted.data, wanted.workspace.absolute(), wanted.threads
@@ -294,12 +197,13 @@ def main() -> None:
         print(arm, seed, result, file=sys.stderr, flush=True)
         if not wanted.quick:
             put_on_file(cells)
-    rows = table(cells, wanted.images)
+    about = {"images": wanted.images, "model": "fast_cnn"}
+    publish("cifar10_ablations", table(cells, wanted.images, [CHAIN, *ABLATIONS], ONE_ROUND), about, wanted.quick)
+    rows = table(cells, wanted.images, list(METHODS), BASE)
     best = max((row for row in rows if "supervised" not in row["arm"]), key=lambda row: row["accuracy %"], default=None)
-    summary = {"images": wanted.images, "model": "fast_cnn", "best": best["arm"] if best else None}
-    summary |= {"target": f"> {NOTEBOOK} %", "meets": best is not None and best["accuracy %"] > NOTEBOOK}
-    summary |= orders(cells, wanted.images)
-    publish("cifar10", rows, summary, wanted.quick)
+    target = {"target": f"> {NOTEBOOK} %", "meets": best is not None and best["accuracy %"] > NOTEBOOK}
+    about |= {"best": best["arm"] if best else None, **target, **orders(cells, wanted.images)}
+    publish("cifar10", rows, about, wanted.quick)
 
 
 if __name__ == "__main__":

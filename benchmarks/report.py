@@ -83,7 +83,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The revision that was measured, marked where files differ from it."""
-    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    """The revision that was measured, marked where files differ from it; results on file are not what is measured."""
+    git = ["git", "-C", str(RESULTS.parent)]
+    found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    changes = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude){RESULTS}"]
+    changed = subprocess.run(changes, capture_output=True, text=True, check=False).stdout.strip()
+    revision = found.stdout.strip()
+    return revision + "-dirty" * bool(changed) if revision else None

@@ -198,7 +198,8 @@ def main() -> None:
         if not wanted.quick:
             put_on_file(cells)
     about = {"images": wanted.images, "model": "fast_cnn"}
-    publish("cifar10_ablations", table(cells, wanted.images, [CHAIN, *ABLATIONS], ONE_ROUND), about, wanted.quick)
+    if any((ONE_ROUND, seed, wanted.images) in cells for seed in wanted.seeds):
+        publish("cifar10_ablations", table(cells, wanted.images, [CHAIN, *ABLATIONS], ONE_ROUND), about, wanted.quick)
     rows = table(cells, wanted.images, list(METHODS), BASE)
     best = max((row for row in rows if "supervised" not in row["arm"]), key=lambda row: row["accuracy %"], default=None)
     target = {"target": f"> {NOTEBOOK} %", "meets": best is not None and best["accuracy %"] > NOTEBOOK}

@@ -5,8 +5,10 @@
 The engine's side is everything that a run does but evaluation: batches from bytes with all their views, the method, the
 optimizer, the average, logs, the history, a checkpoint every few seconds (its write is waited for, and counted). The
 bare side is a forward, a loss, a backward and the same optimizer over images that lie ready as normalised floats: the
-same network, precision and batch, as many images through the network. Both sides take turns in one process, some steps
-each, on the same cores, which preparing the batches shares; medians of the turns. Supervised with batches of 64, and
+same network (compiled, where the engine's is), precision and batch, as many images through the network. Both sides take
+turns in one process, some steps each, on the same cores, which preparing the batches shares; medians of the turns, but
+for the first, which warms up, and the last, which ends with an evaluation. Worker processes go on preparing batches in
+the bare loop's turn, two for each of them: turns should be longer than that. Supervised with batches of 64, and
 FixMatch with 16 labelled images and μ = 7, on WRN-28-2 at 32×32.
 """
 
@@ -66,6 +68,8 @@ def bare_loop(run: TrainingRun, views: int, labeled: int) -> Callable[[], None]:
     """One step over ready tensors: `views` images forward and backward, of which `labeled` have a label."""
     learner, device = run.learner, run.device
     network = build_model(learner.model, 10, 3, 32).to(device).to(memory_format=torch.channels_last)
+    if learner.train.compile == "on":
+        network.compile()
     optimizer = build_optimizer(learner.train, network.parameters())
     ready = torch.randn(views, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (views,), device=device)
@@ -110,14 +114,14 @@ def measure(
         bare_seconds.append(started - middle)
 
     train(run, checkpoints, take_turns, workers)
-    rates = [
-        steps * views / statistics.median(seconds[1:]) for seconds in (engine_seconds, bare_seconds)
-    ]  # the first turn warms up
-    ratios = [bare_turn / engine for engine, bare_turn in zip(engine_seconds[1:], bare_seconds[1:], strict=True)]
+    engine_turns, bare_turns = engine_seconds[1:-1], bare_seconds[1:-1]
+    rates = [steps * views / statistics.median(turns) for turns in (engine_turns, bare_turns)]
+    ratios = [bare_turn / engine for engine, bare_turn in zip(engine_turns, bare_turns, strict=True)]
     return {
         "method": name,
         "batch": f"{run.problem.batch_size} + {views - run.problem.batch_size}",
         "precision": str(run.dtype).removeprefix("torch."),
+        "compile": learner.train.compile,
         "engine images/s": rates[0],
         "bare images/s": rates[1],
         "ratio": statistics.median(ratios),
@@ -128,7 +132,7 @@ def measure(
 
 def turns(name: str, model: str, steps: int, rounds: int) -> LearnerSettings:
     """A case as a learner whose rows of the history, where the sides change, come after `steps` each."""
-    settings = {"steps": steps * (rounds + 1), "evaluate_every": 10**9, "log_every": steps, **CASES[name]}
+    settings = {"steps": steps * (rounds + 2), "evaluate_every": 10**9, "log_every": steps, **CASES[name]}
     return LearnerSettings.model_validate({"model": {"name": model}, "method": {"name": name}, "train": settings})
 
 

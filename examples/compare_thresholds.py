@@ -1,22 +1,25 @@
 """The library without the command line: two thresholds, one comparison. The teacher is trained once.
 
-python examples/compare_thresholds.py
+python examples/compare_thresholds.py [round.student.train.steps=60 …]
 """
+
+import sys
 
 from flows.labels import tables_of
 from flows.verbs import run
 from ssl_tasks.pseudo_labels.inspection import class_summary
 
 
-def main() -> None:
+def main(changes: list[str]) -> None:
     """Runs the quickstart's first round with two thresholds and prints what each made of it."""
     for threshold in (0.3, 0.95):
-        finished = run("quickstart", ["rounds=1", f"round.select.threshold={threshold}"], name=f"threshold-{threshold}")
+        settings = ["rounds=1", f"round.select.threshold={threshold}", *changes]
+        finished = run("quickstart", settings, name=f"threshold-{threshold}")
         student = finished.summary["rounds"][-1]
         print(f"{threshold}: {student['selected']} labels invented, test accuracy {student['test_accuracy']:.3f}")
         summary = class_summary(tables_of(finished))
-        print(summary[["class", "candidates", "kept", "true_precision"]].to_string(index=False))
+        print(summary[["name", "candidates", "kept", "true_precision"]].to_string(index=False))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,10 +1,12 @@
 """The study of benchmarks/cifar10.py runs for hours: what can be wrong in it is found before."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks import cifar10
+from benchmarks.report import RESULTS
 from ssl_tasks.config import LearnerSettings
 
 
@@ -56,3 +58,11 @@ def test_the_orders_of_the_papers_are_counted_on_the_same_seeds() -> None:
         "methods above supervised": "3 of 4",
         "fully supervised above methods": "3 of 3",
     }
+
+
+def test_the_cells_on_file_make_the_tables_on_file() -> None:
+    cells = cifar10.on_file()
+    rows = cifar10.table(cells, 256_000, list(cifar10.METHODS), cifar10.BASE)
+    assert json.loads((RESULTS / "cifar10.json").read_text())["rows"] == rows
+    rows = cifar10.table(cells, 256_000, [cifar10.CHAIN, *cifar10.ABLATIONS], cifar10.ONE_ROUND)
+    assert json.loads((RESULTS / "cifar10_ablations.json").read_text())["rows"] == rows

@@ -1,7 +1,10 @@
 """The README's commands, in their order, in one fresh workspace."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,23 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         verb, rest = words[0], words[1:]
         done = selftrain(tmp_path, verb, *rest[:1], *(QUICKER if verb in COMPUTES else []), *rest[1:])
         assert done.returncode == 0, f"selftrain {shlex.join(words)}: {done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_example_compares_two_thresholds(tmp_path: Path) -> None:
+    script = README.parent / "examples" / "compare_thresholds.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "round.student.train.steps=60"],
+        env={**os.environ, "SELFTRAIN_HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = re.findall(r"^(\S+): \d+ labels invented, test accuracy 0\.\d+$", done.stdout, flags=re.MULTILINE)
+    assert said == ["0.3", "0.95"], done.stdout
+    assert done.stdout.count("true_precision") == 2  # a table of the classes for each
 
 
 def test_the_readme_names_every_method() -> None:

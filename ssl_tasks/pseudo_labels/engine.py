@@ -82,9 +82,12 @@ def literal(text: str | Path) -> str:
 
 
 def read_parquet(paths: Path | Sequence[Path]) -> str:
-    """The SQL table of one or several Parquet files, in the order given."""
+    """The SQL table of one or several Parquet files, in the order given.
+
+    Without being told, DuckDB takes a folder called `label=1` above a file for a column, and that for the file's own.
+    """
     files = [paths] if isinstance(paths, Path) else list(paths)
-    return f"read_parquet([{', '.join(map(literal, files))}])"
+    return f"read_parquet([{', '.join(map(literal, files))}], hive_partitioning = false)"
 
 
 def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, path: Path, group_rows: int = 122_880) -> None:

@@ -305,3 +305,15 @@ def test_a_prior_of_the_wrong_length_is_refused(tmp_path: Path) -> None:
 def test_settings_that_contradict_each_other_are_refused(wanted: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"balance|threshold|prior"):
         SelectSettings(**wanted)
+
+
+@pytest.mark.parametrize("name", ["label=1/split=2", "split=unlabeled2/confidence=0.1"])
+def test_the_names_of_folders_above_the_workspace_are_no_columns(tmp_path: Path, name: str) -> None:
+    tables = {
+        "rows": [Row(f"s{number}", number % 3, 0.5 + number / 20) for number in range(9)],
+        "labeled": [("l0", 0, "x"), ("l1", 1, "y"), ("l2", 2, "z")],
+        "validation": [Held(number % 3, number % 3, 0.9) for number in range(9)],
+    }
+    elsewhere, here = (choose(tmp_path / at, tables, threshold=0.6) for at in ("plain", name))
+    assert here == elsewhere
+    assert {row["label"] for row in here} == {0, 1, 2}

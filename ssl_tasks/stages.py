@@ -19,7 +19,7 @@ from ssl_tasks.section import RecipePath, Section, existing_file
 from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.trained_files import copy_trained, trained_digest
 
-VERSIONS = {"dataset": 1, "train": 1, "given": 1, "predict": 1, "select": 1, "evaluate": 1, "gate": 1}
+VERSIONS = {"dataset": 2, "train": 1, "given": 1, "predict": 1, "select": 1, "evaluate": 1, "gate": 1}
 BODIES = {
     "dataset": "ssl_tasks.data.build:build_dataset",
     "train": "ssl_tasks.training.stage:train_model",

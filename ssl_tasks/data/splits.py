@@ -59,8 +59,8 @@ def draw_splits(samples: Candidates, classes: int, settings: SplitSettings) -> n
         split[rest & ~np.isin(split, (VALIDATION, TEST))] = LABELED
         return split
     split[split == LABELED] = UNLABELED
-    for queue, count in zip(left, counts, strict=True):
-        split[queue[len(queue) - count :]] = LABELED  # from the far end: the nearer one feeds validation and test
+    for queue, count in zip(left, counts, strict=True):  # from the far end: the nearer one feeds validation and test
+        split[queue[max(0, len(queue) - count) :]] = LABELED
     return split
 
 
@@ -143,9 +143,11 @@ def shortages(
     """One line for each class that cannot give the labels that were asked for, or that has none."""
     left = usable & np.isin(split, (LABELED, UNLABELED)) & (samples.labels >= 0)
     left &= np.isin(samples.hints, (FREE, LABELED))
-    pairs = np.unique(np.stack([samples.labels[left], samples.groups[left]]), axis=1)[0]
-    available = np.bincount(pairs, minlength=len(classes)).tolist()
-    wanted = labeled_counts(available, settings) or [1] * len(classes)
+    available = [len(queue) for queue in _queues(samples, left, len(classes))]
+    wanted = labeled_counts(available, settings)
+    if wanted is None:  # nothing is drawn: an image under two classes is labelled in both
+        available = np.bincount(samples.labels[left], minlength=len(classes)).tolist()
+        wanted = [1] * len(classes)
     return [
         f"class '{name}' has {has} images with a label for training, {needs} are needed"
         for name, has, needs in zip(classes, available, wanted, strict=True)

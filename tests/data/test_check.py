@@ -43,6 +43,21 @@ def test_a_clean_folder_is_counted(pets: Path, cache: Path, paint: Painter) -> N
     assert json.loads(json.dumps(report.to_dict()))["ok"] is True
 
 
+def test_an_image_under_two_classes_leaves_one_of_them_a_label_short(
+    tmp_path: Path, cache: Path, paint: Painter
+) -> None:
+    for number in range(4):
+        paint(tmp_path / "set" / "a" / f"{number}.png", number)
+        paint(tmp_path / "set" / "b" / f"{number}.png", 3 + number)  # b/0 is a/3
+        paint(tmp_path / "exam" / "ab"[number % 2] / f"{number}.png", 100 + number)
+    source = {"name": "folder", "path": tmp_path / "set", "test": tmp_path / "exam"}
+    settings = {"source": source, "split": {"labels_per_class": 4, "validation": 0}}
+    report = check_data(DataSettings.model_validate(settings), cache)
+    assert sorted(report.counts["labeled"]["per_class"]) == [3, 4]
+    (problem,) = report.problems
+    assert "has 3 images with a label for training, 4 are needed" in problem
+
+
 def test_duplicates_conflicts_and_leaks_are_found(pets: Path, cache: Path) -> None:
     shutil.copy(pets / "cat" / "00.png", pets / "dog" / "a cat.png")
     shutil.copy(pets / "unlabeled" / "00.png", pets / "unlabeled" / "copy.png")

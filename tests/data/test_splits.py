@@ -20,6 +20,7 @@ from ssl_tasks.data.splits import (
     hash_order,
     proportional,
     shadowed,
+    shortages,
 )
 
 
@@ -142,6 +143,28 @@ def test_of_equal_images_one_is_drawn() -> None:
     for name in (LABELED, VALIDATION, TEST):
         drawn = found.groups[split == name]
         assert len(set(drawn.tolist())) == len(drawn)
+
+
+def short(found: Candidates, split: np.ndarray, **choice: Any) -> list[str]:
+    usable = (found.groups >= 0) & (shadowed(found.groups, split) < 0)
+    return shortages(found, split, usable, ("a", "b"), SplitSettings(**choice))
+
+
+def test_an_image_under_two_classes_counts_for_the_one_that_may_draw_it() -> None:
+    labels, groups = [0] * 4 + [1] * 4, [0, 1, 2, 3, 3, 4, 5, 6]
+    found = samples(labels, groups)
+    split = draw_splits(found, 2, SplitSettings(labels_per_class=4, test=0, validation=0))
+    assert sorted(per_class(labels, split, LABELED)) == [3, 4]
+    (line,) = short(found, split, labels_per_class=4)
+    assert "has 3 images with a label for training, 4 are needed" in line
+    assert not short(found, split, labels_per_class=3)
+
+
+def test_where_all_labels_are_used_an_image_under_two_classes_is_in_both() -> None:
+    found = samples([0, 0, 1], [0, 1, 1])
+    split = draw_splits(found, 2, SplitSettings(test=0, validation=0))
+    assert per_class([0, 0, 1], split, LABELED) == [2, 1]
+    assert not short(found, split)
 
 
 @given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 3), st.integers(-1, 9)), min_size=1, max_size=60))

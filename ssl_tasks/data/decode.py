@@ -16,6 +16,9 @@ VERSION = 1  # of what decoding means: another one makes other decoded caches
 # Pillow's own limit counts pixels too, but warns at one size and fails at another; ours is a setting and fails alone.
 Image.MAX_IMAGE_PIXELS = None
 
+# Those of `places.SUFFIXES`. Pillow knows others by a file's content, and hands one of them (EPS) to another program.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "TGA", "AVIF")
+
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I"})
 SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})  # Pillow gives some 16-bit files as mode I
 
@@ -65,8 +68,8 @@ def open_image(data: bytes | np.ndarray, max_pixels: int) -> Image.Image:
     if not data:
         raise Unreadable("empty file (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(data))
-    except Image.UnidentifiedImageError as error:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.UnidentifiedImageError, KeyError) as error:  # KeyError: an old Pillow does not know AVIF
         raise Unreadable(f"not an image of a known format: it begins with {bytes(data[:8])!r}") from error
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height} = {image.width * image.height:,} pixels"

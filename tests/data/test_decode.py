@@ -1,13 +1,15 @@
 """Odd but readable images are read right; unreadable ones say why."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from ssl_tasks.data.decode import Decoder, quiet_decoding
+from ssl_tasks.data.sources.places import SUFFIXES
 
 decode = Decoder(image_size=4, channels=3, max_pixels=1_000_000)
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -149,3 +151,23 @@ def test_no_bytes_make_the_decoder_raise(seed: int) -> None:
     with quiet_decoding():
         found = decode(bytes(data))
     assert (found.pixels is None) == (found.error is not None)
+
+
+def test_what_pillow_would_hand_to_another_program_is_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, mark = tmp_path / "gs", tmp_path / "was started"
+    program.write_text(f"#!/bin/sh\ntouch '{mark}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow remembers whether there is one
+    found = decode(encoded(Image.new("RGB", (4, 4), RED), "EPS"))
+    assert found.error is not None
+    assert found.error.startswith("not an image of a known format")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_every_suffix_that_is_listed_can_be_read(suffix: str) -> None:
+    format = Image.registered_extensions()[suffix]
+    assert decode(encoded(Image.new("RGB", (4, 4), RED), format)).error is None

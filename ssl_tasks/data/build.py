@@ -63,11 +63,14 @@ def pixel_statistics(found: Survey, context: StageContext) -> tuple[list[float],
     def uris(at: np.ndarray) -> list[str]:
         return found.listing.uris.take(pa.array(chosen[at])).to_pylist()
 
+    def contents(at: np.ndarray) -> list[str]:
+        return found.swept.contents.take(pa.array(chosen[at])).to_pylist()
+
     kept = images.keep(len(chosen), found.swept.contents.take(pa.array(chosen)).to_pylist, uris)
     total = np.zeros((2, found.decoder.channels), np.int64)
     for start in range(0, len(chosen), BATCH):
         index = np.arange(start, min(start + BATCH, len(chosen)))
-        pixels = images.load(kept, index, uris).astype(np.int64)
+        pixels = images.load(kept, index, uris, contents).astype(np.int64)
         total += np.stack([pixels.sum(axis=(0, 1, 2)), np.square(pixels).sum(axis=(0, 1, 2))])
     count = len(chosen) * found.decoder.image_size**2
     mean = total[0] / count

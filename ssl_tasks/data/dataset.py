@@ -81,10 +81,10 @@ class Pool:
         self.labels = labels  # int64 [n]; -1 where unknown
         self._folder, self._positions, self._images = folder, positions, images
         self._kept: Kept | None = None
-        self._uris: pa.ChunkedArray | None = None
+        self._held: dict[str, pa.ChunkedArray] = {}  # columns that images are read by
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "_uris": None}
+        return {**vars(self), "_held": {}}
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -95,7 +95,7 @@ class Pool:
         kept = self._kept
         if kept is None or not (kept.pixels is None or kept.pixels.exists()):
             kept = self._kept = self._images.keep(len(self), self.contents, self._uris_of)
-        return self._images.load(kept, index, self._uris_of)
+        return self._images.load(kept, index, self._uris_of, self._contents_of)
 
     def sample_ids(self, index: np.ndarray | None = None) -> list[str]:
         """The ids of `index`, or of all, in the pool's order."""
@@ -115,9 +115,15 @@ class Pool:
         return np.where(found < 0, known, np.append(truth["label"].to_numpy(), -1)[found])
 
     def _uris_of(self, index: np.ndarray) -> list[str]:
-        if self._uris is None:
-            self._uris = self.column("uri")
-        return self._uris.take(pa.array(index)).to_pylist()
+        return self._of("uri", index)
+
+    def _contents_of(self, index: np.ndarray) -> list[str]:
+        return self._of("content", index)
+
+    def _of(self, name: str, index: np.ndarray) -> list[str]:
+        if name not in self._held:
+            self._held[name] = self.column(name)
+        return self._held[name].take(pa.array(index)).to_pylist()
 
     def column(self, name: str, index: np.ndarray | None = None) -> pa.ChunkedArray:
         """A column of the manifest at this pool's positions; no value is held as a Python object."""

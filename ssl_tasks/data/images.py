@@ -17,7 +17,7 @@ from ssl_tasks.data.sweep import cache_limit, chunk_size, chunks, decode_uri, lo
 from ssl_tasks.errors import DataError
 from ssl_tasks.training.settings import RuntimeSettings
 
-Uris = Callable[[np.ndarray], Sequence[str]]  # positions → what the source reads them by
+Column = Callable[[np.ndarray], Sequence[str]]  # positions → uris, or contents
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Images:
         index = DecodedCache(self.cache, self.decoder).index()
         return Kept(index.rows_of(names), index.pixels)
 
-    def keep(self, count: int, contents: Callable[[], Sequence[str]], uris: Uris) -> Kept:
+    def keep(self, count: int, contents: Callable[[], Sequence[str]], uris: Column) -> Kept:
         """Where the cache keeps `count` images, after decoding what it lost, once for all processes."""
         if not self.cached:
             return Kept(np.broadcast_to(np.int64(-1), count), None)
@@ -73,8 +73,8 @@ class Images:
                     look(self.source, self.decoder, store, chunk, limit, threads)
         return self.find(names)
 
-    def load(self, kept: Kept, index: np.ndarray, uris: Uris) -> np.ndarray:
-        """uint8 [n, S, S, C]: the images of `index`, an index into `kept`."""
+    def load(self, kept: Kept, index: np.ndarray, uris: Column, contents: Column) -> np.ndarray:
+        """uint8 [n, S, S, C]: the images of `index`, an index into `kept`; DataError where one was changed."""
         rows, mapped = kept.rows[index], self._map(kept)
         if mapped is not None and (rows >= 0).all():
             return mapped[rows]
@@ -86,9 +86,10 @@ class Images:
         if mapped is not None:
             images[cached] = mapped[rows[cached]]
         elsewhere = np.flatnonzero(~cached)
+        names, expected = uris(index[elsewhere]), contents(index[elsewhere])
         with quiet_decoding():
-            for at, uri in zip(elsewhere, uris(index[elsewhere]), strict=True):
-                images[at] = self._decode(uri)
+            for at, uri, content in zip(elsewhere, names, expected, strict=True):
+                images[at] = self._decode(uri, content)
         return images
 
     def _map(self, kept: Kept) -> np.ndarray | None:
@@ -104,10 +105,15 @@ class Images:
             self._mapped = kept.pixels, mapped
         return mapped
 
-    def _decode(self, uri: str) -> np.ndarray:
+    def _decode(self, uri: str, content: str) -> np.ndarray:
         _, image = decode_uri(self.source, self.decoder, uri)
         if image.pixels is None:
             raise DataError(f"{uri} could be read when the data set was made, and cannot now: {image.error}")
+        if image.content.hex() != content:
+            raise DataError(
+                f"{uri} has changed since the data set was made; run again. If its file is the same, this machine's "
+                "Pillow decodes it otherwise: then `selftrain rerun <run> dataset` makes the data set anew"
+            )
         return image.pixels
 
     def _fitted(self, drawn: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -146,6 +146,17 @@ def test_images_that_are_gone_say_so(artifact: Artifact, cache: Path, pets: Path
     shutil.rmtree(pets / "cat")
     with pytest.raises(DataError, match=r"images:cat/.* cannot now: no such file"):
         pixels(artifact, cache)
+
+
+@pytest.mark.parametrize("use", ["auto", "off"])
+def test_images_that_were_changed_in_place_say_so(
+    artifact: Artifact, cache: Path, pets: Path, paint: Callable[..., Path], use: Literal["auto", "off"]
+) -> None:
+    shutil.rmtree(cache / "decoded")
+    for number in range(12):
+        paint(pets / "cat" / f"{number:02d}.png", 900 + number)
+    with pytest.raises(DataError, match=r"images:cat/.* has changed since the data set was made"):
+        pixels(artifact, cache, RuntimeSettings(cache=use))
 
 
 def test_equal_images_share_a_row_and_other_limits_are_kept(tmp_path: Path) -> None:

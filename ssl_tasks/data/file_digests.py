@@ -30,7 +30,8 @@ class FileDigests:
         now = time.time_ns()
         stats = np.array([_stat(root / name) for name in names], np.int64).reshape(len(names), len(COLUMNS))
         memory = self.folder / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:32]}.parquet"
-        found = _recall(memory, names, stats)
+        remembered = _recall(memory)
+        found = _known(remembered, names, stats)
         unknown = [position for position, digest in enumerate(found) if digest is None and stats[position, 0] >= 0]
         with ThreadPoolExecutor() as threads:
             for position, digest in zip(
@@ -40,7 +41,8 @@ class FileDigests:
         self.read += len(unknown)
         if unknown:
             settled = stats[:, 1:3].max(axis=1, initial=0) < now - RACY_NS
-            _remember(memory, names, stats, [digest if ok else None for digest, ok in zip(found, settled, strict=True)])
+            digests = [digest if ok else None for digest, ok in zip(found, settled, strict=True)]
+            _remember(memory, pa.concat_tables([_table(names, stats, digests), _others(remembered, root, names)]))
         return found
 
 
@@ -62,23 +64,36 @@ def _digest(path: Path) -> bytes | None:
         return None
 
 
-def _recall(memory: Path, names: Sequence[str], stats: np.ndarray) -> list[bytes | None]:
+def _table(names: Sequence[str], stats: np.ndarray, digests: Sequence[bytes | None]) -> pa.Table:
+    columns = {column: stats[:, number] for number, column in enumerate(COLUMNS)}
+    return pa.table({"name": pa.array(names, pa.string()), **columns, "digest": pa.array(digests, pa.binary())})
+
+
+def _recall(memory: Path) -> pa.Table:
     try:
-        table = pq.read_table(memory)
+        return pq.read_table(memory)
     except (OSError, pa.ArrowInvalid):  # none yet, or damaged: read the files again
-        return [None] * len(names)
-    rows = pc.index_in(pa.array(names, pa.string()), table["name"]).to_numpy(zero_copy_only=False)
-    known = np.column_stack([table[column].to_numpy() for column in COLUMNS]) if len(table) else np.empty((0, 4))
-    digests = table["digest"].to_pylist()
+        return _table([], np.empty((0, len(COLUMNS)), np.int64), [])
+
+
+def _known(remembered: pa.Table, names: Sequence[str], stats: np.ndarray) -> list[bytes | None]:
+    rows = pc.index_in(pa.array(names, pa.string()), remembered["name"]).to_numpy(zero_copy_only=False)
+    known = np.column_stack([remembered[column].to_numpy() for column in COLUMNS])
+    digests = remembered["digest"].to_pylist()
     return [
         digests[int(row)] if row == row and (known[int(row)] == stat).all() else None  # row != row: not found
         for row, stat in zip(rows, stats, strict=True)
     ]
 
 
-def _remember(memory: Path, names: Sequence[str], stats: np.ndarray, digests: Sequence[bytes | None]) -> None:
-    columns = {column: stats[:, number] for number, column in enumerate(COLUMNS)}
-    table = pa.table({"name": pa.array(names, pa.string()), **columns, "digest": pa.array(digests, pa.binary())})
+def _others(remembered: pa.Table, root: Path, names: Sequence[str]) -> pa.Table:
+    """What is remembered of files that were not asked for, and are there: a table and its images share a folder."""
+    others = remembered.filter(pc.invert(pc.is_in(remembered["name"], pa.array(names, pa.string()))))
+    there = [os.path.exists(root / name) for name in others["name"].to_pylist()]
+    return others.filter(pa.array(there, pa.bool_()))
+
+
+def _remember(memory: Path, table: pa.Table) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(table.filter(pc.is_valid(table["digest"])), buffer, compression="zstd")
     write_atomically(memory, buffer.getvalue().to_pybytes())

@@ -81,6 +81,36 @@ def test_only_new_and_changed_files_are_read(pets: Path, cache: Path, paint: Pai
     assert files.read == 2
 
 
+def test_a_table_among_its_images_is_read_once_with_them(pets: Path, cache: Path) -> None:
+    names = [path.relative_to(pets).as_posix() for path in sorted(pets.glob("[cd]*/*.png"))]
+    (pets / "list.csv").write_text("image,label\n" + "".join(f"{name},{name[:3]}\n" for name in names))
+    settings = DataSettings.model_validate({"source": {"name": "table", "path": pets / "list.csv"}})
+    assert read_by_the_second_of_two_fingerprints(settings, pets, cache) == 0
+
+
+def test_a_list_of_unlabelled_images_among_the_classes_is_read_once_with_them(pets: Path, cache: Path) -> None:
+    (pets / "list.txt").write_text("".join(f"unlabeled/{number:02d}.png\n" for number in range(6)))
+    settings = DataSettings.model_validate({"source": {"name": "folder", "path": pets, "unlabeled": pets / "list.txt"}})
+    assert read_by_the_second_of_two_fingerprints(settings, pets, cache) == 0
+
+
+def read_by_the_second_of_two_fingerprints(settings: DataSettings, root: Path, cache: Path) -> int:
+    age(root)
+    fingerprint(settings, cache)
+    files = FileDigests(cache)
+    open_source(settings.source, cache).fingerprint(files)
+    return files.read
+
+
+def test_files_that_are_gone_are_forgotten(pets: Path, cache: Path, paint: Painter) -> None:
+    age(pets)
+    FileDigests(cache).of(pets, ["cat/00.png", "cat/01.png"])
+    (pets / "cat" / "00.png").unlink()
+    FileDigests(cache).of(pets, ["cat/02.png"])
+    (memory,) = (cache / "digests").iterdir()
+    assert sorted(pq.read_table(memory)["name"].to_pylist()) == ["cat/01.png", "cat/02.png"]
+
+
 def test_a_file_changed_within_its_time_stamp_is_noticed(pets: Path, cache: Path, paint: Painter) -> None:
     before = fingerprint(folder(pets), cache)
     victim = pets / "cat" / "00.png"

@@ -5,14 +5,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.csv
-import pyarrow.parquet as pq
-
 from ssl_tasks.data.decode import probe
 from ssl_tasks.data.settings import DataSettings, FolderSource, TableSource
 from ssl_tasks.data.sources import open_source
 from ssl_tasks.data.sources.folder import subfolders
 from ssl_tasks.data.sources.places import existing
+from ssl_tasks.data.sources.table import columns_of
 from ssl_tasks.errors import DataError
 
 TRAIN = ("train", "training", "labeled", "labelled")
@@ -94,7 +92,7 @@ def _suggest_source(place: Path) -> FolderSource | TableSource:
 def _suggest_table(path: Path, test: Path | None = None) -> TableSource:
     if path.suffix.lower() not in TABLES:
         raise DataError(f"{path} is not a folder, and by its name no CSV or Parquet file either")
-    there = pq.read_schema(path).names if path.suffix.lower() != ".csv" else pyarrow.csv.read_csv(path).column_names
+    there = columns_of(path)
     found = {
         role: next((name for word in words for name in there if name.lower() == word), None)
         for role, words in COLUMNS.items()

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from ssl_tasks.data.check import check_data
 from ssl_tasks.data.dataset import Dataset
+from ssl_tasks.data.inspect_folder import suggest_settings
 from ssl_tasks.data.settings import DataSettings
+from ssl_tasks.data.sources import open_source
 from ssl_tasks.errors import DataError
 
 Build = Callable[..., Any]
@@ -207,6 +210,50 @@ def test_a_table_that_is_no_table_is_said(tmp_path: Path, cache: Path) -> None:
         settings = DataSettings.model_validate({"source": {"name": "table", "path": tmp_path / name}})
         with pytest.raises(DataError, match=r"Parquet|CSV"):
             check_data(settings, cache)
+
+
+def test_a_class_folder_that_is_not_utf8_is_said(pets: Path, cache: Path) -> None:
+    os.mkdir(os.fsencode(pets) + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"pets/caf\\xe9 has a name that is not UTF-8; rename it"):
+        check_data(folder(pets), cache)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_file_in_place_of_held_out_class_folders_is_said(pets: Path, cache: Path, split: str) -> None:
+    source = {"name": "folder", "path": pets, split: pets / "cat" / "00.png"}
+    with pytest.raises(DataError, match=rf"{split} images' place .*00.png is a file; expected a folder"):
+        check_data(DataSettings.model_validate({"source": source}), cache)
+
+
+def test_a_list_of_unlabelled_images_that_is_not_utf8_is_said(pets: Path, cache: Path) -> None:
+    (pets / "list.txt").write_bytes(b"unlabeled/caf\xe9.png\n")
+    source = {"name": "folder", "path": pets, "unlabeled": pets / "list.txt"}
+    with pytest.raises(DataError, match=r"list.txt is not UTF-8 text .*; expected one path a line"):
+        check_data(DataSettings.model_validate({"source": source}), cache)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_column_that_is_there_twice_is_said(tmp_path: Path, cache: Path, name: str) -> None:
+    (tmp_path / "a.csv").write_text("image,label,label\na.png,cat,dog\n")
+    columns = [pa.array(["a.png"]), pa.array(["cat"]), pa.array(["dog"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["image", "label", "label"]), tmp_path / "a.parquet")
+    settings = DataSettings.model_validate({"source": {"name": "table", "path": tmp_path / name}})
+    with pytest.raises(DataError, match=r"has 2 columns 'label'; expected one. Rename the others"):
+        check_data(settings, cache)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_suggestion_for_a_table_that_is_none_says_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(DataError, match=rf"{name} (cannot be read as CSV|is not a Parquet file)"):
+        suggest_settings(tmp_path / name)
+
+
+def test_a_large_table_may_have_line_breaks_in_quotes(tmp_path: Path, cache: Path) -> None:
+    lines = "".join(f'{number}.png,cat,"a cat\non a mat"\n' for number in range(60_000))
+    (tmp_path / "a.csv").write_text("image,label,caption\n" + lines)
+    settings = DataSettings.model_validate({"source": {"name": "table", "path": tmp_path / "a.csv"}})
+    assert len(open_source(settings.source, cache).listing()) == 60_000
 
 
 def test_labels_with_fractions_are_refused(tmp_path: Path, cache: Path) -> None:

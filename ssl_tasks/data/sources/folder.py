@@ -31,8 +31,8 @@ class Rows:
 
     def add(self, id: str, label: str | None, split: str | None, uri: str, error: str | None = None) -> None:
         """One sample. A name that is no text gets one that is, and is not read."""
-        if not uri.isprintable() and uri != (text := os.fsencode(uri).decode("utf-8", "backslashreplace")):
-            id, uri = os.fsencode(id).decode("utf-8", "backslashreplace"), text
+        if not uri.isprintable() and uri != (text := as_text(uri)):
+            id, uri = as_text(id), text
             error = "the file's name is not UTF-8; rename it"
         for column, value in zip(vars(self).values(), (id, label, split, uri, error), strict=True):
             column.append(value)
@@ -57,6 +57,10 @@ class Folder(ImageSource):
             asked: Path | None = getattr(self.settings, name)
             if asked is not None:
                 roots[name] = existing(asked, f"the {name} images' place")
+                if name in HELD_OUT and not asked.is_dir():
+                    raise DataError(
+                        f"the {name} images' place {asked} is a file; expected a folder of images per class in a folder"
+                    )
             elif (path / name).is_dir():
                 roots[name] = path / name
         return Places(roots)
@@ -105,7 +109,11 @@ class Folder(ImageSource):
             for name in image_files(place, notes):
                 rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}")
             return
-        for line in place.read_text(encoding="utf-8-sig").splitlines():
+        try:
+            lines = place.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{place} is not UTF-8 text ({error}); expected one path a line") from error
+        for line in lines:
             if line.strip():
                 name, error = below(place.parent, line)
                 rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}", error)
@@ -133,7 +141,16 @@ class Folder(ImageSource):
 
 def subfolders(path: Path) -> list[str]:
     """The names of the folders in a folder, links to folders included, sorted."""
-    return sorted(entry.name for entry in os.scandir(path) if is_folder(entry) and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in os.scandir(path) if is_folder(entry) and not entry.name.startswith("."))
+    for name in names:
+        if (text := as_text(name)) != name:
+            raise DataError(f"the folder {path / text} has a name that is not UTF-8; rename it")
+    return names
+
+
+def as_text(name: str) -> str:
+    """A file's name, with what is not UTF-8 in it as `\\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def image_files(root: Path, notes: Counter[str]) -> list[str]:

@@ -18,6 +18,7 @@ from ssl_tasks.data.sources.places import Places, below, existing
 from ssl_tasks.errors import DataError, nearest
 
 TO_BE_DRAWN = ("train", "")  # in a split column
+LINE_BREAKS = pa.csv.ParseOptions(newlines_in_values=True)  # in quotes
 
 
 class Table(ImageSource):
@@ -63,7 +64,7 @@ class Table(ImageSource):
 
     def check(self) -> None:
         for path in self._files.values():
-            _require(self._wanted, _columns(path), path)
+            _require(self._wanted, columns_of(path), path)
         self._places  # noqa: B018 - raises where the root is not there
 
     def _read(self, path: Path) -> pa.Table:
@@ -140,14 +141,14 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() in {".parquet", ".pq"}
 
 
-def _columns(path: Path) -> list[str]:
+def columns_of(path: Path) -> list[str]:
     """The names of the columns, from the file's head."""
     if path.is_dir():
         raise DataError(f"the table {path} is a folder; expected a CSV or Parquet file")
     if is_parquet(path):
         return list(_parquet_schema(path).names)
     try:
-        with pa.csv.open_csv(path) as reader:
+        with pa.csv.open_csv(path, parse_options=LINE_BREAKS) as reader:
             return list(reader.schema.names)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
@@ -156,7 +157,7 @@ def _columns(path: Path) -> list[str]:
 def _parquet_schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a Parquet file ({error}); expected one by its name") from error
 
 
@@ -164,7 +165,7 @@ def _read_csv(path: Path, wanted: list[str]) -> pa.Table:
     """The columns as the text that they are: a label 007 stays 007."""
     options = pa.csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False)
     try:
-        table = pa.csv.read_csv(path, convert_options=options)
+        table = pa.csv.read_csv(path, parse_options=LINE_BREAKS, convert_options=options)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
     _require(wanted, table.column_names, path)
@@ -175,6 +176,9 @@ def _require(wanted: list[str], there: list[str], path: Path) -> None:
     missing = [name for name in wanted if name not in there]
     if missing:
         raise DataError(f"{path} has no column '{missing[0]}'.{nearest(missing[0], there)} Name it in data.source")
+    for name in wanted:
+        if (count := there.count(name)) > 1:
+            raise DataError(f"{path} has {count} columns '{name}'; expected one. Rename the others")
 
 
 def as_text(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:

@@ -22,10 +22,20 @@ from ssl_tasks.errors import UserError
 from ssl_tasks.pseudo_labels.engine import literal, open_duckdb, read_parquet
 from ssl_tasks.pseudo_labels.schema import SELECTION, STATS, Predictions
 
+NO_PREDICTIONS = (
+    "SELECT NULL::INTEGER AS round, NULL::VARCHAR AS sample_id, NULL::BIGINT AS position, NULL::INTEGER AS label, "
+    "NULL::FLOAT AS confidence, NULL::FLOAT AS margin, NULL::FLOAT AS entropy, NULL::FLOAT AS view_agreement, "
+    "NULL::FLOAT AS feature_distance, NULL::FLOAT[] AS probs, NULL::VARCHAR AS error WHERE false"
+)
 NO_SELECTION = (
     "SELECT NULL::INTEGER AS round, NULL::VARCHAR AS sample_id, NULL::BIGINT AS position, NULL::INTEGER AS label, "
     "NULL::FLOAT AS confidence, NULL::INTEGER AS rank_in_class, NULL::INTEGER AS copies, NULL::VARCHAR AS source, "
     "NULL::FLOAT[] AS probs WHERE false"
+)
+NO_ROUNDS = (
+    "SELECT NULL::INTEGER AS round, NULL::BIGINT AS candidates, NULL::BIGINT AS kept, NULL::BIGINT AS copies, "
+    "NULL::BIGINT AS overrides, NULL::BIGINT AS rejected, NULL::BIGINT AS excluded, NULL::DOUBLE AS temperature, "
+    "NULL::VARCHAR[] AS teachers WHERE false"
 )
 
 
@@ -94,9 +104,9 @@ def view_queries(tables: RunTables) -> dict[str, str]:
     )
     return {
         "manifest": named(manifest),
-        "predictions": named(" UNION ALL BY NAME ".join(predictions)),
+        "predictions": named(" UNION ALL BY NAME ".join(predictions or [NO_PREDICTIONS])),
         "selection": named(" UNION ALL BY NAME ".join([NO_SELECTION, *selections])),
-        "rounds": " UNION ALL BY NAME ".join(round_query(one) for one in tables.rounds),
+        "rounds": " UNION ALL BY NAME ".join([round_query(one) for one in tables.rounds] or [NO_ROUNDS]),
     }
 
 

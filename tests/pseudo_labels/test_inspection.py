@@ -151,6 +151,15 @@ def test_a_run_without_rounds_says_so(run: RunTables) -> None:
     assert sql(waiting, "SELECT count(*) AS n FROM selection")["n"].tolist() == [0]
 
 
+def test_sql_before_the_first_round_answers_with_no_rows(run: RunTables) -> None:
+    early = RunTables(run.dataset, [])
+    assert len(sql(early, "SELECT * FROM manifest")) > 0
+    for view in ("predictions", "selection", "rounds"):
+        assert sql(early, f"SELECT count(*) AS n FROM {view}")["n"].tolist() == [0]
+        described = f"SELECT column_name, column_type FROM (DESCRIBE {view})"
+        assert sql(early, described).to_dict("list") == sql(run, described).to_dict("list")
+
+
 def test_sql_sees_all_rounds(run: RunTables) -> None:
     counted = sql(
         run, "SELECT round, count(*) AS n, count(position) AS readable FROM predictions GROUP BY ALL ORDER BY 1"

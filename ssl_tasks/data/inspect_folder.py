@@ -8,17 +8,12 @@ from pathlib import Path
 from ssl_tasks.data.decode import probe
 from ssl_tasks.data.settings import DataSettings, FolderSource, TableSource
 from ssl_tasks.data.sources import open_source
-from ssl_tasks.data.sources.folder import subfolders
+from ssl_tasks.data.sources.folder import ROLES, subfolders
 from ssl_tasks.data.sources.places import existing
 from ssl_tasks.data.sources.table import columns_of
 from ssl_tasks.errors import DataError
 
 TRAIN = ("train", "training", "labeled", "labelled")
-OTHER = {
-    "unlabeled": ("unlabeled", "unlabelled", "unsupervised", "extra"),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test", "testing"),
-}
 TABLES = (".csv", ".parquet", ".pq")
 COLUMNS = {
     "image": ("image", "path", "image_path", "file", "filename", "file_name", "img"),
@@ -69,7 +64,7 @@ def _suggest_source(place: Path) -> FolderSource | TableSource:
     names = {name.lower(): name for name in subfolders(place)}
     others = {
         role: place / names[next(word for word in words if word in names)]
-        for role, words in OTHER.items()
+        for role, words in ROLES.items()
         if any(word in names for word in words)
     }
     train = next((place / names[word] for word in TRAIN if word in names and subfolders(place / names[word])), None)

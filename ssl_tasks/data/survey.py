@@ -18,6 +18,7 @@ from ssl_tasks.data.label_noise import flip_labels
 from ssl_tasks.data.settings import DataSettings, SplitSettings
 from ssl_tasks.data.sources import open_source
 from ssl_tasks.data.sources.base import SPLITS, ImageSource, Listing
+from ssl_tasks.data.sources.folder import ROLES
 from ssl_tasks.data.splits import FREE, LABELED, TEST, Candidates, draw_splits, hash_order, shadowed, shortages
 from ssl_tasks.data.sweep import Progress, Swept, silent, sweep
 from ssl_tasks.errors import DataError
@@ -68,6 +69,8 @@ def survey(settings: DataSettings, cache: Path, runtime: RuntimeSettings, progre
     if not len(listing):
         raise DataError(f"the source '{settings.source.name}' holds no image; expected some with a label")
     _refuse_repeated_ids(listing)
+    if settings.classes is None:
+        _refuse_splits_as_classes(listing.classes or ())
     classes, codes = label_names.encode(listing, settings.classes)
     hints = np.array([*range(len(SPLITS)), FREE], np.int8)[
         pc.fill_null(pc.index_in(listing.splits, pa.array(SPLITS)), len(SPLITS)).to_numpy()
@@ -106,6 +109,17 @@ def _refuse_repeated_ids(listing: Listing) -> None:
     if repeated:
         shown = ", ".join(repr(name) for name in sorted(repeated)[:5])
         raise DataError(f"{len(repeated)} ids stand for more than one sample: {shown}; every sample needs its own id")
+
+
+def _refuse_splits_as_classes(classes: tuple[str, ...]) -> None:
+    """A folder `val` is hardly a class."""
+    for role, words in ROLES.items():
+        for name in classes:
+            if name.lower() in words:
+                raise DataError(
+                    f"the class folder '{name}' is called as a folder of {role} images is; set data.source.{role} to "
+                    "it, or, if it is a class, name all classes in data.classes"
+                )
 
 
 def _order(listing: Listing, codes: np.ndarray, seed: int) -> np.ndarray:

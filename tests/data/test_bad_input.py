@@ -218,6 +218,36 @@ def test_a_class_folder_that_is_not_utf8_is_said(pets: Path, cache: Path) -> Non
         check_data(folder(pets), cache)
 
 
+@pytest.mark.parametrize(("name", "role"), [("val", "validation"), ("Unlabeled", "unlabeled"), ("Testing", "test")])
+def test_a_folder_called_as_a_split_is_no_class_unless_the_recipe_says_so(
+    pets: Path, cache: Path, paint: Painter, name: str, role: str
+) -> None:
+    for number in range(3):
+        paint(pets / name / "cat" / f"{number}.png", 900 + number)
+    with pytest.raises(DataError, match=rf"folder '{name}' .*; set data.source.{role} to it, .* data.classes"):
+        check_data(folder(pets), cache)
+    assert check_data(folder(pets, classes=["cat", "dog", name]), cache).classes == ("cat", "dog", name)
+    named = DataSettings.model_validate({"source": {"name": "folder", "path": pets, role: pets / name}})
+    assert check_data(named, cache).classes == ("cat", "dog")
+
+
+def test_a_folder_called_train_in_capitals_is_a_level_too_high_too(pets: Path, cache: Path) -> None:
+    (pets.parent / "all").mkdir()
+    pets.rename(pets.parent / "all" / "Train")
+    with pytest.raises(DataError, match=r"Set data.source.path to '.*all/Train'"):
+        check_data(folder(pets.parent / "all"), cache)
+
+
+def test_images_beside_the_class_folders_are_counted(pets: Path, cache: Path, paint: Painter) -> None:
+    for place in ("a.png", "b.JPG", "test/c.png"):
+        paint(pets / place, 950)
+    (pets / "readme.txt").write_text("about pets")
+    assert check_data(folder(pets), cache).notes == ("3 entries passed over: images in no class folder",)
+    (pets / "list.txt").write_text("a.png\nb.JPG\n")
+    listed = DataSettings.model_validate({"source": {"name": "folder", "path": pets, "unlabeled": pets / "list.txt"}})
+    assert check_data(listed, cache).notes == ()  # a list may name all that lie below its folder
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_file_in_place_of_held_out_class_folders_is_said(pets: Path, cache: Path, split: str) -> None:
     source = {"name": "folder", "path": pets, split: pets / "cat" / "00.png"}

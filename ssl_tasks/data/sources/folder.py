@@ -16,6 +16,11 @@ from ssl_tasks.data.sources.places import SUFFIXES, Places, below, existing
 from ssl_tasks.errors import DataError
 
 HELD_OUT = ("validation", "test")
+ROLES = {  # what folders of images that are no class are called
+    "unlabeled": ("unlabeled", "unlabelled", "unsupervised", "extra"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
 NOT_CLASSES = frozenset({"unlabeled", *HELD_OUT, "__MACOSX"})
 
 
@@ -84,6 +89,8 @@ class Folder(ImageSource):
             for label in sort_classes(subfolders(roots[split])) if split in roots else ():
                 for name in image_files(roots[split] / label, notes):
                     rows.add(f"{split}/{label}/{name}", label, split, f"{split}:{label}/{name}")
+        if strays := self._strays():
+            notes["images in no class folder"] = strays
         passed = tuple(f"{count} entries passed over: {why}" for why, count in sorted(notes.items()))
         return Listing.of(**vars(rows), classes=classes, notes=passed)
 
@@ -93,10 +100,11 @@ class Folder(ImageSource):
         names = [
             name for name in subfolders(path) if name not in NOT_CLASSES and (path / name).resolve() not in special
         ]
-        if "train" in names and subfolders(path / "train"):
+        train = next((name for name in names if name.lower() == "train"), None)
+        if train is not None and subfolders(path / train):
             raise DataError(
-                f"{path} holds a folder 'train' with folders in it; class folders were expected. "
-                f"Set data.source.path to '{path / 'train'}', and data.source.test to the test folder if there is one"
+                f"{path} holds a folder '{train}' with folders in it; class folders were expected. "
+                f"Set data.source.path to '{path / train}', and data.source.test to the test folder if there is one"
             )
         if not names:
             raise DataError(
@@ -111,12 +119,23 @@ class Folder(ImageSource):
             return
         try:
             lines = place.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{place} is not UTF-8 text ({error}); expected one path a line") from error
+        except UnicodeDecodeError as broken:
+            raise DataError(f"{place} is not UTF-8 text ({broken}); expected one path a line") from broken
         for line in lines:
             if line.strip():
                 name, error = below(place.parent, line)
                 rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}", error)
+
+    def _strays(self) -> int:
+        """How many image files lie beside the class folders, and are not read."""
+        roots, unlabeled = self._places.roots, self._reading.roots.get("unlabeled")
+        places = [roots[name] for name in ("images", *HELD_OUT) if name in roots]
+        return sum(
+            is_image(entry)
+            for place in places
+            if unlabeled is None or not place.resolve().is_relative_to(unlabeled.resolve())  # else they may be listed
+            for entry in os.scandir(place)
+        )
 
     def check(self) -> None:
         self._class_folders()
@@ -172,6 +191,12 @@ def _walk(folder: Path, prefix: str, notes: Counter[str], above: frozenset[str])
             yield prefix + entry.name
         else:
             notes[f"not images by their suffix '{os.path.splitext(entry.name)[1]}'"] += 1
+
+
+def is_image(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is an image file by its suffix, and not hidden."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    return suffix in SUFFIXES and not entry.name.startswith(".") and not is_folder(entry)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

@@ -1,6 +1,7 @@
 """The pools that a stream draws from: the labelled images, with or without stored pseudo-labels, and these alone."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ssl_tasks.artifacts import Artifact
+from ssl_tasks.data.soft_targets import map_soft_targets
 from ssl_tasks.errors import DataError
 
 Integers = NDArray[np.int64]
@@ -49,23 +51,19 @@ class PseudoPool:
     probs: NDArray[np.float32] | None = None
 
     @classmethod
-    def open(cls, selection: Artifact) -> "PseudoPool":
-        """Reads a selection."""
+    def open(cls, selection: Artifact, scratch: Path, soft: bool = True) -> "PseudoPool":
+        """Reads a selection; its soft targets, where it has any and they are wanted, are mapped from `scratch`."""
         columns = ["position", "label", "copies"]
         path = selection.file("selection.parquet")
-        soft = "probs" in pq.read_schema(path).names
-        table = pq.read_table(path, columns=[*columns, "probs"] if soft else columns)
+        table = pq.read_table(path, columns=columns)
         if not table.num_rows:
             raise DataError(
                 f"the selection {path} is empty: no pseudo-label was believed. Lower select.threshold, or look at "
                 "the predictions' confidence."
             )
         positions, labels, copies = (table[name].to_numpy().astype(np.int64) for name in columns)
-        probs = None
-        if soft:
-            rows = table["probs"].combine_chunks()
-            probs = rows.values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(table.num_rows, -1)
-        return cls(positions, labels, copies, probs)
+        soft = soft and "probs" in pq.read_schema(path).names
+        return cls(positions, labels, copies, map_soft_targets(path, scratch) if soft else None)
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -16,6 +16,7 @@ from ssl_tasks.data.dataset import Dataset
 from ssl_tasks.data.pools import PseudoPool
 from ssl_tasks.distributed import rank
 from ssl_tasks.errors import ConfigError
+from ssl_tasks.methods import method_class
 from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.trained import WEIGHTS, Card, load_card, load_weights, save_card, save_weights
 from ssl_tasks.training.checkpoints import Checkpoints
@@ -40,7 +41,7 @@ def train_here(context: StageContext, device: torch.device) -> StageResult:
     assert isinstance(learner, LearnerSettings)
     prepare_backends(learner.train.precision, context.runtime.threads)
     dataset = Dataset.open(context.inputs["dataset"], context.cache, context.runtime)
-    selection = PseudoPool.open(context.inputs["selection"]) if "selection" in context.inputs else None
+    selection = open_selection(context, learner)
     init = context.inputs.get("init")
     weights = first_weights(learner, init)
     built_for = first_size(init) if isinstance(learner, TunedSettings) and init is not None else None
@@ -57,6 +58,14 @@ def train_here(context: StageContext, device: torch.device) -> StageResult:
 
     stopped = train(run, checkpoints, report, context.runtime.workers)
     return write_model(context, run, dataset, stopped, speeds) if rank() == 0 else StageResult()
+
+
+def open_selection(context: StageContext, learner: LearnerSettings) -> PseudoPool | None:
+    """The pseudo-labels to learn, soft where the method has a view for them."""
+    if "selection" not in context.inputs:
+        return None
+    soft = bool(method_class(learner.method.name).views.pseudo)
+    return PseudoPool.open(context.inputs["selection"], context.scratch, soft)
 
 
 def first_weights(learner: LearnerSettings, init: Artifact | None) -> dict[str, Tensor] | None:

@@ -52,7 +52,8 @@ class SelectSettings(Section):
     )
     max_copies: int | None = Field(None, ge=1)
     soft: bool = Field(True, description="students learn the probabilities; else one label")
-    sharpen: float = Field(1.0, gt=0, le=1, description="temperature of soft labels")
+    # Of up to 2¹⁵ classes, the likeliest's probability to the power of 1 / 0.02 is no zero: nothing becomes 0 / 0.
+    sharpen: float = Field(1.0, ge=0.02, le=1, description="temperature of soft labels; soft: false is 0")
     overrides: RecipePath | None = Field(
         None,
         json_schema_extra={"key": False},  # its contents are in the key

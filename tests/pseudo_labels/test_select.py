@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ssl_tasks.errors import ConfigError, DataError
 from ssl_tasks.pseudo_labels.settings import SelectSettings
@@ -242,6 +243,18 @@ def test_soft_labels_are_dense_sum_to_one_and_sharpen(tmp_path: Path, top_k: int
     expected = np.array(plain) ** 2 / (np.array(plain) ** 2).sum()
     assert sharp == pytest.approx(expected.tolist(), abs=1e-6)
     assert sum(sharp) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_sharpest_soft_labels_of_the_least_sure_prediction_still_sum_to_one(tmp_path: Path) -> None:
+    tables = {"rows": [Row("s", 2, 0.002)], "classes": 1000, "top_k": 2}
+    probs = choose(tmp_path, tables, threshold=None, sharpen=0.02)[0]["probs"]
+    assert probs[2] == pytest.approx(1, abs=1e-6)
+    assert sum(probs) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_temperature_whose_powers_would_all_be_zero_is_refused() -> None:
+    with pytest.raises(ValidationError, match="sharpen"):
+        SelectSettings(sharpen=0.0017)
 
 
 def test_stats_say_what_was_chosen_and_how_right_it_may_be(tmp_path: Path) -> None:

@@ -83,7 +83,10 @@ Source = Annotated[
 
 
 class SplitSettings(Section):
-    """Who is labelled. Drawn once from the seed by a keyed order of the ids, so that added images move no other."""
+    """Who is labelled. Drawn from the seed by a keyed order of the ids, so that added unlabelled images move no other.
+    Each added label moves up to one image across each border of validation and test where these are shares, more where
+    they are numbers. To keep the same test images, let the source name them: a `test/` folder, a second table
+    (`test_path`) or a column (`split`); the same holds for validation."""
 
     labels_per_class: int | None = Field(
         None, ge=1, description="at the mean where stratified, the head's where long_tailed"

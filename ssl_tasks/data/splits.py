@@ -1,4 +1,7 @@
-"""Who is labelled, unlabelled, validation or test: drawn by a keyed order of ids that no added image stirs."""
+"""Who is labelled, unlabelled, validation or test: drawn by a keyed order of ids that no added image stirs.
+
+How many of the order are validation and test follows from how many have a label, so an added label moves the borders.
+"""
 
 import hashlib
 from collections.abc import Iterable

@@ -121,6 +121,25 @@ def test_a_new_labelled_image_moves_at_most_one_across_each_border(labels: list[
     assert (before != after[:-1]).sum() <= 4
 
 
+@given(st.integers(1, 60), st.sampled_from([0.2, 7]))
+@settings(max_examples=25, deadline=None)
+def test_a_test_set_that_the_source_names_is_moved_by_no_new_label(added: int, share: float) -> None:
+    named = [TEST if number % 5 == 0 else FREE for number in range(len(UNEVEN))]
+    grown = samples([*UNEVEN, *(number % 3 for number in range(added))], hints=[*named, *[FREE] * added])
+    for found in (samples(UNEVEN, hints=named), grown):
+        split = draw_splits(found, 3, SplitSettings(test=share, validation=share))
+        assert np.flatnonzero(split == TEST).tolist() == list(range(0, len(UNEVEN), 5))
+
+
+def test_new_labels_move_images_in_and_out_of_drawn_shares_and_more_so_of_drawn_numbers() -> None:
+    def moved(**sizes: Any) -> int:
+        before, after = draw([0] * 1000, **sizes), draw([0] * 1000 + [0] * 100, **sizes)[:1000]
+        return int((before != after).sum())
+
+    assert 0 < moved(validation=0.1, test=0.2) < 30
+    assert moved(validation=200, test=500) > 60
+
+
 def test_the_sources_own_splits_are_obeyed() -> None:
     labels = [0, 1, 0, 1, 0, 1, 0, 1]
     hints = [TEST, TEST, VALIDATION, VALIDATION, UNLABELED, LABELED, LABELED, FREE]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import LearnerSettings, RoundSettings, RunConfig
+from ssl_tasks.data.earlier_labels import warn_of_earlier_labels
 from ssl_tasks.execute import Request
 from ssl_tasks.pseudo_labels.audit import true_precision
 from ssl_tasks.seeds import derive_seed
@@ -131,6 +132,7 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
 
 def _first_teachers(config: RunConfig, dataset: Artifact, answers: Answers) -> list[Artifact]:
     if config.given_teacher is not None:
+        warn_of_earlier_labels(config.given_teacher, dataset)
         return [answers.run(given_request("teacher", config.given_teacher), 0)]
     init = None
     if config.pretrain is not None:

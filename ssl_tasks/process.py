@@ -25,6 +25,7 @@ from typing import Any
 from ssl_tasks import errors
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.execute import Request, load_body
+from ssl_tasks.safe_path import safe_path_set
 from ssl_tasks.stage import StageContext, StageResult
 
 GRACE_SECONDS = 30.0  # between asking a worker to stop and killing it
@@ -41,7 +42,7 @@ _start_lock = threading.Lock()
 
 def start_fork_server() -> None:
     """Starts it ahead of the first stage: it imports for seconds, and nobody has to wait for it yet."""
-    with _start_lock:
+    with _start_lock, safe_path_set():
         multiprocessing.forkserver.ensure_running()
 
 
@@ -51,7 +52,7 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
     (attempt / RESULT).unlink(missing_ok=True)
     log = log or attempt / "log.txt"
     worker = _forkserver.Process(target=_work, args=(request.body, context, attempt, log), name=request.name)
-    with _start_lock, _without_main_module():
+    with _start_lock, safe_path_set(), _without_main_module():  # a dead fork server is started anew
         worker.start()
     _live.add(worker)
     try:

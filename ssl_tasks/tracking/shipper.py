@@ -252,7 +252,7 @@ def main() -> None:
         serve(shipper, own, parent)
         champion = shipper.champions.get(own.path, "") if own is not None else ""
         report = Report(shipper.sent, shipper.left(own), shipper.rejected, shipper.reason, champion)
-    answer.write(json.dumps(asdict(report)) + "\n")
+    answer.write("\n" + json.dumps(asdict(report)) + "\n")  # a line of its own, whatever was printed before us
     answer.flush()
 
 

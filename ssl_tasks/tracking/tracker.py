@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_tasks.artifacts import Artifact
+from ssl_tasks.safe_path import safe_path
 from ssl_tasks.tracking.follower import Follower, metric_rows, spool_rows
 from ssl_tasks.tracking.spool import Spool, spools
 
@@ -193,7 +194,8 @@ def _start_shipper(workspace: Path, uri: str, everything: bool = False) -> "subp
     """
     log = workspace / "tracking" / "shipper.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "SELFTRAIN_TRACKING_URI": uri}  # not an argument: it may hold a password
+    environment = {**os.environ, **safe_path()}
+    environment["SELFTRAIN_TRACKING_URI"] = uri  # not an argument: it may hold a password
     command = [sys.executable, "-m", "ssl_tasks.tracking.shipper", str(workspace), str(int(everything))]
     with log.open("a") as file:
         return subprocess.Popen(
@@ -202,5 +204,8 @@ def _start_shipper(workspace: Path, uri: str, everything: bool = False) -> "subp
 
 
 def _report(output: str) -> Report:
-    lines = output.splitlines()
-    return Report(**json.loads(lines[-1])) if lines else Report(left=1, reason="the shipper died; see shipper.log")
+    """The answer is the last line. Anything else was printed by others, who may have been why there is no answer."""
+    try:
+        return Report(**json.loads((output.splitlines() or [""])[-1]))
+    except (ValueError, TypeError):
+        return Report(left=1, reason="the shipper died; see shipper.log")

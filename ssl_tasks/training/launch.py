@@ -16,6 +16,7 @@ from uuid import uuid4
 from ssl_tasks import errors
 from ssl_tasks.artifacts import Artifact, file_lock, write_atomically
 from ssl_tasks.config import LearnerSettings
+from ssl_tasks.safe_path import safe_path
 from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.training.interruption import StopRequest, stop_requests
 from ssl_tasks.training.settings import RuntimeSettings
@@ -54,7 +55,7 @@ class Group:
         threads = max(1, (self.threads or os.cpu_count() or 1) // self.processes)
         return subprocess.Popen(
             [*launcher, *(["--standalone"] if self.nodes == 1 else meeting), "-m", WORKER, self.context],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, **safe_path(), "OMP_NUM_THREADS": str(threads)},
         )
 
 

@@ -1,6 +1,7 @@
 """What MLflow shows of a run: its stages, what they read and made, the registered model."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from ssl_tasks.tracking import model_page, operations
 from ssl_tasks.tracking.client import default_uri
 from ssl_tasks.tracking.registry import champion
 from ssl_tasks.tracking.spool import spools
-from ssl_tasks.tracking.tracker import Report, Tracker
+from ssl_tasks.tracking.tracker import Report, Tracker, sync
 from tests.clock import own_seconds
 from tests.tracking.observed import runs_by_name
 from tests.tracking.telling import send, spool_only, track_round
@@ -204,3 +205,19 @@ def test_a_server_that_never_heard_of_a_reused_stage_is_told(
     held = champion(client, "quickstart")
     assert held is not None
     assert held.run_id == runs["student-1"][0].info.run_id
+
+
+@pytest.mark.parametrize(
+    "how", ["print('hello')", "print('hello', end='', flush=True)", "print('7')\nraise SystemExit(1)"]
+)
+def test_what_others_print_is_not_taken_for_the_shippers_answer(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A sitecustomize.py, which Python imports first wherever it starts, may print, and may end it all."""
+    (tmp_path / "sitecustomize.py").write_text(how)
+    tracker = spool_only(workspace)
+    tracker.start_run("quickstart", {})
+    tracker.close()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    report = sync(workspace)
+    assert (report.left, report.reason) == ((1, "the shipper died; see shipper.log") if "Exit" in how else (0, ""))

@@ -1,0 +1,31 @@
+"""Python looks for what `-c` and `-m` import into the current folder first, where a models.py may be the user's own."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+VARIABLE = "PYTHONSAFEPATH"
+
+
+def safe_path() -> dict[str, str]:
+    """The environment in which a Python that we start leaves that folder out; PYTHONPATH counts as ever.
+
+    In a checkout that folder is ours, and perhaps the only place where our packages are found.
+    """
+    return {} if ROOT.samefile(".") else {VARIABLE: "1"}
+
+
+@contextlib.contextmanager
+def safe_path_set() -> Iterator[None]:
+    """The same for a process that takes our own environment as it is."""
+    before = os.environ.get(VARIABLE)
+    os.environ.update(safe_path())
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before

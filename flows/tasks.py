@@ -18,7 +18,7 @@ from prefect.tasks import Task, exponential_backoff
 from ssl_tasks.config import LearnerSettings, TunedSettings
 from ssl_tasks.errors import Transient
 from ssl_tasks.execute import Outcome, Request
-from ssl_tasks.process import visible_gpus
+from ssl_tasks.gpus import visible_gpus
 from ssl_tasks.training.settings import RuntimeSettings
 
 log = logging.getLogger("selftrain")

@@ -18,6 +18,8 @@ import threading
 import traceback
 import types
 from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from typing import Any
 from ssl_tasks import errors
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.execute import Request, load_body
+from ssl_tasks.gpus import lease
 from ssl_tasks.safe_path import safe_path_set
 from ssl_tasks.stage import StageContext, StageResult
 
@@ -51,11 +54,14 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
     attempt = context.output.parent
     (attempt / RESULT).unlink(missing_ok=True)
     log = log or attempt / "log.txt"
-    worker = _forkserver.Process(target=_work, args=(request.body, context, attempt, log), name=request.name)
+    begun, begins = _forkserver.Pipe(duplex=False)
+    worker = _forkserver.Process(target=_work, args=(request.body, context, attempt, log, begins), name=request.name)
     with _start_lock, safe_path_set(), _without_main_module():  # a dead fork server is started anew
         worker.start()
     _live.add(worker)
+    begins.close()  # the worker has one of its own, and closes it when it begins
     try:
+        multiprocessing.connection.wait([begun, worker.sentinel])  # while others hold the GPUs, no time is counted
         worker.join(context.runtime.stage_timeout)
         if worker.exitcode is None:
             stop(worker)
@@ -66,6 +72,7 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
         if worker.exitcode is None:  # a signal or an exception reached us while we waited
             stop(worker)
         _live.discard(worker)
+        begun.close()
     return _read_result(request.name, attempt / RESULT, worker.exitcode, log)
 
 
@@ -99,7 +106,7 @@ def stop_all() -> None:
         stop(worker)
 
 
-def _work(body: str, context: StageContext, attempt: Path, log: Path) -> None:
+def _work(body: str, context: StageContext, attempt: Path, log: Path, begins: Connection) -> None:
     """The worker's main: own group, own log, one JSON file as the answer."""
     os.setsid()
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -114,8 +121,10 @@ def _work(body: str, context: StageContext, attempt: Path, log: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         # Waits for a worker whose parent was killed a moment ago: two must never write into one scratch folder.
-        with file_lock(attempt / "worker.lock"), lease(context.runtime.device, context.runtime.processes):
-            result = load_body(body)(context)
+        with file_lock(attempt / "worker.lock"), lease(context.runtime.device, context.runtime.processes) as device:
+            begins.close()
+            runtime = context.runtime.model_copy(update={"device": device})
+            result = load_body(body)(replace(context, runtime=runtime))
         answer: dict[str, Any] = {"summary": dict(result.summary), "parts": dict(result.parts)}
     except BaseException as error:  # noqa: BLE001 - whatever it was, the parent must hear of it
         _print_trace()
@@ -193,38 +202,3 @@ def _read_result(name: str, path: Path, exitcode: int | None, log: Path) -> Stag
     if kind is errors.StageFailed:
         raise errors.StageFailed(name, answer["message"], str(log))
     raise kind(answer["message"])
-
-
-@contextlib.contextmanager
-def lease(device: str, processes: int) -> Iterator[None]:
-    """Holds GPUs that no other stage on this host holds; the kernel frees them on any death. Nothing on a CPU."""
-    gpus = [] if device == "cpu" else visible_gpus()
-    if not gpus:
-        yield
-        return
-    wanted = [device.partition(":")[2]] if ":" in device else gpus
-    with contextlib.ExitStack() as stack:
-        held: list[str] = []
-        for gpu in wanted:
-            if len(held) < processes:
-                with contextlib.suppress(BlockingIOError):
-                    stack.enter_context(file_lock(_gpu_lock(gpu), blocking=False))
-                    held.append(gpu)
-        if not held:  # all are busy: wait for the first
-            stack.enter_context(file_lock(_gpu_lock(wanted[0])))
-            held = wanted[:1]
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
-        yield
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name and name != "-1"]
-    folder = Path("/proc/driver/nvidia/gpus")
-    return [str(number) for number in range(len(list(folder.iterdir())))] if folder.is_dir() else []
-
-
-def _gpu_lock(gpu: str) -> Path:
-    return Path(os.environ.get("SELFTRAIN_LOCKS", "/tmp/selftrain-locks")) / f"gpu-{gpu}.lock"

@@ -34,6 +34,9 @@ def behave(context: StageContext) -> StageResult:
             os.kill(os.getpid(), signal.SIGKILL)
         case "disk_full":
             raise OSError(28, "No space left on device", str(context.output / "result.txt"))
+        case "device":
+            seen = {"device": context.runtime.device, "visible": os.environ["CUDA_VISIBLE_DEVICES"]}
+            return StageResult(summary=seen)
         case "hang":
             (context.scratch / "pid.txt").write_text(str(os.getpid()))
             time.sleep(600)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from ssl_tasks.artifacts import file_lock
-from ssl_tasks.process import lease
+from ssl_tasks.gpus import lease
 from ssl_tasks.training.launch import ALIVE, INVITATION, Group
 
 log = logging.getLogger("selftrain")

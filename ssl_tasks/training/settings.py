@@ -78,7 +78,7 @@ class RuntimeSettings(Section):
     checkpoint_every: float = Field(60.0, gt=0, description="seconds")
     parallel: int = Field(1, ge=1, description="independent stages at the same time")
     memory_gb: float = Field(2.0, gt=0, description="of DuckDB")
-    stage_timeout: float | None = Field(None, gt=0, description="seconds")
+    stage_timeout: float | None = Field(None, gt=0, description="seconds, from when the stage has its GPU")
     retries: int = Field(2, ge=0, description="of faults that trying again can cure")
     store: str | None = Field(
         None, description="object storage that machines share, as s3://bucket/folder; default SELFTRAIN_STORE"

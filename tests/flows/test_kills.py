@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_tasks.process import visible_gpus
+from ssl_tasks.gpus import visible_gpus
 from ssl_tasks.runs import Run, all_runs
 from tests.flows.claims import GPU, assert_nobody_is_left, claims_to_run, marked, nobody_holds_the_gpu
 from tests.flows.tiny import STAGES, command, environment, last, outcome, selftrain

@@ -170,12 +170,21 @@ def check_files(artifact: Artifact, digests: bool = True) -> None:
 def file_lock(path: Path, blocking: bool = True) -> Iterator[None]:
     """An exclusive flock on `path`; BlockingIOError where it is held and `blocking` is off."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _open_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's: a local disk locks what can be read
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

@@ -70,5 +70,14 @@ def _take(stack: contextlib.ExitStack, wanted: list[str], count: int) -> list[st
 
 
 def _lock_file(name: str) -> Path:
+    """A lock that every user of the host can take, whoever came first and whatever their umask."""
     folder = Path(os.environ.get("SELFTRAIN_LOCKS", "/tmp/selftrain-locks"))
-    return folder / f"{name.replace('/', '-')}.lock"  # some MIG names have slashes
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True)
+        folder.chmod(0o1777)
+    path = folder / f"{name.replace('/', '-')}.lock"  # some MIG names have slashes
+    with contextlib.suppress(FileExistsError):  # what is there, a link perhaps, is left as it is
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        os.fchmod(descriptor, 0o666)
+        os.close(descriptor)
+    return path

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ NO_SPACE = errno.ENOSPC  # a worker's exit code, where it cannot write why it fa
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(PRELOAD)
 _live: set[BaseProcess] = set()
+_asked: set[BaseProcess] = set()  # those of them that were told to stop
 _start_lock = threading.Lock()
 
 
@@ -72,6 +74,7 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
         if worker.exitcode is None:  # a signal or an exception reached us while we waited
             stop(worker)
         _live.discard(worker)
+        _asked.discard(worker)
         begun.close()
     return _read_result(request.name, attempt / RESULT, worker.exitcode, log)
 
@@ -87,23 +90,25 @@ def _without_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def stop(worker: BaseProcess) -> None:
-    """Asks the worker to checkpoint and leave; then kills its whole group."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(worker.pid or 0, signal.SIGTERM)
-    worker.join(GRACE_SECONDS)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(worker.pid or 0, signal.SIGKILL)
-    worker.join()
+def stop(*workers: BaseProcess) -> None:
+    """Asks workers to checkpoint and leave, once: a second signal would not let them finish. Then kills all groups."""
+    for worker in workers:
+        if worker not in _asked:
+            _asked.add(worker)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid or 0, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(worker.pid or 0, signal.SIGKILL)
+        worker.join()
 
 
 def stop_all() -> None:
     """Stops every worker that still runs (stages that run in threads do not get signals)."""
-    for worker in list(_live):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid or 0, signal.SIGTERM)
-    for worker in list(_live):
-        stop(worker)
+    stop(*_live)
 
 
 def _work(body: str, context: StageContext, attempt: Path, log: Path, begins: Connection) -> None:

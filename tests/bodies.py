@@ -4,9 +4,10 @@ import os
 import signal
 import time
 
-from ssl_tasks.errors import Transient, UserError
+from ssl_tasks.errors import Interrupted, Transient, UserError
 from ssl_tasks.section import Section
 from ssl_tasks.stage import StageContext, StageResult
+from ssl_tasks.training.interruption import stop_requests
 
 
 class Behaviour(Section):
@@ -37,6 +38,14 @@ def behave(context: StageContext) -> StageResult:
         case "device":
             seen = {"device": context.runtime.device, "visible": os.environ["CUDA_VISIBLE_DEVICES"]}
             return StageResult(summary=seen)
+        case "checkpoint":
+            with stop_requests() as asked:
+                (context.scratch / "pid.txt").write_text(str(os.getpid()))
+                while asked.received is None:
+                    time.sleep(0.01)
+                time.sleep(float(section.text))
+                (context.cache.parent / f"{section.text}.txt").write_text("whole")
+            raise Interrupted("its checkpoint is written")
         case "hang":
             (context.scratch / "pid.txt").write_text(str(os.getpid()))
             time.sleep(600)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -12,14 +13,16 @@ import pytest
 
 from ssl_tasks.errors import SelftrainError, StageFailed, Transient, UserError
 from ssl_tasks.execute import Request, execute
-from ssl_tasks.process import run_isolated
+from ssl_tasks.process import run_isolated, stop_all
 from ssl_tasks.training.settings import RuntimeSettings
 from tests.bodies import Behaviour
+
+BODY = "tests.bodies:behave"
 
 
 def request(how: str) -> Request:
     """A request to a body that behaves so."""
-    return Request("greet", "greet", 1, "tests.bodies:behave", Behaviour(how=how))
+    return Request("greet", "greet", 1, BODY, Behaviour(how=how))
 
 
 def test_a_worker_answers_like_a_function(workspace: Path) -> None:
@@ -51,6 +54,19 @@ def test_a_stage_that_takes_too_long_is_stopped(workspace: Path) -> None:
     with pytest.raises(StageFailed, match=r"longer than runtime.stage_timeout = 1 s"):
         execute(request("hang"), workspace, runtime, runner=run_isolated)
     assert not psutil.pid_exists(worker_pid(workspace))
+
+
+def test_workers_are_asked_to_stop_once_and_finish_their_checkpoints(workspace: Path) -> None:
+    seconds = ("0.0", "1.2")
+    stages = [Request(f"greet-{at}", "greet", 1, BODY, Behaviour(how="checkpoint", text=at)) for at in seconds]
+    with ThreadPoolExecutor() as pool:
+        outcomes = [pool.submit(execute, one, workspace, runner=run_isolated) for one in stages]
+        while len([path for path in workspace.glob("store/attempts/*/scratch/pid.txt") if path.read_text()]) < 2:
+            assert not any(one.done() for one in outcomes)
+            time.sleep(0.05)
+        stop_all()
+        assert [str(one.exception()) for one in outcomes] == ["its checkpoint is written"] * 2
+    assert [(workspace / f"{at}.txt").read_text() for at in seconds] == ["whole"] * 2
 
 
 def test_no_process_outlives_a_killed_parent(workspace: Path, tmp_path: Path) -> None:

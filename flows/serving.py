@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.environment import set_environment
+from flows.environment import make_workspace, set_environment
 from flows.local_api import prefect_api, server_in_use
 from flows.reaper import mend_dead_runs, tell_prefect
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import ConfigError, Interrupted
+from ssl_tasks.safe_path import folder_hides_us, safe_path
 from ssl_tasks.tracking.client import artifact_folder, connect, default_uri
 from ssl_tasks.tracking.links import announced
 
@@ -95,6 +96,10 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
         print(f"serving  {config.name}  {schedule.as_options() or 'on demand'}", flush=True)
     # Prefect 3.8's own SIGTERM handler forgets to await; it stops all the same.
     warnings.filterwarnings("ignore", message="coroutine 'Runner.astop' was never awaited")
+    os.environ.update(safe_path())  # of the processes that it starts
+    if folder_hides_us():  # Prefect looks into the current folder first all the same
+        make_workspace(workspace)
+        os.chdir(workspace)
     prefect_serve(*deployments, print_starting_message=False)
 
 
@@ -109,7 +114,7 @@ def mlflow_ui(workspace: Path, port: int) -> Iterator[str]:
     port = free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(artifact_folder(workspace))]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, **safe_path(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     path = workspace / "logs" / "mlflow.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as output:

@@ -3,9 +3,11 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("flows", "ssl_tasks", "models", "configs")
 VARIABLE = "PYTHONSAFEPATH"
 
 
@@ -15,6 +17,12 @@ def safe_path() -> dict[str, str]:
     In a checkout that folder is ours, and perhaps the only place where our packages are found.
     """
     return {} if ROOT.samefile(".") else {VARIABLE: "1"}
+
+
+def folder_hides_us() -> bool:
+    """Whether the current folder has a module or a package of one of our names (mere folders hide nothing)."""
+    found = [PathFinder.find_spec(name, [os.getcwd()]) for name in PACKAGES]
+    return not ROOT.samefile(".") and any(spec is not None and spec.origin is not None for spec in found)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from ssl_tasks.safe_path import ROOT, folder_hides_us
 from tests.flows.own_folder import own_folder, run_in
 from tests.flows.tiny import last, states
 
@@ -18,3 +21,18 @@ def test_a_run_ends_well_where_the_users_files_are_named_like_our_packages(
     told = [*fresh.glob("runs/*/logs/*.log"), *fresh.glob("tracking/*.log")]
     assert not [path for path in told if "the user prints" in path.read_text()]
     assert "the user prints" not in done.stdout + done.stderr
+
+
+def test_a_folder_hides_our_packages_where_it_has_one_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "weights.bin").touch()
+    assert not folder_hides_us(), "a folder that is no package comes after ours"
+    (tmp_path / "models" / "__init__.py").touch()
+    assert folder_hides_us()
+    monkeypatch.chdir(own_folder(tmp_path / "home"))
+    assert folder_hides_us()
+    monkeypatch.chdir(ROOT)
+    assert not folder_hides_us(), "they are ours"

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from tests.flows.claims import assert_nobody_is_left, claims_to_run, marked
-from tests.flows.tiny import command, environment, last, selftrain, states
+from tests.flows.own_folder import at_home, installed, own_folder
+from tests.flows.tiny import last, selftrain, states
 
 T = TypeVar("T")
 PATIENCE = 300.0
@@ -21,13 +22,13 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 @contextmanager
-def up(workspace: Path, *words: str) -> Iterator["subprocess.Popen[str]"]:
-    """The command as a person starts it; whatever is left of it is killed."""
-    line = command(workspace, "up", *words, "--port", "0", "--mlflow-port", "0")
-    given = environment(SELFTRAIN_TEST=str(workspace))
+def up(workspace: Path, folder: Path, *words: str) -> Iterator["subprocess.Popen[str]"]:
+    """The command as a person starts it in a folder; whatever is left of it is killed."""
+    line = installed(workspace, "up", *words, "--port", "0", "--mlflow-port", "0")
+    given = at_home(SELFTRAIN_TEST=str(workspace))
     with (workspace / "up.err").open("w") as errors:
         process = subprocess.Popen(
-            line, env=given, text=True, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+            line, env=given, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
         )
     try:
         yield process
@@ -88,8 +89,10 @@ class Asked:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_deployment_runs_when_it_is_asked_to_and_a_signal_ends_it_all(copy: Path, recipe: str) -> None:
-    with up(copy, recipe, "--set", "rounds=1") as process:
+def test_a_deployment_runs_when_it_is_asked_to_and_a_signal_ends_it_all(
+    tmp_path: Path, copy: Path, recipe: str
+) -> None:
+    with up(copy, own_folder(tmp_path / "home"), recipe, "--set", "rounds=1") as process:
         at = addresses(process)
         for url in at.values():
             assert "<html" in eventually(partial(get, url), process).text

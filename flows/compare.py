@@ -194,10 +194,10 @@ def _planned(
     grid = product(dict.fromkeys(counts), dict.fromkeys(seeds), dict.fromkeys(methods or [own]))
     for count, seed, method in grid:
         changes = [*overrides, "rounds=[]", f"seed={seed}", f"data.split.seed={seed}"]
-        changes += [f"data.split.labels_per_class={count}", f"name={config.name}-{method}-{count}-seed{seed}"]
+        changes.append(f"data.split.labels_per_class={count}")
         if method != own:
             changes.append(f"teacher.method={{name: {method}}}")
-        yield method, count, seed, load_recipe(recipe, changes)
+        yield method, count, seed, load_recipe(recipe, changes, f"{config.name}-{method}-{count}-seed{seed}")
 
 
 def _group(cells: Sequence[Cell], reference: Sequence[Cell], split: Split) -> dict[str, Any]:

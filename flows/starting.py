@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from ssl_tasks.artifacts import write_atomically
+from ssl_tasks.config import run_name
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.recipes import BUILT_IN
 
@@ -25,10 +26,9 @@ def write_recipe(data: Path, output: Path) -> list[str]:
     }
     source = {"name": found.settings.source.name, **source}
     size = min(max(32, found.sides[1]), LARGE_SIDE) if found.sides else 32
-    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in data.absolute().stem)
     text = TEMPLATE.read_text()
     for setting, value in (
-        ("name", name if name[:1].isalnum() else "images"),
+        ("name", json.dumps(run_name(data.absolute().stem, "images"))),  # in quotes: YAML takes 2024 for a number
         ("  source", json.dumps(source, ensure_ascii=False)),
         ("  image_size", str(size)),
     ):

@@ -44,7 +44,7 @@ def run(
     With `prefect`, the run is a Prefect flow run: on the server of PREFECT_API_URL, or on an API inside this process.
     """
     folder = workspace_folder(workspace)
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, _named(overrides, name))
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, name)
     check_paths(loaded.config, folder / "cache")
     make_workspace(folder)
     set_environment(folder)
@@ -132,10 +132,6 @@ def approve(run_name: str = "last", workspace: Workspace = None) -> int:
     assert selection is not None, "a run waits only after its selection"
     write_atomically(approval_file(folder, selection), f"{record.id} {time.time():.0f}\n")
     return int(waits_for["round"])
-
-
-def _named(overrides: Iterable[str], name: str | None) -> list[str]:
-    return [*overrides, *([f"name={name}"] if name else [])]
 
 
 __all__ = [

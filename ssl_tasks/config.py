@@ -1,5 +1,6 @@
 """RunConfig: the one place where the sections of a recipe meet. `recipes.py` reads it from YAML."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,8 @@ from ssl_tasks.methods.settings import MethodSettings, NoisyStudentSettings, Sup
 from ssl_tasks.pseudo_labels.settings import PredictSettings, SelectSettings
 from ssl_tasks.section import RecipePath, Section
 from ssl_tasks.training.settings import FineTuneTrainSettings, RuntimeSettings, TrainSettings
+
+LONGEST_NAME = 200  # a run's folder and its files add words to it, and a file's name has 255 bytes at the most
 
 
 class LearnerSettings(Section):
@@ -85,7 +88,7 @@ class RoundSettings(Section):
 class RunConfig(Section):
     """A whole run. Without rounds it is an online run: one method, then evaluation."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
     seed: int = Field(0, ge=0, lt=2**62)
     data: DataSettings = DataSettings()
     teacher: LearnerSettings = LearnerSettings()
@@ -105,3 +108,8 @@ class RunConfig(Section):
                     f"{usual}; expected larger images than the student was trained on"
                 )
         return self
+
+
+def run_name(text: str, otherwise: str = "run") -> str:
+    """A name that a run may have, made of any text; half as long as allowed, for a comparison's cells add to it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[: LONGEST_NAME // 2] or otherwise

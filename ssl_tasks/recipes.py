@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 import configs
-from ssl_tasks.config import RunConfig
+from ssl_tasks.config import RunConfig, run_name
 from ssl_tasks.errors import ConfigError, nearest
 
 RESOLVED = "config.yaml"
@@ -23,22 +23,25 @@ class Recipe:
 
     config: RunConfig
     path: Path
-    origins: Mapping[str, str]  # rounds.1.select.threshold → recipe, --set
+    origins: Mapping[str, str]  # rounds.1.select.threshold → recipe, --set, --name
 
 
-def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe from a file (or the name of a built-in one: quickstart, cifar10/fixmatch), with overrides `a.b=c`."""
-    path = find_recipe(name)
+def load_recipe(recipe: str | Path, overrides: Iterable[str] = (), name: str | None = None) -> Recipe:
+    """A recipe from a file (or the name of a built-in one: quickstart, cifar10/fixmatch), with overrides `a.b=c`.
+
+    A `name` for its runs is taken as it is: as an override, YAML would make a date of 2024-06-01.
+    """
+    path = find_recipe(recipe)
     try:
         raw = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a YAML recipe: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}, expected sections such as `data:` and `teacher:`")
-    return parse_recipe(raw, path, overrides)
+    return parse_recipe(raw, path, overrides, name)
 
 
-def parse_recipe(raw: Mapping[str, Any], path: Path, overrides: Iterable[str] = ()) -> Recipe:
+def parse_recipe(raw: Mapping[str, Any], path: Path, overrides: Iterable[str] = (), name: str | None = None) -> Recipe:
     """A recipe from its raw values. `round:` says what every round starts from; `rounds:` what each does otherwise."""
     values = {"name": _run_name(path), **raw}
     if isinstance(values.get("rounds"), int):
@@ -50,6 +53,8 @@ def parse_recipe(raw: Mapping[str, Any], path: Path, overrides: Iterable[str] = 
             value = [*values.get("rounds", [])[:value], *[{}] * (value - len(values.get("rounds", [])))]
         _assign(values, dotted, value)
         origins[dotted] = "--set"
+    if name is not None:
+        values["name"], origins["name"] = name, "--name"
     template = values.pop("round", {})
     if isinstance(values.get("rounds"), (list, tuple)):
         values["rounds"] = [merged(template, one or {}) for one in values["rounds"]]
@@ -95,7 +100,7 @@ def merged(base: Any, over: Any) -> Any:
 
 
 def values_with_origin(recipe: Recipe) -> list[tuple[str, Any, str]]:
-    """Every value of the resolved configuration as (dotted name, value, default | recipe | --set)."""
+    """Every value of the resolved configuration as (dotted name, value, default | recipe | --set | --name)."""
     rows = []
     for dotted, value in leaves(recipe.config.model_dump(mode="json")).items():
         parts = dotted.split(".")
@@ -114,8 +119,7 @@ def _recipe_name(file: Path) -> str:
 
 
 def _run_name(path: Path) -> str:
-    built_in = path in _built_in()
-    return _recipe_name(path).replace("/", "-") if built_in else (path.stem if path.stem[:1].isalnum() else "run")
+    return run_name(_recipe_name(path) if path in _built_in() else path.stem)
 
 
 def _folder(path: Path) -> Path:

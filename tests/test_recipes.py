@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ssl_tasks.config import RunConfig
+from ssl_tasks.config import RunConfig, run_name
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.methods.settings import FixMatchSettings, NoisyStudentSettings
 from ssl_tasks.recipes import BUILT_IN, load_recipe, merged, parse_recipe, values_with_origin
@@ -116,3 +116,37 @@ def test_paths_in_a_recipe_start_from_its_folder(tmp_path: Path, monkeypatch: py
     path.write_text("data: {source: {name: folder, path: images}}")
     monkeypatch.chdir("/")
     assert load_recipe(path).config.data.source.path == tmp_path / "images"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("mein rezept", "mein-rezept"),
+        ("Blüten", "Bl-ten"),
+        ("2024-06-01", "2024-06-01"),
+        (".hidden_v1.5", "hidden_v1.5"),
+        ("фото", "run"),
+        ("", "run"),
+        ("x" * 300, "x" * 100),
+    ],
+)
+def test_any_text_gives_a_name_that_a_run_may_have(text: str, name: str) -> None:
+    assert run_name(text) == name
+    assert RunConfig(name=name).name == name
+
+
+def test_a_recipe_without_a_name_is_called_by_its_file_whatever_that_is_called(tmp_path: Path) -> None:
+    for stem, name in (("mein rezept", "mein-rezept"), ("Blüten", "Bl-ten"), ("2024", "2024"), ("-", "run")):
+        (tmp_path / f"{stem}.yaml").write_text("seed: 1\n")
+        assert load_recipe(tmp_path / f"{stem}.yaml").config.name == name
+
+
+@pytest.mark.parametrize("name", ["2024-06-01", "2024", "no", "1e3", "null"])
+def test_a_given_name_is_text_whatever_yaml_would_take_it_for(name: str) -> None:
+    assert load_recipe(QUICK, ["seed=1"], name=name).config.name == name
+
+
+def test_a_given_name_that_no_folder_may_have_is_refused() -> None:
+    for name in ("a b", "../up", "", "x" * 250):
+        with pytest.raises(ConfigError, match="name: found"):
+            load_recipe(QUICK, name=name)

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from flows.starting import write_recipe
+from ssl_tasks.recipes import load_recipe
 from tests.flows.tiny import last, selftrain, states
 
 SHORT = [
@@ -28,6 +30,13 @@ def images(tmp_path: Path) -> Path:
             Image.fromarray((image.reshape(8, 8) * 15.9).astype("uint8")).save(folder / f"{name} {number}.png")
     (root / "unlabeled" / "broken.png").write_text("no image")
     return root
+
+
+@pytest.mark.parametrize(("folder", "name"), [("2024", "2024"), ("no", "no"), ("Blüten", "Bl-ten"), ("...", "images")])
+def test_a_recipe_for_a_folder_of_any_name_can_be_read(images: Path, folder: str, name: str) -> None:
+    output = images.parent / "selftrain.yaml"
+    write_recipe(images.rename(images.with_name(folder)), output)
+    assert load_recipe(output).config.name == name
 
 
 @pytest.mark.slow

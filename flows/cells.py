@@ -15,6 +15,7 @@ from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import ConfigError, SelftrainError
 from ssl_tasks.recipes import Recipe
 from ssl_tasks.runs import Run, find_run
+from ssl_tasks.tracking.spool import without_password
 
 TOLD = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")  # to Ray's workers; credentials are in their own environment
 
@@ -92,6 +93,6 @@ def refuse_unreachable(url: str) -> None:
         check_reachable(url)
     except SelftrainError as error:
         raise ConfigError(
-            f"Ray's worker on {socket.gethostname()} cannot reach the Prefect API at {url}. Set PREFECT_API_URL to a "
-            "server that all machines reach, or leave Prefect out with --no-prefect"
+            f"Ray's worker on {socket.gethostname()} cannot reach the Prefect API at {without_password(url)}. Set "
+            "PREFECT_API_URL to a server that all machines reach, or leave Prefect out with --no-prefect"
         ) from error

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from ssl_tasks.tracking.spool import without_password
+
 LEAST_FREE_GB = 2.0
 SECONDS = 5.0
 
@@ -63,12 +65,14 @@ def _writable(workspace: Path) -> Finding:
 
 
 def _server(name: str, url: str | None, health: str, local: str) -> Finding:
+    address = without_password(url or "")
     if not url or not url.startswith("http"):
-        return Finding(name, url or local, True)
+        return Finding(name, address or local, True)
     import httpx
 
     try:
         answer = httpx.get(url.rstrip("/") + health, timeout=SECONDS)
-        return Finding(name, f"{url} answers {answer.status_code}", answer.status_code < 500)
+        return Finding(name, f"{address} answers {answer.status_code}", answer.status_code < 500)
     except httpx.HTTPError as error:
-        return Finding(name, f"{url} does not answer ({type(error).__name__}); start it or unset its variable", False)
+        found = f"{address} does not answer ({type(error).__name__}); start it or unset its variable"
+        return Finding(name, found, False)

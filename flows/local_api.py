@@ -82,14 +82,15 @@ def check_reachable(url: str) -> None:
     """An error in one sentence where no Prefect API answers at this address."""
     import httpx
 
+    address = without_password(url)
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=10).raise_for_status()
     except httpx.HTTPStatusError as error:
         if error.response.status_code not in (401, 403):  # the client will send the credentials that Prefect knows
-            raise SelftrainError(f"PREFECT_API_URL={url} answers {error.response.status_code}") from error
+            raise SelftrainError(f"PREFECT_API_URL={address} answers {error.response.status_code}") from error
     except httpx.HTTPError as error:
         raise SelftrainError(
-            f"PREFECT_API_URL={url} cannot be reached ({type(error).__name__}). Start that server, or unset the "
+            f"PREFECT_API_URL={address} cannot be reached ({type(error).__name__}). Start that server, or unset the "
             "variable to run without one."
         ) from error
 

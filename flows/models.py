@@ -208,12 +208,14 @@ def _champion_digest(workspace: Path, name: str) -> str:
     set_environment(workspace)
     from ssl_tasks.tracking.client import connect, default_uri
     from ssl_tasks.tracking.registry import DIGEST, champion
+    from ssl_tasks.tracking.spool import without_password
 
     uri = default_uri(workspace)
+    address = without_password(uri)
     try:
         holder = champion(connect(uri, workspace), name)
     except OSError as error:
-        raise NotFound(f"MLflow at {uri} does not answer ({error}), so nobody knows the champion") from error
+        raise NotFound(f"MLflow at {address} does not answer ({error}), so nobody knows the champion") from error
     if holder is None:
-        raise NotFound(f"MLflow at {uri} has no champion of '{name}'; expected the name of a run that finished")
+        raise NotFound(f"MLflow at {address} has no champion of '{name}'; expected the name of a run that finished")
     return str(holder.tags[DIGEST])

@@ -15,6 +15,7 @@ from ssl_tasks.artifacts import Store
 from ssl_tasks.runs import Run
 from ssl_tasks.tracking.graph import as_mermaid, as_tree
 from ssl_tasks.tracking.lineage import store_lineage
+from ssl_tasks.tracking.spool import without_password
 
 HEAD = ("round", "model", "labels", "invented", "their precision", "validation", "test", "decision")
 
@@ -35,7 +36,7 @@ def as_markdown(run: Run) -> str:
         shares = [share(line[name]) for name in ("pseudo_label_precision", "validation_accuracy", "test_accuracy")]
         name = "teacher" if line["round"] == 0 else str(line["round"])
         lines.append(_row([name + mark, line["model"], line["labeled"], invented, *shares, line["decision"]]))
-    if (server := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
+    if (server := without_password(os.environ.get("MLFLOW_TRACKING_URI", ""))).startswith("http"):
         lines += ["", f"MLflow: {server}, run `{run.id}` of the experiment `selftrain`"]
     lines += ["", f"Look further on the worker: `selftrain report {run.id}`, `selftrain labels {run.id}`"]
     if (best := run.rounds()[summary["best_round"]].model) is not None:

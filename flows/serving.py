@@ -26,6 +26,7 @@ from ssl_tasks.errors import ConfigError, Interrupted
 from ssl_tasks.safe_path import folder_hides_us, safe_path
 from ssl_tasks.tracking.client import artifact_folder, connect, default_uri
 from ssl_tasks.tracking.links import announced
+from ssl_tasks.tracking.spool import without_password
 
 log = logging.getLogger("selftrain")
 GRACE_SECONDS = 10.0  # between asking MLflow's server to end and killing it
@@ -66,7 +67,7 @@ def up(
         announced(workspace, ui),
     ):
         tell_prefect(workspace, server_in_use(workspace))
-        print(f"Prefect  {api.removesuffix('/api')}\nMLflow   {ui}", flush=True)
+        print(f"Prefect  {api.removesuffix('/api')}\nMLflow   {without_password(ui)}", flush=True)
         serve(workspace, recipes, schedule)
 
 

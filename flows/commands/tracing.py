@@ -12,6 +12,7 @@ from ssl_tasks.artifacts import Artifact, Store
 from ssl_tasks.errors import DamagedArtifact, NotFound
 from ssl_tasks.runs import Run, find_run
 from ssl_tasks.tracking.client import default_uri
+from ssl_tasks.tracking.spool import without_password
 
 
 def add_lineage(verbs: Verbs) -> None:
@@ -125,7 +126,8 @@ def _sync(options: Namespace) -> None:
     report = sync(folder, options.to)
     print(f"{report.sent} entries sent, {report.left} left, {report.rejected} refused")
     if report.left:
-        raise NotFound(f"MLflow at {options.to or default_uri(folder)} could not be reached: {report.reason}")
+        address = without_password(options.to or default_uri(folder))
+        raise NotFound(f"MLflow at {address} could not be reached: {report.reason}")
 
 
 VERBS = [add_lineage, add_report, add_sync]

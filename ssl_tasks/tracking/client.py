@@ -11,6 +11,7 @@ from ssl_tasks.artifacts import file_lock, write_atomically
 from ssl_tasks.collection import uncollected
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.tracking.relocation import relocate_database
+from ssl_tasks.tracking.spool import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,8 +55,9 @@ def check_server(uri: str) -> None:
     """ConfigError unless an MLflow server of our major version answers; OSError where nobody does."""
     from mlflow.version import VERSION
 
+    address = without_password(uri).rstrip("/")  # urllib would take the credentials for a part of the host
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/version", timeout=FIRST_SECONDS) as answer:
+        with urllib.request.urlopen(f"{address}/version", timeout=FIRST_SECONDS) as answer:
             found = answer.read(100).decode(errors="replace").strip()
     except HTTPError as error:
         if error.code >= 500:

@@ -59,7 +59,7 @@ def run_links(run: Run, patience: float = 0.0) -> dict[str, str]:
         while not wanted <= set(found := find_pages(client, address, run)) and time.monotonic() < deadline:
             time.sleep(PAUSE)
     except Exception as error:  # noqa: BLE001 - whatever MLflow or a socket raises: a page without links is a page too
-        log.warning("no links to MLflow at %s: %s", without_password(address), error)
+        log.warning("no links to MLflow at %s: %s", without_password(address), without_password(str(error)))
         return {}
     return found
 

@@ -170,7 +170,7 @@ class Shipper:
 
 def first_line(error: BaseException) -> str:
     """What an error says, short enough for a log."""
-    return (str(error).strip() or repr(error)).splitlines()[0][:500]
+    return without_password((str(error).strip() or repr(error)).splitlines()[0])[:500]
 
 
 class Parent:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -17,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from ssl_tasks.runs import alive, owner
 
@@ -25,10 +25,9 @@ log = logging.getLogger("selftrain.tracking")
 Operation = Mapping[str, Any]
 
 
-def without_password(uri: str) -> str:
-    """The address alone: what may stand in a file."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+def without_password(text: str) -> str:
+    """An address alone, or a text whose addresses hold no credentials: what may stand in a file or in a message."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
 
 
 def spool_folder(workspace: Path) -> Path:

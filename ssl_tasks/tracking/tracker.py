@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.safe_path import safe_path
+from ssl_tasks.tracking.client import default_uri
 from ssl_tasks.tracking.follower import Follower, metric_rows, spool_rows
-from ssl_tasks.tracking.spool import Spool, spools
+from ssl_tasks.tracking.spool import Spool, spools, without_password
 
 EXPERIMENT = "selftrain"
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
@@ -154,7 +155,7 @@ def sync(workspace: Path, uri: str | None = None) -> Report:
     targets = sorted({spool.header["uri"] for spool in waiting}) if uri is None else [uri]
     reports = []
     for target in targets if waiting else []:
-        shipper = _start_shipper(workspace, target, everything=uri is not None)
+        shipper = _start_shipper(workspace, _with_password(target, workspace), everything=uri is not None)
         reports.append(_report(shipper.communicate("\nend\n")[0]))
     return Report(
         sent=sum(one.sent for one in reports),
@@ -162,6 +163,12 @@ def sync(workspace: Path, uri: str | None = None) -> Report:
         rejected=sum(one.rejected for one in reports),
         reason="; ".join(one.reason for one in reports if one.reason),
     )
+
+
+def _with_password(target: str, workspace: Path) -> str:
+    """Spools hold the address alone; the environment knows the credentials of the server that it names."""
+    uri = default_uri(workspace)
+    return uri if without_password(uri) == target else target
 
 
 def _carried(artifact: Artifact) -> dict[str, Any]:

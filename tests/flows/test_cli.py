@@ -16,6 +16,7 @@ from flows.commands.tables import printable
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.errors import Interrupted, UserError
 from ssl_tasks.runs import owner
+from ssl_tasks.tracking.tracker import Tracker
 from tests.flows.tiny import command, environment, last, selftrain
 
 
@@ -170,6 +171,16 @@ def test_a_signal_that_comes_while_a_line_is_logged_is_not_lost(monkeypatch: pyt
     monkeypatch.setattr(sys, "stderr", Terminal())
     with pytest.raises(Interrupted):
         handler.handle(logging.LogRecord("selftrain", logging.INFO, "", 0, "done", None, None))
+
+
+def test_no_message_shows_a_password(tmp_path: Path) -> None:
+    uri = "http://me:secret@127.0.0.1:1"
+    Tracker(uri, tmp_path, ship=False).close()
+    for words in (["sync"], ["sync", "--to", uri], ["doctor"], ["run", "quickstart"]):
+        said = selftrain(tmp_path, *words, MLFLOW_TRACKING_URI=uri, PREFECT_API_URL=f"{uri}/api")
+        assert "127.0.0.1:1" in said.stdout + said.stderr
+        assert "secret" not in said.stdout + said.stderr
+    assert "secret" not in (tmp_path / "tracking" / "shipper.log").read_text()
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -1,6 +1,8 @@
 """The first connection, a moved workspace, a server of another version, and a server that comes and goes."""
 
+import base64
 import http.server
+import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from ssl_tasks.artifacts import Artifact
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.tracking.client import check_server, connect, default_uri
 from ssl_tasks.tracking.spool import spools
-from ssl_tasks.tracking.tracker import Tracker, sync
+from ssl_tasks.tracking.tracker import Report, Tracker, sync
 from tests.clock import own_seconds
 from tests.local_servers import free_port, mlflow_server
 from tests.tracking.observed import runs_by_name
@@ -84,6 +86,34 @@ def test_a_server_of_another_major_version_is_refused_in_words() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(ConfigError, match=r"says version '2\.9\.2', expected 3\.x"):
             check_server(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+class Closed(http.server.BaseHTTPRequestHandler):
+    """As much of an MLflow server as an empty spool needs, behind a login: me, secret."""
+
+    def do_GET(self) -> None:
+        allowed = self.headers["Authorization"] == "Basic " + base64.b64encode(b"me:secret").decode()
+        self.send_response(200 if allowed else 401)
+        self.end_headers()
+        experiment = {"experiment_id": "1", "name": "selftrain", "lifecycle_stage": "active"}
+        self.wfile.write(json.dumps({"experiment": experiment}).encode() if allowed else b"who are you?")
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+
+def test_what_waits_is_sent_with_the_password_that_its_spool_does_not_hold(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Closed) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://me:secret@127.0.0.1:{server.server_port}"
+        Tracker(uri, workspace, ship=False).close()
+        assert not any("secret" in path.read_text() for path in workspace.glob("tracking/spool/*"))
+        assert sync(workspace).left == 1
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert sync(workspace) == Report(sent=1)
         server.shutdown()
 
 

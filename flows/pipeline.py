@@ -1,17 +1,15 @@
 """A run from its configuration to its summary: plain functions, or the same within a Prefect flow."""
 
 import logging
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 
 from flows.conductor import Conductor, finished, interrupted
+from flows.interruption import interruptible
 from flows.reaper import mend_dead_runs
 from flows.self_training import Summary, self_training
 from ssl_tasks.config import RunConfig
-from ssl_tasks.errors import Interrupted
 from ssl_tasks.recipes import leaves
 from ssl_tasks.runs import Run, all_runs
 from ssl_tasks.tracking.client import default_uri
@@ -44,7 +42,7 @@ def run_pipeline(
     conductor = Conductor(run, config, tracker, tracked, force, isolate)
     if prepare is not None:
         prepare(conductor)
-    with _termination_is_interruption() if own_signals else nullcontext():
+    with interruptible("asked to stop; run the same command again to go on") if own_signals else nullcontext():
         try:
             summary = self_training(config, conductor)
             run.write_summary({**summary.as_json(), "nothing_new": run.nothing_new})
@@ -98,21 +96,3 @@ def _reported(run: Run) -> Run | None:
     digests = {stage.name: stage.digest for stage in run.stages()}
     written = (one for one in all_runs(run.workspace) if (one.path / REPORT).exists())
     return next((one for one in written if {stage.name: stage.digest for stage in one.stages()} == digests), None)
-
-
-@contextmanager
-def _termination_is_interruption() -> Iterator[None]:
-    """SIGTERM becomes Interrupted in the main thread, as Ctrl-C becomes KeyboardInterrupt."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise Interrupted("asked to stop; run the same command again to go on")
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: whoever owns it handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

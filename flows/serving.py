@@ -1,7 +1,7 @@
 """`selftrain up`: the UIs of Prefect and MLflow over the local workspace, and schedules that fire, without Docker.
 
 One foreground process: Prefect's API and services in a thread, MLflow as a child, and a runner that starts a process
-for every scheduled run. Ctrl-C or SIGTERM ends them all.
+for every scheduled run. Ctrl-C, SIGTERM or the end of the terminal ends them all.
 """
 
 import contextlib
@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.environment import make_workspace, set_environment
+from flows.interruption import interruptible
 from flows.local_api import prefect_api, server_in_use
 from flows.reaper import mend_dead_runs, tell_prefect
 from ssl_tasks.config import RunConfig
-from ssl_tasks.errors import ConfigError, Interrupted
+from ssl_tasks.errors import ConfigError
 from ssl_tasks.safe_path import folder_hides_us, safe_path
 from ssl_tasks.tracking.client import artifact_folder, connect, default_uri
 from ssl_tasks.tracking.links import announced
@@ -113,13 +114,16 @@ def mlflow_ui(workspace: Path, port: int) -> Iterator[str]:
         return
     connect(uri, workspace)  # sets a fresh database up, alone
     port = free_port(port)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(artifact_folder(workspace))]
+    command = [sys.executable, "-m", "ssl_tasks.tracking.server", "server", "--host", "127.0.0.1"]
+    command += ["--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
+    command += ["--artifacts-destination", str(artifact_folder(workspace))]
     environment = {**os.environ, **safe_path(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     path = workspace / "logs" / "mlflow.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as output:
-        child = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        child = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -133,7 +137,7 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(GRACE_SECONDS)
         os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    child.communicate()
 
 
 def free_port(wanted: int) -> int:
@@ -144,17 +148,3 @@ def free_port(wanted: int) -> int:
             probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
     raise ConfigError(f"no free port on 127.0.0.1; port {wanted} was asked for")
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM ends what is in the block as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise Interrupted("asked to stop")
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,10 @@
 """What the fork server imports once, so that every stage starts at once. Nothing here may start threads or CUDA."""
 
+import signal
+
 from ssl_tasks.collection import uncollected
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it reaches the whole group; whoever started us decides when we end
 
 with uncollected():
     import ssl_tasks.data.build

@@ -57,7 +57,7 @@ def _serve(options: Namespace) -> None:
 
 
 def _assist(options: Namespace) -> None:
-    from flows.serving import interruptible
+    from flows.interruption import interruptible
     from ssl_tasks.training.assist import assist
 
     folder = workspace_folder(options.workspace)

@@ -235,7 +235,8 @@ def serve(shipper: Shipper, own: Spool | None, parent: Parent) -> None:
 def main() -> None:
     """`python -m ssl_tasks.tracking.shipper WORKSPACE EVERYTHING`, started by the tracker."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the parent decides when we end
+    # These reach the whole group; the parent decides when we end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # MLflow prints; the answer must stand alone

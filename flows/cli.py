@@ -4,9 +4,11 @@ Exit codes: 0 done · 2 the user's input · 3 a stage failed · 130 interrupted.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from pathlib import Path
 from flows import commands
 from flows.commands.tables import printable_lines
 from flows.commands.verb import Verbs
-from flows.environment import workspace_folder
+from flows.environment import refusal, workspace_folder
 from ssl_tasks.collection import own_process
 from ssl_tasks.errors import Interrupted, SelftrainError, StageFailed
 
@@ -55,8 +57,12 @@ def answer(arguments: Sequence[str] | None) -> int:
 
         if out_of_space(error):
             return _fail(describe(error)["message"], 3)
-        path = _write_crash(workspace_folder(options.workspace))
-        return _fail(f"unexpected {type(error).__name__}: {error}\nthe details are in {path}", 3)
+        workspace = workspace_folder(options.workspace)
+        if isinstance(error, OSError) and (said := refusal(error, workspace)):
+            return _fail(said, 2)
+        path = _write_crash(workspace)
+        where = f"\nthe details are in {path}" if path else ""
+        return _fail(f"unexpected {type(error).__name__}: {error}{where}", 3)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,11 +113,15 @@ def _again(arguments: Sequence[str] | None) -> str:
     return shlex.join(["selftrain", *(sys.argv[1:] if arguments is None else arguments)])
 
 
-def _write_crash(workspace: Path) -> Path:
-    path = workspace / "logs" / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(traceback.format_exc())
-    return path
+def _write_crash(workspace: Path) -> Path | None:
+    """In the workspace, else where temporary files go; None where neither may be written to."""
+    name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for folder in (workspace / "logs", Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(traceback.format_exc())
+            return folder / name
+    return None
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The workspace folder, and the environment that Prefect and MLflow must find before they are imported."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from ssl_tasks.errors import ConfigError, SelftrainError
 
 LEAST_FREE = 8_000_000  # bytes: less does not hold the databases of Prefect and MLflow
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 DEFAULT_WORKSPACE = ".selftrain"
 
 
@@ -27,6 +29,16 @@ def make_workspace(folder: Path) -> None:
             f"no space left to write {folder}: {free / 1e6:.1f} MB are free, expected at least {LEAST_FREE / 1e6:.0f}; "
             "free some and run again"
         )
+
+
+def refusal(error: OSError, workspace: Path) -> str:
+    """What to say of an error where the workspace is another's or read-only; empty where it is another error."""
+    if error.errno not in REFUSALS or not Path(str(error.filename)).is_relative_to(workspace):
+        return ""
+    return (
+        f"the workspace {workspace} cannot be written to ({error.strerror}: {error.filename}); expected one of your "
+        "own. Name another one: selftrain --workspace DIR …"
+    )
 
 
 def set_environment(workspace: Path) -> None:

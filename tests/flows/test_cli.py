@@ -1,5 +1,6 @@
 """The command line's promises: exit codes, one clear sentence, never a traceback."""
 
+import errno
 import io
 import json
 import logging
@@ -15,7 +16,7 @@ from flows.cli import _ToStderr, main
 from flows.commands.tables import printable
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.errors import Interrupted, UserError
-from ssl_tasks.runs import owner
+from ssl_tasks.runs import Run, owner
 from ssl_tasks.tracking.tracker import Tracker
 from tests.flows.tiny import command, environment, last, selftrain
 
@@ -171,6 +172,39 @@ def test_a_signal_that_comes_while_a_line_is_logged_is_not_lost(monkeypatch: pyt
     monkeypatch.setattr(sys, "stderr", Terminal())
     with pytest.raises(Interrupted):
         handler.handle(logging.LogRecord("selftrain", logging.INFO, "", 0, "done", None, None))
+
+
+@pytest.mark.parametrize("words", [["plan", "quickstart"], ["run", "quickstart", "--no-prefect"]])
+def test_a_workspace_that_nobody_can_write_to_is_said_to_be_one(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "file").touch()
+    done = selftrain(tmp_path / "file" / "workspace", *words)
+    assert done.returncode == 2, done.stderr
+    assert f"the workspace {tmp_path / 'file' / 'workspace'} cannot be" in done.stderr
+    assert "--workspace DIR" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(errno.EROFS, 2), (errno.EACCES, 2), (errno.EIO, 3)])
+def test_what_cannot_be_written_down_is_still_said(
+    tmp_path: Path,
+    code: int,
+    exit_code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    workspace = tmp_path / "file" / "workspace"
+    workspace.parent.touch()
+
+    def stages(*_: object) -> None:
+        raise OSError(code, os.strerror(code), str(workspace / "runs" / "one" / "run.json"))
+
+    monkeypatch.setattr("flows.verbs.stages", stages)
+    monkeypatch.setattr("ssl_tasks.runs.all_runs", lambda _workspace: iter([Run(workspace / "runs" / "one")]))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    assert main(["--workspace", str(workspace), "status"]) == exit_code
+    said = capsys.readouterr().err
+    assert os.strerror(code) in said
+    assert ("--workspace DIR" in said) == (exit_code == 2)
 
 
 def test_no_message_shows_a_password(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def set_environment(workspace: Path) -> None:
         NO_ALBUMENTATIONS_UPDATE="1",
         RAY_USAGE_STATS_ENABLED="0",
     )
-    if "PREFECT_API_URL" not in os.environ:  # our own API: isolated from the user's profile and database
+    if not os.environ.get("PREFECT_API_URL"):  # our own API: isolated from the user's profile and database
+        os.environ.pop("PREFECT_API_URL", None)  # an empty one is none to us, and an address to Prefect
         os.environ["PREFECT_HOME"] = str(workspace / "prefect")
         os.environ["PREFECT_PROFILE"] = "ephemeral"
         os.environ.pop("PREFECT_API_KEY", None)

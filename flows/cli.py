@@ -5,6 +5,7 @@ Exit codes: 0 done · 2 the user's input · 3 a stage failed · 130 interrupted.
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     to free all that Prefect has imported takes another second."""
     if arguments is None:
         own_process()
+        for stream in (sys.stdout, sys.stderr):  # a terminal without a letter of ours is shown its number
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
     code = answer(arguments)
     if arguments is None:
         sys.stdout.flush()

@@ -207,6 +207,30 @@ def test_what_cannot_be_written_down_is_still_said(
     assert ("--workspace DIR" in said) == (exit_code == 2)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_a_letter_is_shown_another(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "images" / "日本").mkdir(parents=True)
+    init = ["init", str(tmp_path / "images"), "--output", str(tmp_path / "recipe.yaml")]
+    for words, code in ((["evaluate", "--help"], 0), (["config", "nichts→日本"], 2), (init, 0)):
+        done = subprocess.run(
+            command(tmp_path, *words),
+            env=environment(PYTHONIOENCODING=encoding),
+            capture_output=True,
+            encoding=encoding,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "unexpected" not in done.stderr
+
+
+def test_a_table_is_shown_where_a_terminal_lacks_its_letters(copy: Path) -> None:
+    done = selftrain(copy, "labels", "last", "--limit", "3", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    done = selftrain(copy, "plan", "quickstart", "--set", "seed=9", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_message_shows_a_password(tmp_path: Path) -> None:
     uri = "http://me:secret@127.0.0.1:1"
     Tracker(uri, tmp_path, ship=False).close()

@@ -44,13 +44,13 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = (), name: str | N
 def parse_recipe(raw: Mapping[str, Any], path: Path, overrides: Iterable[str] = (), name: str | None = None) -> Recipe:
     """A recipe from its raw values. `round:` says what every round starts from; `rounds:` what each does otherwise."""
     values = {"name": _run_name(path), **raw}
-    if isinstance(values.get("rounds"), int):
-        values["rounds"] = [{} for _ in range(values["rounds"])]
+    if "rounds" in values:
+        values["rounds"] = _counted(values["rounds"], [])
     origins = dict.fromkeys(leaves(values), "recipe")
     for override in overrides:
         dotted, value = _parse_override(override)
-        if dotted == "rounds" and isinstance(value, int):  # more rounds follow the template, fewer are cut off
-            value = [*values.get("rounds", [])[:value], *[{}] * (value - len(values.get("rounds", [])))]
+        if dotted == "rounds":
+            value = _counted(value, values.get("rounds"))
         _assign(values, dotted, value)
         origins[dotted] = "--set"
     if name is not None:
@@ -58,7 +58,10 @@ def parse_recipe(raw: Mapping[str, Any], path: Path, overrides: Iterable[str] = 
     template = values.pop("round", {})
     if isinstance(values.get("rounds"), (list, tuple)):
         values["rounds"] = [merged(template, one or {}) for one in values["rounds"]]
-    elif template and "rounds" not in values:
+    elif "rounds" in values:
+        what = "a number from 0 on, or a list of what each does otherwise"
+        raise ConfigError(f"{path}: rounds: found {values['rounds']!r}; expected {what}")
+    elif template:
         raise ConfigError(f"{path} has a `round:` but no `rounds:`; say how many, for example `rounds: 3`")
     try:
         config = RunConfig.model_validate(values, context={"folder": _folder(path)})
@@ -138,6 +141,14 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if isinstance(parsed, str) and "/" in parsed and Path(parsed).expanduser().exists():
         parsed = str(Path(parsed).expanduser().absolute())  # a path typed in a shell starts from the current folder
     return dotted.strip(), parsed
+
+
+def _counted(rounds: Any, given: Any) -> Any:
+    """So many rounds: of those given fewer are cut off, more follow the template. Anything but a number stays."""
+    if type(rounds) is not int or rounds < 0:
+        return rounds
+    known = list(given[:rounds]) if isinstance(given, (list, tuple)) else []
+    return [*known, *[{}] * (rounds - len(known))]
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:

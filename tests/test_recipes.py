@@ -150,3 +150,34 @@ def test_a_given_name_that_no_folder_may_have_is_refused() -> None:
     for name in ("a b", "../up", "", "x" * 250):
         with pytest.raises(ConfigError, match="name: found"):
             load_recipe(QUICK, name=name)
+
+
+@pytest.mark.parametrize("rounds", ["", " 2", " [{}, {}]", " many"])
+def test_rounds_are_counted_whatever_the_recipe_says_of_them(tmp_path: Path, rounds: str) -> None:
+    path = tmp_path / "counted.yaml"
+    path.write_text(f"round: {{select: {{threshold: 0.5}}}}\nrounds:{rounds}\n")
+    for count in (0, 1, 3):
+        counted = load_recipe(path, [f"rounds={count}"]).config.rounds
+        assert [one.select.threshold for one in counted] == [0.5] * count
+
+
+@pytest.mark.parametrize(
+    ("rounds", "overrides", "found"),
+    [
+        ("", ["rounds=-1"], "-1"),
+        ("3", ["rounds=-1"], "-1"),
+        ("-1", [], "-1"),
+        ("true", [], "True"),
+        ("3", ["rounds=yes"], "True"),
+        ("", [], "None"),
+        ("many", [], "'many'"),
+        ("{}", [], "{}"),
+    ],
+)
+def test_what_is_no_number_of_rounds_is_said_to_be_none(
+    tmp_path: Path, rounds: str, overrides: list[str], found: str
+) -> None:
+    path = tmp_path / "uncounted.yaml"
+    path.write_text(f"rounds: {rounds}\n")
+    with pytest.raises(ConfigError, match=f"rounds: found {found}; "):
+        load_recipe(path, overrides)

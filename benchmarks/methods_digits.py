@@ -55,6 +55,9 @@ class Inline:
     def hold(self, round_number: int, selection: Artifact) -> None:
         """Nobody is here to approve."""
 
+    def approve(self, selection: Artifact) -> None:
+        """Nor to be told so."""
+
     def corrections(self) -> None:
         """Nobody corrects."""
 

@@ -84,9 +84,14 @@ class Conductor:
         with self.paused(round_number) as approved:
             while not approval.exists():
                 if approved():
-                    write_atomically(approval, f"{self.run_record.id} {time.time():.0f}\n")
+                    self.approve(selection)
                 time.sleep(APPROVAL_SECONDS)
         self.run_record.update(state="running", waits_for=None)
+
+    def approve(self, selection: Artifact) -> None:
+        approval = approval_file(self.run_record.workspace, selection)
+        if not approval.exists():
+            write_atomically(approval, f"{self.run_record.id} {time.time():.0f}\n")
 
     def answer(self, request: Request, round_number: int, order: int) -> Outcome:
         """Executes one stage and writes down how it went; errors become StageFailed with name and log."""

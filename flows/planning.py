@@ -67,6 +67,9 @@ class _Planner:
     def hold(self, round_number: int, selection: Artifact) -> None:
         """A plan does not wait."""
 
+    def approve(self, selection: Artifact) -> None:
+        """Nor does it approve."""
+
 
 def plan(config: RunConfig, workspace: Path, force: frozenset[str] = frozenset()) -> list[PlannedStage]:
     """Every stage of a run: reused, computed and why, or unknown because it depends on one that is computed."""

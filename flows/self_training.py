@@ -50,6 +50,10 @@ class Answers(Protocol):
         """Waits until a person approves the selection."""
         ...
 
+    def approve(self, selection: Artifact) -> None:
+        """Notes that the selection is approved, with the corrections that came in while it was held."""
+        ...
+
 
 @dataclass(frozen=True)
 class RoundSummary:
@@ -152,15 +156,16 @@ def _select(
     """The round's selection, with people's corrections as they are now; and again after a person has looked."""
 
     def ask() -> Artifact:
-        corrected = settings.select
-        if (corrections := answers.corrections()) is not None:
-            corrected = settings.select.model_copy(update={"overrides": corrections})
-        return answers.run(select_request(f"select-{number}", corrected, dataset, predictions, previous), number)
+        request = select_request(
+            f"select-{number}", settings.select, dataset, predictions, previous, answers.corrections()
+        )
+        return answers.run(request, number)
 
     selection = ask()
     if settings.hold:
         answers.hold(number, selection)
         selection = ask()  # the same question, answered from the store, unless corrections came in
+        answers.approve(selection)
     return selection
 
 

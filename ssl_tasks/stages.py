@@ -14,7 +14,7 @@ from ssl_tasks.data.settings import DataSettings
 from ssl_tasks.evaluation.settings import EvaluateSettings, GateSettings
 from ssl_tasks.execute import Request
 from ssl_tasks.methods import LABELS_ONLY
-from ssl_tasks.pseudo_labels.settings import PredictSettings, SelectSettings
+from ssl_tasks.pseudo_labels.settings import CorrectedSettings, PredictSettings, SelectSettings
 from ssl_tasks.section import RecipePath, Section, existing_file
 from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.trained_files import copy_trained, trained_digest
@@ -72,7 +72,12 @@ def predict_request(name: str, settings: PredictSettings, dataset: Artifact, mod
 
 
 def select_request(
-    name: str, settings: SelectSettings, dataset: Artifact, predictions: Artifact, previous: Artifact | None
+    name: str,
+    settings: SelectSettings,
+    dataset: Artifact,
+    predictions: Artifact,
+    previous: Artifact | None,
+    corrections: Path | None = None,
 ) -> Request:
     """Some of the pseudo-labels are believed. Corrections of the round before are carried on."""
     depends = {**dataset.parts, "predictions": predictions.digest}
@@ -83,6 +88,10 @@ def select_request(
     if settings.overrides is not None:
         overrides = existing_file(settings.overrides, "select.overrides", "a CSV or Parquet file")
         depends["overrides"] = digest_file(overrides)
+    if corrections is not None:
+        # One file alone is the same question whosever it is.
+        depends["corrections" if "overrides" in depends else "overrides"] = digest_file(corrections)
+        settings = CorrectedSettings(**dict(settings), corrections=corrections)
     return _request(name, "select", settings, inputs, depends)
 
 

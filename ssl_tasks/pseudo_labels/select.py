@@ -17,7 +17,7 @@ from ssl_tasks.pseudo_labels.candidates import Histogram
 from ssl_tasks.pseudo_labels.engine import fetch, fetch_number, open_duckdb, read_parquet, write_parquet
 from ssl_tasks.pseudo_labels.promise import HeldOut
 from ssl_tasks.pseudo_labels.schema import OVERRIDES, SELECTION, STATS, VALIDATION, Predictions
-from ssl_tasks.pseudo_labels.settings import SelectSettings
+from ssl_tasks.pseudo_labels.settings import CorrectedSettings, SelectSettings
 from ssl_tasks.pseudo_labels.soft_labels import output_rows
 from ssl_tasks.pseudo_labels.thresholds import Chosen
 from ssl_tasks.stage import StageContext, StageResult
@@ -118,8 +118,9 @@ class Selecting:
         candidates.define_excluded(self.connection, self.manifest)
         previous = self.context.inputs.get("previous_selection")
         carried = previous.file(OVERRIDES) if previous and previous.file(OVERRIDES).exists() else None
+        corrections = self.settings.corrections if isinstance(self.settings, CorrectedSettings) else None
         forgotten = overrides.define_overrides(
-            self.connection, self.settings.overrides, carried, self.manifest, self.predictions.classes
+            self.connection, self.settings.overrides, carried, self.manifest, self.predictions.classes, corrections
         )
         candidates.define_candidates(self.connection, self.predictions, self.settings)
         return forgotten

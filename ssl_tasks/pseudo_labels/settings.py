@@ -1,5 +1,6 @@
 """What a recipe may say of pseudo-labels: how they are predicted, and which are chosen."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -77,3 +78,9 @@ class SelectSettings(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+class CorrectedSettings(SelectSettings):
+    """A selection as a stage is asked for it where a workspace has corrections of its own."""
+
+    corrections: Path = Field(json_schema_extra={"key": False})  # its contents are in the key

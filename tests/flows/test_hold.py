@@ -42,6 +42,27 @@ def test_a_held_run_waits_takes_corrections_and_goes_on(copy: Path, recipe: str,
     assert second.digest != first.digest
     corrected = pd.read_parquet(second.file("selection.parquet")).set_index("sample_id").loc[wrong.sample_id]
     assert (corrected.label, corrected.source) == ((wrong.label + 1) % 10, "override")
+    again = subprocess.run(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
+    assert again.returncode == 0, "what was approved is not asked again"
+
+
+def test_what_the_recipe_says_of_labels_counts_beside_applied_corrections(
+    copy: Path, recipe: str, tmp_path: Path
+) -> None:
+    before = last(copy).artifact("select-1")
+    assert before is not None
+    one, two = pd.read_parquet(before.file("selection.parquet")).sample_id[:2]
+    team, applied = tmp_path / "team.csv", tmp_path / "applied.csv"
+    team.write_text(f"sample_id,label\n{one},3\n")
+    applied.write_text(f"sample_id,label\n{two},reject\n")
+    assert selftrain(copy, "labels", "apply", "last", str(applied)).returncode == 0
+    words = ("--set", "rounds=1", "--set", f"rounds.0.select.overrides={team}", "--no-prefect")
+    assert selftrain(copy, "run", recipe, *words).returncode == 0
+    artifact = last(copy).artifact("select-1")
+    assert artifact is not None
+    said = pd.read_parquet(artifact.file("overrides.parquet")).set_index("sample_id").label
+    assert set(said.index) == {one, two}
+    assert said[one] == 3
 
 
 def test_a_held_run_is_paused_in_prefect_and_resume_approves_it(copy: Path, recipe: str, tmp_path: Path) -> None:

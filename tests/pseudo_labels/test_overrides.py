@@ -9,14 +9,15 @@ import pytest
 from ssl_tasks.artifacts import digest_file
 from ssl_tasks.errors import DataError
 from ssl_tasks.pseudo_labels.overrides import meanings
-from ssl_tasks.pseudo_labels.settings import SelectSettings
+from ssl_tasks.pseudo_labels.settings import CorrectedSettings, SelectSettings
+from ssl_tasks.stages import select_request
 from tests.pseudo_labels.tables import Row, Tables, run_select, selected, stats
 
 ROWS = [Row(f"s{number}", number % 3, 0.9) for number in range(9)] + [Row("dark", None, error="truncated")]
 
 
-def csv(folder: Path, *lines: str) -> Path:
-    path = folder / "people.csv"
+def csv(folder: Path, *lines: str, name: str = "people.csv") -> Path:
+    path = folder / name
     path.write_text("\n".join(["sample_id,label", *lines]) + "\n")
     return path
 
@@ -79,6 +80,50 @@ def test_carried_corrections_that_the_data_has_no_more_are_counted_not_refused(t
     two = run_select(other, tmp_path / "two", SelectSettings(), previous=one)
     assert stats(two)["forgotten_overrides"] == 1
     assert not two.file("overrides.parquet").exists()
+
+
+def test_corrections_of_the_workspace_and_of_the_recipe_both_count_and_the_workspace_wins(tmp_path: Path) -> None:
+    team = csv(tmp_path, "s0,class-2", "s1,reject")
+    applied = csv(tmp_path, "s1,class-0", "s2,class-1", name="applied.csv")
+    both = CorrectedSettings(overrides=team, corrections=applied)
+    artifact = run_select(tables(tmp_path), tmp_path / "out", both)
+    assert pq.read_table(artifact.file("overrides.parquet")).to_pylist() == [
+        {"sample_id": "s0", "label": 2, "origin": digest_file(team)},
+        {"sample_id": "s1", "label": 0, "origin": digest_file(applied)},
+        {"sample_id": "s2", "label": 1, "origin": digest_file(applied)},
+    ]
+
+
+def test_the_key_names_both_files_and_one_alone_as_ever(tmp_path: Path) -> None:
+    team, applied = csv(tmp_path, "s0,class-2"), csv(tmp_path, "s1,class-0", name="applied.csv")
+    dataset, predictions = tables(tmp_path).write()
+
+    def depends(overrides: Path | None, corrections: Path | None) -> dict[str, str]:
+        request = select_request(
+            "select-1", SelectSettings(overrides=overrides), dataset, predictions, None, corrections
+        )
+        assert request.section.identity() == SelectSettings().identity()
+        return {name: value for name, value in request.key_parts()["inputs"].items() if name not in always}
+
+    always = {*dataset.parts, "predictions"}
+    assert depends(None, None) == {}
+    assert depends(team, None) == {"overrides": digest_file(team)}
+    assert depends(None, applied) == {"overrides": digest_file(applied)}
+    assert depends(team, applied) == {"overrides": digest_file(team), "corrections": digest_file(applied)}
+
+
+def test_corrections_of_the_workspace_that_fit_no_more_are_passed_over_and_those_of_the_recipe_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    applied = csv(tmp_path, "gone,class-0", "l0,class-0", "s1,class-9", "s0,class-2", name="applied.csv")
+    artifact = run_select(tables(tmp_path), tmp_path / "out", CorrectedSettings(corrections=applied))
+    assert {row["sample_id"] for row in selected(artifact) if row["source"] == "override"} == {"s0"}
+    assert (stats(artifact)["overrides"], stats(artifact)["forgotten_overrides"]) == (1, 3)
+    for said in ("3 corrections", "not in the data: gone", "labelled already", "no such class: s1"):
+        assert said in caplog.text
+    both = CorrectedSettings(overrides=csv(tmp_path, "gone,class-0"), corrections=applied)
+    with pytest.raises(DataError, match="names samples that cannot be corrected"):
+        run_select(tables(tmp_path), tmp_path / "both", both)
 
 
 def test_all_samples_that_cannot_be_corrected_are_named_together(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ssl_tasks.config import RunConfig
 from ssl_tasks.data.settings import DataSettings
 from ssl_tasks.errors import ConfigError, DataError, Interrupted, NotFound, SelftrainError, StageFailed, UserError
 from ssl_tasks.execute import Outcome, Request, execute
+from ssl_tasks.occupancy import at_work
 from ssl_tasks.process import run_isolated
 from ssl_tasks.recipes import load_recipe
 from ssl_tasks.stages import dataset_request, evaluate_request, given_request
@@ -65,16 +66,17 @@ def evaluate(
     asked = {"attacks": attacks or config.evaluate.attacks, "corruptions": corruptions or config.evaluate.corruptions}
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=asked)})
     set_environment(folder)
-    found = find_model(folder, model)
-    measured = _measured(found, config, folder)
-    reference, note = _reference(folder, found, against)
-    if reference is None:
-        return Evaluation(found.name, measured, note=note)
-    from ssl_tasks.evaluation.comparison import compare_evaluations
+    with at_work(folder):
+        found = find_model(folder, model)
+        measured = _measured(found, config, folder)
+        reference, note = _reference(folder, found, against)
+        if reference is None:
+            return Evaluation(found.name, measured, note=note)
+        from ssl_tasks.evaluation.comparison import compare_evaluations
 
-    split: Literal["test", "validation"] = "test" if measured.summary["test_count"] else "validation"
-    compared = compare_evaluations(_measured(reference, config, folder), measured, split)
-    return Evaluation(found.name, measured, reference.name, {"split": split, **compared}, note)
+        split: Literal["test", "validation"] = "test" if measured.summary["test_count"] else "validation"
+        compared = compare_evaluations(_measured(reference, config, folder), measured, split)
+        return Evaluation(found.name, measured, reference.name, {"split": split, **compared}, note)
 
 
 def _reference(workspace: Path, model: Model, against: str | None) -> tuple[Model | None, str]:

@@ -10,6 +10,7 @@ from flows.verbs import Workspace
 from ssl_tasks.artifacts import MANIFEST, Artifact, Store, write_atomically
 from ssl_tasks.data.settings import DataSettings
 from ssl_tasks.errors import ConfigError, NotFound, nearest
+from ssl_tasks.occupancy import at_work
 from ssl_tasks.runs import Run, all_runs, find_run
 from ssl_tasks.trained_files import CARD, WEIGHTS
 
@@ -45,14 +46,15 @@ def predict(
     `paths` are files and folders; an image that cannot be read gets a row that says why.
     """
     folder = workspace_folder(workspace)
-    found = find_model(folder, model)
-    from ssl_tasks.classify import classify, listed_images
-    from ssl_tasks.trained import load_trained
+    with at_work(folder):
+        found = find_model(folder, model)
+        from ssl_tasks.classify import classify, listed_images
+        from ssl_tasks.trained import load_trained
 
-    files = listed_images([Path(path) for path in paths])
-    dataset = found.dataset(Store(folder / "store"))
-    max_pixels = dataset.manifest["settings"]["max_pixels"] if dataset is not None else DataSettings().max_pixels
-    return classify(load_trained(found.folder, device), files, max_pixels, batch_size)
+        files = listed_images([Path(path) for path in paths])
+        dataset = found.dataset(Store(folder / "store"))
+        max_pixels = dataset.manifest["settings"]["max_pixels"] if dataset is not None else DataSettings().max_pixels
+        return classify(load_trained(found.folder, device), files, max_pixels, batch_size)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ def export(
     folder, given = workspace_folder(workspace), None if output is None else Path(output)
     if given is not None and (given.is_dir() or not given.absolute().parent.is_dir() or given.suffix == ".md"):
         raise ConfigError(f"cannot write {given}: expected a file such as model.pt2 in a folder that is there")
+    with at_work(folder):
+        return _exported(folder, model, given, format)
+
+
+def _exported(folder: Path, model: str, given: Path | None, format: "Format") -> Exported:
     found, store = find_model(folder, model), Store(folder / "store")
     output = _unused_file(folder, found, format) if given is None else given
     from ssl_tasks.export import export_model

@@ -10,6 +10,7 @@ from flows.interruption import interruptible
 from flows.reaper import mend_dead_runs
 from flows.self_training import Summary, self_training
 from ssl_tasks.config import RunConfig
+from ssl_tasks.occupancy import at_work
 from ssl_tasks.recipes import leaves
 from ssl_tasks.runs import Run, all_runs
 from ssl_tasks.tracking.client import default_uri
@@ -42,7 +43,8 @@ def run_pipeline(
     conductor = Conductor(run, config, tracker, tracked, force, isolate)
     if prepare is not None:
         prepare(conductor)
-    with interruptible("asked to stop; run the same command again to go on") if own_signals else nullcontext():
+    stopped = "asked to stop; run the same command again to go on"
+    with at_work(workspace), interruptible(stopped) if own_signals else nullcontext():
         try:
             summary = self_training(config, conductor)
             run.write_summary({**summary.as_json(), "nothing_new": run.nothing_new})

@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import State, StateType
 from flows.conductor import APPROVAL_SECONDS
 from flows.holding import followed_by_running
 from flows.local_api import prefect_api
+from ssl_tasks.occupancy import alone
 from ssl_tasks.runs import find_run
 from tests.flows.tiny import command, environment, last, selftrain
 
@@ -28,6 +29,8 @@ def test_a_held_run_waits_takes_corrections_and_goes_on(copy: Path, recipe: str,
         time.sleep(0.2)
     waiting = last(copy)
     assert waiting.info["state"] == "waiting"
+    with alone(copy) as nobody:
+        assert not nobody, "`clean` takes nothing from under it"
     first = waiting.artifact("select-1")
     assert first is not None
     table = pd.read_parquet(first.file("selection.parquet"))

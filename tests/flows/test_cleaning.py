@@ -1,0 +1,93 @@
+"""`clean --yes` takes nothing from under whoever is at work, and says who that is."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import cleaning, measuring
+from flows.cleaning import clean
+from flows.measuring import evaluate
+from flows.models import export, predict
+from ssl_tasks.artifacts import Store, file_lock
+from ssl_tasks.errors import UserError
+from ssl_tasks.execute import Request, run_inline
+from ssl_tasks.occupancy import at_work
+from ssl_tasks.stage import StageContext, StageResult
+
+
+def stray(workspace: Path) -> Path:
+    """An artifact that no run names."""
+    folder = workspace / "store" / "train" / "stray"
+    folder.mkdir(parents=True)
+    (folder / "artifact.json").write_text(json.dumps({"stage": "train", "key": "stray", "digest": "", "files": {}}))
+    return folder
+
+
+def test_clean_takes_no_data_set_from_under_an_evaluation(
+    copy: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[Path] = []
+
+    def run(request: Request, context: StageContext, log: Path) -> StageResult:
+        if request.stage == "evaluate":
+            cleaned = clean(copy, dry_run=False)
+            assert "another command" in cleaned.at_work[0]
+            assert cleaned.paths == ()
+            left.append(context.inputs["dataset"].path)
+            with pytest.raises(UserError, match="reads the cache"):
+                clean(copy, dry_run=False, cache=True)
+        return run_inline(request, context)
+
+    monkeypatch.setattr(measuring, "run_isolated", run)
+    evaluate("student-1", recipe, ["data.split.test=50"], workspace=copy, against=None)
+    (dataset,) = left
+    assert Store(copy / "store").find("dataset", dataset.name) is not None
+    assert dataset in clean(copy).paths, "now it is idle"
+
+
+def test_predict_and_export_are_at_work_while_they_read(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[str, ...]] = []
+
+    def look(*_arguments: Any) -> float:
+        found.append(clean(copy).at_work)
+        return 0.0
+
+    monkeypatch.setattr("ssl_tasks.classify.classify", look)
+    monkeypatch.setattr("ssl_tasks.classify.listed_images", lambda _paths: [])
+    monkeypatch.setattr("ssl_tasks.export.export_model", look)
+    predict("student-1", [tmp_path], workspace=copy)
+    export("student-1", tmp_path / "model.pt2", workspace=copy)
+    assert [len(one) for one in found] == [1, 1]
+    assert clean(copy).at_work == ()
+
+
+def test_a_run_that_begins_while_clean_counts_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact, attempt = stray(tmp_path), tmp_path / "store" / "attempts" / "train-key"
+    old = tmp_path / "store" / "quarantine" / "train-old"
+    attempt.mkdir(parents=True)
+    old.mkdir(parents=True)
+    count = cleaning._size
+    with ExitStack() as run:
+
+        def begin(paths: Any) -> int:
+            run.enter_context(at_work(tmp_path))
+            run.enter_context(file_lock(tmp_path / "store" / "locks" / "train-key"))
+            monkeypatch.setattr(cleaning, "_size", count)
+            return count(paths)
+
+        monkeypatch.setattr(cleaning, "_size", begin)
+        assert clean(tmp_path, dry_run=False).paths == (old,)
+        assert artifact.exists()
+        assert attempt.exists()
+        assert not old.exists()
+    assert clean(tmp_path, dry_run=False).paths == (artifact, attempt)
+
+
+def test_clean_of_a_workspace_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    assert clean(tmp_path / "none", dry_run=False).paths == ()
+    assert not (tmp_path / "none").exists()

@@ -25,16 +25,15 @@ def promote(client: "MlflowClient", model: "LoggedModel", run_id: str, operation
     holder = champion(client, name)
     if holder is not None and holder.tags.get(DIGEST) == operation["manifest"]["digest"]:
         return False, f"version {holder.version} holds it already: the same model"
+    same = holder is None or holder.tags.get(VALIDATION) == operation["validation"]
+    other = "" if same else " (of other validation images)"
     if holder is not None and float(holder.tags.get(SCORE, "-inf")) >= score:
-        return (
-            False,
-            f"version {holder.version} keeps it: {float(holder.tags[SCORE]):.4f} on validation against {score:.4f}",
-        )
+        held = f"{float(holder.tags[SCORE]):.4f} on validation{other}"
+        return False, f"version {holder.version} keeps it: {held} against {score:.4f}"
     version = _version(client, name, model, run_id, operation)
     client.set_registered_model_alias(name, ALIAS, version.version)
     if holder is None:
         return True, f"version {version.version}, the first, with {score:.4f} on validation"
-    other = "" if holder.tags.get(VALIDATION) == operation["validation"] else " (of other validation images)"
     return True, f"version {version.version}: {score:.4f} beat version {holder.version}'s {holder.tags[SCORE]}{other}"
 
 

@@ -98,7 +98,7 @@ def read_rows(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[s
     source = (
         read_parquet(path)
         if path.suffix in (".parquet", ".pq")
-        else f"read_csv({literal(path)}, header = true, all_varchar = true)"
+        else f"read_csv({literal(path)}, header = true, all_varchar = true, comment = '', hive_partitioning = false)"
     )
     try:
         columns = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]

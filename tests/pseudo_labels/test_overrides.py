@@ -8,7 +8,8 @@ import pytest
 
 from ssl_tasks.artifacts import digest_file
 from ssl_tasks.errors import DataError
-from ssl_tasks.pseudo_labels.overrides import meanings
+from ssl_tasks.pseudo_labels.engine import open_duckdb
+from ssl_tasks.pseudo_labels.overrides import meanings, read_rows
 from ssl_tasks.pseudo_labels.settings import CorrectedSettings, SelectSettings
 from ssl_tasks.stages import select_request
 from tests.pseudo_labels.tables import Row, Tables, run_select, selected, stats
@@ -158,6 +159,14 @@ def test_a_parquet_file_says_the_same_as_a_csv(tmp_path: Path) -> None:
     pq.write_table(pa.table({"label": ["class-2"], "note": ["blurred"], "sample_id": ["s0"]}), path)
     found = selected(run_select(tables(tmp_path), tmp_path / "out", SelectSettings(overrides=path)))
     assert [row["label"] for row in found if row["source"] == "override"] == [2]
+
+
+def test_ids_that_look_like_comments_and_folders_that_look_like_columns_are_read_as_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "label=1"
+    folder.mkdir()
+    path = csv(folder, "#1,class-2", "s0,class-0")
+    with open_duckdb(tmp_path / "spill") as connection:
+        assert sorted(read_rows(connection, path)) == [("#1", "class-2"), ("s0", "class-0")]
 
 
 def test_a_class_that_is_called_reject_can_be_given() -> None:

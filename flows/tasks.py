@@ -18,7 +18,7 @@ from prefect.tasks import Task, exponential_backoff
 from ssl_tasks.config import LearnerSettings, TunedSettings
 from ssl_tasks.errors import Transient
 from ssl_tasks.execute import Outcome, Request
-from ssl_tasks.gpus import visible_gpus
+from ssl_tasks.gpus import needed, visible_gpus
 from ssl_tasks.training.settings import RuntimeSettings
 
 log = logging.getLogger("selftrain")
@@ -69,9 +69,9 @@ def as_task(request: Request, round_number: int, answer: Callable[[], Outcome], 
 def gpu_slots(stage: str, runtime: RuntimeSettings) -> AbstractContextManager[None]:
     """A share of the GPUs that the hosts of a server have; on one host the kernel's locks decide which."""
     limit = os.environ.get("SELFTRAIN_GPU_LIMIT")
-    if not limit or stage not in ("train", "predict", "evaluate") or runtime.device == "cpu" or not visible_gpus():
+    if not limit or not needed(stage, runtime) or runtime.device == "cpu" or not visible_gpus():
         return nullcontext()
-    return _slots(limit, runtime.processes)
+    return _slots(limit, needed(stage, runtime))
 
 
 @contextmanager

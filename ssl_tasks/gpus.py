@@ -9,8 +9,14 @@ from pathlib import Path
 
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.errors import ConfigError
+from ssl_tasks.training.settings import RuntimeSettings
 
 LOOK_AGAIN = 0.2  # seconds between two looks at GPUs that are busy
+
+
+def needed(stage: str, runtime: RuntimeSettings) -> int:
+    """How many GPUs a stage computes on, where there are any: the others wait for nobody."""
+    return {"train": runtime.processes, "predict": 1, "evaluate": 1}.get(stage, 0)
 
 
 @contextlib.contextmanager
@@ -19,7 +25,7 @@ def lease(device: str, processes: int) -> Iterator[str]:
 
     The kernel frees them on any death. Nothing on a CPU.
     """
-    gpus = visible_gpus() if device.startswith(("auto", "cuda")) else []
+    gpus = visible_gpus() if processes and device.startswith(("auto", "cuda")) else []
     if not gpus:
         yield device
         return

@@ -28,7 +28,7 @@ from typing import Any
 from ssl_tasks import errors
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.execute import Request, load_body
-from ssl_tasks.gpus import lease
+from ssl_tasks.gpus import lease, needed
 from ssl_tasks.safe_path import safe_path_set
 from ssl_tasks.stage import StageContext, StageResult
 
@@ -57,7 +57,9 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
     (attempt / RESULT).unlink(missing_ok=True)
     log = log or attempt / "log.txt"
     begun, begins = _forkserver.Pipe(duplex=False)
-    worker = _forkserver.Process(target=_work, args=(request.body, context, attempt, log, begins), name=request.name)
+    gpus = needed(request.stage, context.runtime)
+    words = (request.body, context, attempt, log, gpus, begins)
+    worker = _forkserver.Process(target=_work, args=words, name=request.name)
     with _start_lock, safe_path_set(), _without_main_module():  # a dead fork server is started anew
         worker.start()
     _live.add(worker)
@@ -111,7 +113,7 @@ def stop_all() -> None:
     stop(*_live)
 
 
-def _work(body: str, context: StageContext, attempt: Path, log: Path, begins: Connection) -> None:
+def _work(body: str, context: StageContext, attempt: Path, log: Path, gpus: int, begins: Connection) -> None:
     """The worker's main: own group, own log, one JSON file as the answer."""
     os.setsid()
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -126,7 +128,7 @@ def _work(body: str, context: StageContext, attempt: Path, log: Path, begins: Co
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         # Waits for a worker whose parent was killed a moment ago: two must never write into one scratch folder.
-        with file_lock(attempt / "worker.lock"), lease(context.runtime.device, context.runtime.processes) as device:
+        with file_lock(attempt / "worker.lock"), lease(context.runtime.device, gpus) as device:
             begins.close()
             runtime = context.runtime.model_copy(update={"device": device})
             result = load_body(body)(replace(context, runtime=runtime))

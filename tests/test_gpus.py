@@ -14,8 +14,9 @@ import pytest
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.errors import ConfigError, StageFailed
 from ssl_tasks.execute import Request, execute
-from ssl_tasks.gpus import lease, visible_gpus
+from ssl_tasks.gpus import lease, needed, visible_gpus
 from ssl_tasks.process import run_isolated
+from ssl_tasks.stages import VERSIONS
 from ssl_tasks.training.settings import RuntimeSettings
 from tests.bodies import Behaviour
 
@@ -49,7 +50,7 @@ def leased(device: str, processes: int = 1) -> Iterator[tuple[str, list[str]]]:
 
 def request(how: str = "device") -> Request:
     """A request to a body that behaves so."""
-    return Request("greet", "greet", 1, "tests.bodies:behave", Behaviour(how=how))
+    return Request("greet", "predict", 1, "tests.bodies:behave", Behaviour(how=how))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,16 @@ def test_an_index_counts_the_gpus_that_the_process_may_use(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with leased(device) as found:
         assert found == (called, held)
+
+
+def test_training_takes_a_gpu_for_each_process_and_what_computes_on_none_waits_for_none() -> None:
+    runtime = RuntimeSettings(processes=4)
+    assert {stage: needed(stage, runtime) for stage in VERSIONS} == {
+        **{"dataset": 0, "given": 0, "select": 0, "gate": 0},
+        **{"train": 4, "predict": 1, "evaluate": 1},
+    }
+    with leased("cuda", 2), lease("cuda", 0) as name:  # does not wait
+        assert name == "cuda"
 
 
 @pytest.mark.parametrize(("device", "visible"), [("cpu", "0,1"), ("auto", ""), ("cuda:1", "-1,0")])

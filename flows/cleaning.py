@@ -1,6 +1,7 @@
 """What nothing needs any more: artifacts that no run names, what dead attempts left, and on demand the cache."""
 
 import shutil
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,9 @@ def _idle(folder: Path, nobody: bool) -> _Idle:
     artifacts, named, at_work = list(store.artifacts()), set[str](), []
     for one in all_runs(folder):
         named.update(stage.artifact for stage in one.stages())
-        if one.info["state"] in ("running", "waiting") and alive(one.info):
-            at_work.append(one.id)
+        if one.info["state"] in ("running", "waiting") and alive(one.info, folder):
+            here = one.info["host"] == socket.gethostname()
+            at_work.append(one.id if here else f"{one.id} on {one.info['host']}")
     if not nobody and not at_work:
         at_work.append("another command, such as `selftrain evaluate`,")
     nameless = {one.path: one.stage for one in artifacts if str(one.path) not in named and not at_work}

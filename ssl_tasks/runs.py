@@ -20,6 +20,7 @@ import yaml
 from ssl_tasks.artifacts import Artifact, check_files, read_manifest, write_atomically
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import DamagedArtifact, NotFound, nearest
+from ssl_tasks.process_lock import freed, held_lock
 
 RunState = Literal["running", "waiting", "done", "failed", "interrupted", "crashed"]
 RESERVE = 1 << 20  # bytes that a run keeps, to write down how it ended when the disk is full
@@ -72,7 +73,8 @@ class Run:
         (run.path / "logs").mkdir()
         write_atomically(run.path / "config.yaml", dumped(config))
         (run.path / "reserve").write_bytes(bytes(RESERVE))
-        run.update(id=run.id, name=config.name, created=time.time(), state="running", stopped="", **owner(), **details)
+        who = {**owner(), **held_lock(workspace)}
+        run.update(id=run.id, name=config.name, created=time.time(), state="running", stopped="", **who, **details)
         return run
 
     @property
@@ -186,7 +188,7 @@ class Run:
     def mend(self) -> bool:
         """If the run's process died, says so in the records: states tell the truth. True where something was mended."""
         info = self.info
-        if info["state"] not in ("running", "waiting") or alive(info):
+        if info["state"] not in ("running", "waiting") or alive(info, self.workspace):
             return False
         self.free_reserve()
         for stage in self.stages():
@@ -232,10 +234,10 @@ def owner() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": psutil.Process().create_time()}
 
 
-def alive(info: Mapping[str, Any]) -> bool:
-    """Whether the owner still lives; an owner on another host is believed to."""
+def alive(info: Mapping[str, Any], workspace: Path | None = None) -> bool:
+    """Whether the owner still lives; an owner on another host is believed to, unless its lock there is free."""
     if info["host"] != socket.gethostname():
-        return True
+        return workspace is None or not freed(info, workspace)
     try:
         return abs(psutil.Process(info["pid"]).create_time() - info["pid_started"]) < 1
     except psutil.NoSuchProcess:

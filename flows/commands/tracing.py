@@ -119,12 +119,15 @@ def _report(options: Namespace) -> None:
 
 def _sync(options: Namespace) -> None:
     from flows.environment import set_environment
+    from ssl_tasks.tracking.spool import waiting_elsewhere
     from ssl_tasks.tracking.tracker import sync
 
     folder = workspace_folder(options.workspace)
     set_environment(folder)
     report = sync(folder, options.to)
     print(f"{report.sent} entries sent, {report.left} left, {report.rejected} refused")
+    for sentence in waiting_elsewhere(folder):
+        print(sentence)
     if report.left:
         address = without_password(options.to or default_uri(folder))
         raise NotFound(f"MLflow at {address} could not be reached: {report.reason}")

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import socket
 import threading
 import time
 import uuid
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ssl_tasks.process_lock import held_lock
 from ssl_tasks.runs import alive, owner
 
 log = logging.getLogger("selftrain.tracking")
@@ -42,6 +44,16 @@ def spools(workspace: Path) -> list["Spool"]:
     return [spool for spool, operation in first if operation["kind"] == "header"]
 
 
+def waiting_elsewhere(workspace: Path) -> list[str]:
+    """A sentence for each spool that processes of other hosts are believed to add to."""
+    others = [one for one in spools(workspace) if one.header["host"] != socket.gethostname() and not one.dead]
+    return [
+        f"{one.path} is left to its process on {one.header['host']}, which is believed to live; if that host is gone, "
+        f"`touch {one.path.with_suffix('.closed')}` and sync again"
+        for one in others
+    ]
+
+
 class Spool:
     """One file of operations."""
 
@@ -56,7 +68,7 @@ class Spool:
         folder = spool_folder(workspace)
         folder.mkdir(parents=True, exist_ok=True)
         spool = cls(folder / f"{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:6]}.jsonl")
-        spool.append("header", uri=without_password(uri), experiment=experiment, **owner())
+        spool.append("header", uri=without_password(uri), experiment=experiment, **owner(), **held_lock(workspace))
         return spool
 
     def append(self, kind: str, **values: Any) -> None:
@@ -80,7 +92,7 @@ class Spool:
     @property
     def dead(self) -> bool:
         """Whether no living process will add to it."""
-        return self.path.with_suffix(".closed").exists() or not alive(self.header)
+        return self.path.with_suffix(".closed").exists() or not alive(self.header, self.path.parents[2])
 
     def close(self) -> None:
         """Nothing more will be added."""

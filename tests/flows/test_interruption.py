@@ -71,7 +71,7 @@ def test_a_run_whose_terminal_ends_is_interrupted(fresh: Path, recipe: str) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
 def test_no_server_outlives_the_command_that_started_it(fresh: Path, number: signal.Signals) -> None:
-    with up(fresh) as process:
+    with up(fresh, fresh.parent) as process:
         addresses(process)
         process.send_signal(number)
         assert process.wait(120) == (130 if number == signal.SIGHUP else -number)

@@ -1,0 +1,74 @@
+"""A file that a process keeps locked while it lives: how other hosts and containers learn that it is dead.
+
+A container that is made anew has another host name, and its process numbers mean nothing elsewhere; a process's lock is
+freed by the kernel. It is believed only where a lock that is held could be seen: both sides are on the same kind of
+file system, and that is one that a single kernel mounts at a time, or one whose server keeps the locks.
+"""
+
+import atexit
+import fcntl
+import os
+import threading
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+FOLDER = "processes"
+OF_ONE_KERNEL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay"}
+_held: dict[tuple[int, Path], str] = {}
+_taking = threading.Lock()
+
+
+def held_lock(workspace: Path) -> dict[str, str]:
+    """The lock of this process, for its records; the first call takes it, the process's end frees it."""
+    folder = workspace.absolute() / FOLDER
+    with _taking:
+        name = _held.setdefault((os.getpid(), folder), uuid.uuid4().hex[:12])
+        if not (path := folder / name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            # Never closed: that would free it.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            atexit.register(_remove, path, os.getpid())
+    return {"lock": name, "locks_on": file_system(folder)}
+
+
+def freed(info: Mapping[str, Any], workspace: Path) -> bool:
+    """Whether the process of a record is dead for certain, whatever host it was on."""
+    folder = workspace.absolute() / FOLDER
+    if "lock" not in info or info["locks_on"] != file_system(folder) or not _believed(info["locks_on"]):
+        return False
+    try:
+        descriptor = os.open(folder / info["lock"], os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # the process removed it when it ended
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def file_system(folder: Path) -> str:
+    """The kind of file system of a folder; of NFS, whether its locks are the server's."""
+    place = folder.resolve()
+    mounts = [one for one in psutil.disk_partitions(all=True) if place.is_relative_to(one.mountpoint)]
+    if not mounts:
+        return ""
+    mount = max(reversed(mounts), key=lambda one: len(one.mountpoint))  # of two in one place, the later covers
+    shared = mount.fstype == "nfs4" and "local_lock=none" in mount.opts.split(",")
+    return "nfs4, locked by its server" if shared else mount.fstype
+
+
+def _believed(kind: str) -> bool:
+    return kind in OF_ONE_KERNEL or kind == "nfs4, locked by its server"
+
+
+def _remove(path: Path, pid: int) -> None:
+    if os.getpid() == pid:
+        path.unlink(missing_ok=True)

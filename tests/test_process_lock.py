@@ -1,0 +1,107 @@
+"""What a removed container or a retired host left is dead; what lives under another host name is not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ssl_tasks import process_lock
+from ssl_tasks.runs import Run, all_runs
+from ssl_tasks.tracking.spool import Spool, spools, waiting_elsewhere
+
+LEAVE_RECORDS = """
+import sys, time
+from pathlib import Path
+from ssl_tasks.config import RunConfig
+from ssl_tasks.runs import Run
+from ssl_tasks.tracking.spool import Spool
+Run.create(Path(sys.argv[1]), RunConfig())
+Spool.create(Path(sys.argv[1]), "sqlite:///x", "x")
+print("there", flush=True)
+time.sleep(600)
+"""
+SERVED = "nfs4, locked by its server"
+
+
+@contextmanager
+def elsewhere(workspace: Path) -> "Iterator[tuple[subprocess.Popen[str], Run, Spool]]":
+    """A process that has a run and a spool, as if it were in another container."""
+    process = subprocess.Popen([sys.executable, "-c", LEAVE_RECORDS, str(workspace)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        (run,), (spool,) = all_runs(workspace), spools(workspace)
+        here = str(run.info["host"])
+        run.update(host="4f1c-gone")
+        spool.path.write_text(spool.path.read_text().replace(here, "4f1c-gone"))
+        yield process, run, spool
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def believed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Whatever the tests' folder is on."""
+    monkeypatch.setattr(process_lock, "OF_ONE_KERNEL", {process_lock.file_system(folder)})
+
+
+def test_a_run_of_another_host_name_is_dead_when_its_process_is_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    believed(monkeypatch, tmp_path)
+    with elsewhere(tmp_path) as (process, run, spool):
+        assert (run.mend(), spool.dead) == (False, False)
+        assert "on 4f1c-gone" in waiting_elsewhere(tmp_path)[0]
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert (run.mend(), spool.dead) == (True, True)
+        assert run.info["state"] == "crashed"
+        assert waiting_elsewhere(tmp_path) == []
+
+
+@pytest.mark.parametrize("here", ["fuse.sshfs", "nfs4", "nfs", "ext4", ""])
+def test_where_a_held_lock_might_not_be_seen_another_host_is_believed_to_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    with elsewhere(tmp_path) as (process, run, spool):
+        there = SERVED if here == "ext4" else here  # a client of a server, and the server's own disk
+        run.update(locks_on=there)
+        header = {**spool.header, "locks_on": there}
+        spool.path.write_text(json.dumps(header) + "\n")
+        monkeypatch.setattr(process_lock, "file_system", lambda _folder: here)
+        process.kill()
+        process.wait()
+        assert not run.mend()
+        assert not spool.dead
+        (sentence,) = waiting_elsewhere(tmp_path)
+        assert f"touch {spool.path.with_suffix('.closed')}" in sentence
+        spool.close()
+        assert waiting_elsewhere(tmp_path) == []
+
+
+def test_locks_that_the_server_of_a_shared_disk_keeps_are_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_lock, "file_system", lambda _folder: SERVED)
+    with elsewhere(tmp_path) as (process, run, _):
+        run.update(locks_on=SERVED)
+        assert not run.mend()
+        process.kill()
+        process.wait()
+        assert run.mend()
+
+
+def test_records_from_before_there_were_locks_are_believed_to_live(tmp_path: Path) -> None:
+    assert not process_lock.freed({"host": "old", "pid": 1, "pid_started": 0.0}, tmp_path)
+
+
+def test_a_process_that_ends_leaves_no_lock(tmp_path: Path) -> None:
+    words = LEAVE_RECORDS.replace("time.sleep(600)", "")
+    subprocess.run([sys.executable, "-c", words, str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
+    assert list((tmp_path / process_lock.FOLDER).iterdir()) == []

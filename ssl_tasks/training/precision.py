@@ -40,9 +40,15 @@ def has_native_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Products in `dtype`, everything delicate in fp32; nothing at all for fp32."""
-    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+def autocast(device: torch.device, dtype: torch.dtype, moving: bool = False) -> AbstractContextManager[object]:
+    """Products in `dtype`, everything delicate in fp32; nothing at all for fp32.
+
+    Torch keeps each weight's cast until the context ends, and does not notice where an optimizer changes the weight:
+    say `moving` where weights change inside.
+    """
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype, cache_enabled=not moving)
 
 
 def prepare_backends(precision: str, threads: int | None) -> None:

@@ -38,7 +38,7 @@ def take_step(run: TrainingRun, batch: Batch) -> None:
     if own_step is None:
         descend(run, batch, progress)
     else:
-        with autocast(run.device, run.dtype):
+        with autocast(run.device, run.dtype, moving=True):
             note(run, own_step(state.student, state.optimizer, batch, progress))
     state.step += 1
     with torch.no_grad():

@@ -94,6 +94,24 @@ def test_settings_that_an_own_step_would_ignore_are_refused() -> None:
         refuse_what_own_steps_ignore(method, TrainSettings(clip_gradient=1.0))
 
 
+def test_an_own_steps_second_look_sees_the_weights_after_its_first_step_in_bf16_too(
+    tmp_path: Path, dataset: Artifact
+) -> None:
+    settings = {"name": "meta_pseudo_labels", "student_wait": 0.0, "finetune": 0.0}
+    found = []
+    for precision in ("fp32", "bf16"):
+        run = run_of(learner(settings, learning_rate=0.1, precision=precision), dataset, tmp_path)
+        batches = run.batches(0)
+        feedback = []
+        for _ in range(6):
+            take_step(run, next(batches))
+            feedback.append(run.state.meter.read()["feedback"])
+            run.state.meter.clear()
+        found.append(feedback)
+    assert max(map(abs, found[0])) > 0.02
+    assert found[1] == pytest.approx(found[0], rel=0.1, abs=3e-3)
+
+
 def test_average_follows_the_warmed_up_decay(tmp_path: Path, dataset: Artifact) -> None:
     run = run_of(learner(learning_rate=0.5), dataset, tmp_path)
     first = [parameter.detach().clone() for parameter in run.state.student.parameters()]

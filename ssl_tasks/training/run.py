@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import build_model
+from models.batch_norm import synchronise_batch_norm
 from models.classifier import Classifier
 from ssl_tasks.batch import Batch
 from ssl_tasks.config import LearnerSettings, TunedSettings
@@ -93,7 +94,7 @@ def build_run(
         if learner.layers == "classifier_and_norms":
             freeze_all_but_classifier_and_norms(student)
     if grouped() and device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(student)  # in place: the student itself is no batch norm
+        synchronise_batch_norm(student)
     student = student.to(device).to(memory_format=torch.channels_last)
     method = build_method(learner.method, problem)
     method.before_training(student)

@@ -1,7 +1,13 @@
 """Pure functions of a run's progress, from 0 (first step) to 1 (last step)."""
 
 import math
+from bisect import bisect_left
 from typing import Literal
+
+
+def first_step(share: float, steps: int) -> int:
+    """The first step of a run of `steps` whose progress reaches a share; `steps` where none does."""
+    return bisect_left(range(steps), share, key=lambda step: step / max(1, steps - 1))
 
 
 def linear_ramp(progress: float, length: float, start: float = 0.0) -> float:

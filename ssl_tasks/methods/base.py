@@ -77,8 +77,12 @@ class Method(nn.Module):
         """Steps between two calls of `before_epoch`; None for never."""
         return None
 
+    def refresh_from(self) -> int:
+        """The step before which `before_epoch` is first called."""
+        return 0
+
     def before_epoch(self, student: Classifier, pools: Pools) -> None:
-        """Called before step 0 and then every `refresh_every()` steps."""
+        """Called before step `refresh_from()` and then every `refresh_every()` steps."""
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         """The method itself."""

@@ -29,6 +29,7 @@ from ssl_tasks.functional import entropy, pseudo_label_logs, soft_cross_entropy
 from ssl_tasks.methods.base import Losses, Method, Pools, Problem, gradient_share
 from ssl_tasks.methods.settings import ConfirmationBiasSettings
 from ssl_tasks.mixing import draw_lambda, frozen_statistics, mix_with_shuffled
+from ssl_tasks.schedules import first_step
 
 
 def distance_from_uniform(logits: Tensor) -> Tensor:
@@ -46,28 +47,25 @@ def plain_prediction(student: Classifier, images: Tensor) -> Tensor:
 
 
 class ConfirmationBias(Method):
-    """The memory of soft labels, [unlabelled images, classes], and the count of refreshes are buffers."""
+    """The memory of soft labels, [unlabelled images, classes], is a buffer."""
 
     views = Views(labeled=("weak",), unlabeled=("weak", "none"))
     settings: ConfirmationBiasSettings
     memory: Tensor
-    refreshed: Tensor
 
     def __init__(self, settings: ConfirmationBiasSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
         uniform = torch.full((problem.num_unlabeled, problem.num_classes), 1 / problem.num_classes)
         self.register_buffer("memory", uniform)
-        self.register_buffer("refreshed", torch.tensor(0))
-        self.warmup_steps = math.ceil(settings.warmup * (problem.steps - 1))
 
     def refresh_every(self) -> int:
-        return self.warmup_steps or self.problem.steps
+        return self.problem.steps
+
+    def refresh_from(self) -> int:
+        return first_step(self.settings.warmup, self.problem.steps)
 
     def before_epoch(self, student: Classifier, pools: Pools) -> None:
         """The first soft labels, when the warm-up has ended; later ones are made on the way."""
-        self.refreshed += 1
-        if int(self.refreshed) != (2 if self.warmup_steps else 1):
-            return
         training = student.training
         student.train()
         with frozen_statistics(student):

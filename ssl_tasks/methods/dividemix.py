@@ -11,7 +11,8 @@ All are mixed by one max(λ, 1 - λ) a batch. loss = mean CE(clean) + weight(t) 
 given, for asymmetric noise with a penalty on confidence. The mean of both networks' logits is what is evaluated.
 
 It takes a fully but noisily labelled set (`use_unlabeled: false`) as well as a labelled and an unlabelled one.
-`labels: clean` trusts all labels and leaves two co-guessing networks. An epoch is a pass over the larger pool.
+`labels: clean` trusts all labels and leaves two co-guessing networks. An epoch is a pass over the larger pool;
+they are counted from the end of the warm-up.
 
 Deviations: the networks take each step together, on one batch, where the official code trains them in turn, an epoch
 each; a batch holds clean and noisy images as they come, where the official one has as many of each, so means are
@@ -47,7 +48,7 @@ from ssl_tasks.methods.confirmation_bias import distance_from_uniform
 from ssl_tasks.methods.settings import DivideMixSettings
 from ssl_tasks.methods.twin import twin
 from ssl_tasks.mixing import dominant_lambda, mix_with_shuffled
-from ssl_tasks.schedules import linear_ramp
+from ssl_tasks.schedules import first_step, linear_ramp
 
 
 def clean_probability(losses: np.ndarray) -> np.ndarray:
@@ -69,13 +70,12 @@ def mean_where(losses: Tensor, mask: Tensor) -> Tensor:
 
 
 class DivideMix(Method):
-    """Buffers: both networks' losses of the last epochs, the probabilities that labels are clean, and the epochs."""
+    """Buffers: both networks' losses of the last epochs, and the probabilities that labels are clean."""
 
     settings: DivideMixSettings
     second: Classifier
     losses: Tensor
     clean: Tensor
-    epochs: Tensor
 
     def __init__(self, settings: DivideMixSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
@@ -83,7 +83,6 @@ class DivideMix(Method):
         self.views = Views(labeled=("weak", "weak"), unlabeled=() if alone else ("weak", "weak"))
         self.register_buffer("losses", torch.full((settings.loss_history, 2, problem.num_labeled), torch.nan))
         self.register_buffer("clean", torch.ones(2, problem.num_labeled))
-        self.register_buffer("epochs", torch.tensor(0))
 
     def before_training(self, student: Classifier) -> None:
         self.second = twin(student, self.settings.second)
@@ -93,12 +92,13 @@ class DivideMix(Method):
         unlabeled = math.ceil(self.problem.num_unlabeled / self.problem.unlabeled_batch)
         return max(labeled, unlabeled) if self.views.unlabeled else labeled
 
+    def refresh_from(self) -> int:
+        return first_step(self.settings.warmup, self.problem.steps)
+
     @torch.no_grad()
     def before_epoch(self, student: Classifier, pools: Pools) -> None:
-        """Both networks judge every label, once the warm-up ends before the next refresh."""
-        self.epochs += 1
-        warming = int(self.epochs) * self.refresh_every() <= self.settings.warmup * self.problem.steps
-        if warming or self.settings.labels == "clean":
+        """Both networks judge every label."""
+        if self.settings.labels == "clean":
             return
         self.losses.copy_(self.losses.roll(1, dims=0))
         for number, network in enumerate((student, self.second)):

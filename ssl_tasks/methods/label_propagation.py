@@ -8,9 +8,10 @@ argmax_c z, its weight ω = 1 - H(z / Σz) / log C, divided by the largest. With
 loss = mean ζ_y CE(labelled) + weight · mean ω ζ_ŷ CE(unlabelled).
 
 Deviations: the official code takes one mean over a batch of which half is labelled, which is half of this loss at
-weight 1. Official pre-training on labels alone is 180 epochs of the labelled set, 1 to 4 % of all steps: `warmup`.
-The official search takes the first neighbour found for the image itself; here the image is left out by its number,
-which differs where two images are alike. ζ of a class that nothing has is 0/0 there and harmless here.
+weight 1. Official pre-training on labels alone is 180 epochs of the labelled set, 1 to 4 % of all steps: `warmup`,
+from whose end on epochs are counted. The official search takes the first neighbour found for the image itself; here
+the image is left out by its number, which differs where two images are alike. ζ of a class that nothing has is 0/0
+there and harmless here.
 """
 
 import numpy as np
@@ -25,6 +26,7 @@ from ssl_tasks.batch import Batch, Views
 from ssl_tasks.functional import pseudo_label_logs, weighted_cross_entropy
 from ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, forward_together, supervised_alone
 from ssl_tasks.methods.settings import LabelPropagationSettings
+from ssl_tasks.schedules import first_step
 
 CHUNK = 2048  # rows of the similarity matrix at a time: 400 MB of float32 for 50,000 images
 
@@ -82,25 +84,23 @@ class LabelPropagation(Method):
     pseudo_labels: Tensor
     weights: Tensor
     class_weights: Tensor
-    refreshed: Tensor
 
     def __init__(self, settings: LabelPropagationSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
         self.register_buffer("pseudo_labels", torch.zeros(problem.num_unlabeled, dtype=torch.int64))
         self.register_buffer("weights", torch.zeros(problem.num_unlabeled))
         self.register_buffer("class_weights", torch.ones(problem.num_classes))
-        self.register_buffer("refreshed", torch.tensor(0))
 
     def refresh_every(self) -> int:
         if self.settings.refreshes is None:
             return -(-self.problem.num_unlabeled // self.problem.unlabeled_batch)
         return max(1, round(self.problem.steps * (1 - self.settings.warmup) / self.settings.refreshes))
 
+    def refresh_from(self) -> int:
+        return first_step(self.settings.warmup, self.problem.steps)
+
     @torch.no_grad()
     def before_epoch(self, student: Classifier, pools: Pools) -> None:
-        self.refreshed += 1
-        if int(self.refreshed) * self.refresh_every() <= self.settings.warmup * self.problem.steps:
-            return  # the warm-up lasts until after the next refresh
         training = student.training
         student.eval()
         known, labels = zip(*((student.features(x), y) for _, x, y in pools.labeled()), strict=True)

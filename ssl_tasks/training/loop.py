@@ -77,7 +77,8 @@ def out_of_patience(run: TrainingRun) -> bool:
 def refresh(run: TrainingRun) -> None:
     """Lets the method look at whole pools, where it wants to and the time has come."""
     state, every = run.state, run.state.method.refresh_every()
-    if every is not None and state.step % every == 0:
+    since = state.step - state.method.refresh_from()
+    if every is not None and since >= 0 and since % every == 0:
         seed_step(run.seed, state.step, "refresh")
         with autocast(run.device, run.dtype):
             state.method.before_epoch(state.student, run.pools())

@@ -78,7 +78,7 @@ def test_soft_labels_are_made_without_dropout_but_with_the_batch_norm_of_trainin
 
 def test_the_warm_up_reads_no_unlabelled_image_and_ends_with_a_pass_over_all() -> None:
     trial = Trial(settings_of("confirmation_bias", warmup=0.4))
-    assert trial.method.refresh_every() == 2
+    assert trial.method.refresh_from() == 2
     uniform = trial.method.memory.clone()
     for number in range(2):
         assert "unsupervised" not in trial.step(number).logs

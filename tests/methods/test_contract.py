@@ -121,18 +121,32 @@ def test_no_gradient_reaches_what_is_not_trained(name: str) -> None:
         assert one.grad is None or id(one) in trained
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name: str) -> None:
-    whole, before = Trial(eager(name)), Trial(eager(name))
+def resumed(settings: Section, at: int) -> tuple[Trial, Trial]:
+    """An uninterrupted run, and one that went on from another's state at step `at`."""
+    whole, before = Trial(settings), Trial(settings)
     for number in range(PROBLEM.steps):
         whole.step(number)
-    for number in range(3):
+    for number in range(at):
         before.step(number)
-    after = Trial(eager(name), student=student_of(seed=5))
+    after = Trial(settings, student=student_of(seed=5))
     after.load(before.state())
-    for number in range(3, PROBLEM.steps):
+    for number in range(at, PROBLEM.steps):
         after.step(number)
+    return whole, after
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name: str) -> None:
+    whole, after = resumed(eager(name), at=3)
     assert same(whole.state(), after.state())
+
+
+@pytest.mark.parametrize("name", ["label_propagation", "dividemix", "confirmation_bias"])
+def test_resuming_before_or_where_or_after_the_warm_up_ends_changes_nothing(name: str) -> None:
+    for at in (1, 2, 3, 4):
+        whole, after = resumed(eager(name, warmup=0.4), at)
+        assert whole.method.refresh_from() == 2
+        assert same(whole.state(), after.state()), at
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)

@@ -13,7 +13,17 @@ from models.ensemble import joined, members
 from ssl_tasks.methods.dividemix import DivideMix, clean_probability, mean_loss, mean_of_views, mean_where
 from ssl_tasks.methods.twin import twin
 from ssl_tasks.trained import Card, load_trained, save_trained
-from tests.methods.trial import CLASSES, PROBLEM, TinyPools, Trial, batch_of, images_of, settings_of, student_of
+from tests.methods.trial import (
+    CLASSES,
+    PROBLEM,
+    TinyPools,
+    Trial,
+    batch_of,
+    images_of,
+    problem_of,
+    settings_of,
+    student_of,
+)
 
 
 def method_of(**knobs: object) -> DivideMix:
@@ -136,6 +146,15 @@ def test_clean_labels_are_never_divided() -> None:
     for number in range(3):
         assert trial.step(number).logs["clean"] == 1
     assert trial.method.losses.isnan().all()
+
+
+def test_the_first_division_is_made_where_the_warm_up_ends() -> None:
+    problem = problem_of(unlabeled_batch=2)
+    trial = Trial(settings_of("dividemix", warmup=0.5), problem=problem)
+    assert trial.method.refresh_every() > problem.steps
+    for number, divided in ((0, False), (1, False), (2, False), (3, True)):
+        trial.step(number)
+        assert bool((trial.method.clean < 1).any()) == divided, number
 
 
 def test_losses_are_judged_without_noise_and_modes_are_given_back() -> None:

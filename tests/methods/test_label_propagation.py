@@ -13,7 +13,7 @@ from ssl_tasks.methods.label_propagation import (
     nearest_neighbors,
     normalised_graph,
 )
-from tests.methods.trial import CLASSES, PROBLEM, TinyPools, Trial, batch_of, settings_of, student_of
+from tests.methods.trial import CLASSES, PROBLEM, TinyPools, Trial, batch_of, problem_of, settings_of, student_of
 
 
 def blobs(per_class: int, spread: float = 0.2) -> tuple[torch.Tensor, np.ndarray]:
@@ -141,12 +141,22 @@ def test_the_loss_weighs_each_image_by_its_certainty_and_class() -> None:
     assert method.loss(trial.student, batch, 0.5).total.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_warm_up_builds_no_graph_until_its_end_is_near() -> None:
-    trial = Trial(settings_of("label_propagation", warmup=0.5, neighbors=3))
-    assert trial.method.refresh_every() == 2  # 16 images, 8 a step
-    for number, reached in ((0, False), (1, False), (2, True), (3, True)):
-        trial.step(number)
+@pytest.mark.parametrize(("refreshes", "every"), [(None, 2), (1, 3)])  # 16 images, 8 a step; the rest of the run
+def test_the_first_graph_is_built_where_the_warm_up_ends(refreshes: int | None, every: int) -> None:
+    trial = Trial(settings_of("label_propagation", warmup=0.5, neighbors=3, refreshes=refreshes))
+    assert trial.method.refresh_every() == every
+    for number, reached in ((0, False), (1, False), (2, False), (3, True)):
+        assert ("unsupervised" in trial.step(number).logs) == reached
         assert bool((trial.method.weights > 0).any()) == reached, number
+
+
+def test_an_epoch_longer_than_the_warm_up_does_not_make_the_untrained_network_the_teacher() -> None:
+    trial = Trial(settings_of("label_propagation", warmup=0.2, neighbors=3), problem=problem_of(unlabeled_batch=2))
+    assert trial.method.refresh_every() > PROBLEM.steps
+    trial.step(0)
+    assert not (trial.method.weights > 0).any()
+    trial.step(1)
+    assert (trial.method.weights > 0).any()
 
 
 def test_features_are_those_of_the_network_without_noise_and_its_mode_is_given_back() -> None:

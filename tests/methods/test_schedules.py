@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ssl_tasks.schedules import linear_ramp, sigmoid_ramp, tsa_threshold
+from ssl_tasks.schedules import first_step, linear_ramp, sigmoid_ramp, tsa_threshold
 
 
 def test_linear_ramp_is_zero_before_straight_between_and_one_after() -> None:
@@ -15,6 +15,13 @@ def test_linear_ramp_is_zero_before_straight_between_and_one_after() -> None:
 def test_a_ramp_of_no_length_is_a_step() -> None:
     assert [linear_ramp(progress, 0.0, 0.5) for progress in (0.0, 0.49, 0.5)] == [0, 0, 1]
     assert sigmoid_ramp(0.0, 0.0) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 400])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.1, 1 / 3, 0.7, 1.0])
+def test_the_first_step_of_a_share_is_the_first_whose_progress_reaches_it(share: float, steps: int) -> None:
+    reached = [step / max(1, steps - 1) >= share for step in range(steps)]
+    assert first_step(share, steps) == (reached.index(True) if any(reached) else steps)
 
 
 def test_sigmoid_ramp_is_the_papers() -> None:

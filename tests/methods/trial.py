@@ -141,7 +141,8 @@ class Trial:
         batch = batch_of(self.method.views, number) if batch is None else batch
         every = self.method.refresh_every()
         torch.manual_seed(100 + number)
-        if every is not None and number % every == 0:
+        since = number - self.method.refresh_from()
+        if every is not None and since >= 0 and since % every == 0:
             self.method.before_epoch(self.student, TinyPools())
         progress = number / max(1, self.problem.steps - 1)
         self.student.train()

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +36,16 @@ def set_batch_norm_momentum(network: nn.Module, momentum: float) -> None:
             module.momentum = momentum
 
 
-def noisy_modules(network: nn.Module) -> list[Any]:
+def rate_name(module: nn.Module) -> str | None:
+    """What a module calls the share that it drops; None where it drops nothing."""
+    if isinstance(module, (*DROPOUTS, StochasticDepth, Head)):
+        return "p"
+    return "drop_prob" if isinstance(getattr(module, "drop_prob", None), float) else None  # timm's DropPath
+
+
+def noisy_modules(network: nn.Module) -> list[nn.Module]:
     """Everything in a network that draws random numbers."""
-    return [module for module in network.modules() if isinstance(module, (*DROPOUTS, StochasticDepth, Head))]
+    return [module for module in network.modules() if rate_name(module)]
 
 
 @contextlib.contextmanager
@@ -61,12 +67,11 @@ def with_noise(network: nn.Module, seed: int) -> Iterator[None]:
 @contextlib.contextmanager
 def without_noise(network: nn.Module) -> Iterator[None]:
     """Switches dropout and stochastic depth off while batch norm stays in the mode that it is in."""
-    noisy = noisy_modules(network)
-    rates = [module.p for module in noisy]
+    noisy = [(module, name, getattr(module, name)) for module in network.modules() if (name := rate_name(module))]
     try:
-        for module in noisy:
-            module.p = 0.0
+        for module, name, _ in noisy:
+            setattr(module, name, 0.0)
         yield
     finally:
-        for module, rate in zip(noisy, rates, strict=True):
-            module.p = rate
+        for module, name, rate in noisy:
+            setattr(module, name, rate)

@@ -28,26 +28,24 @@ def build_timm(settings: ModelSettings, num_classes: int, in_channels: int, imag
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model '{name}'." + nearest_of_many(name, timm.list_models()))
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": in_channels}
-    if settings.stochastic_depth:
-        options["drop_path_rate"] = settings.stochastic_depth
     body = create(timm, settings, options, image_size)
     check_image_size(body, settings.name, in_channels, image_size)
     return Classifier(body, count_features(body), num_classes, settings.dropout)
 
 
 def create(timm: ModuleType, settings: ModelSettings, options: dict[str, Any], image_size: int) -> nn.Module:
-    """Networks that are built for one size are told ours; the others refuse the option."""
-    name = settings.name.partition(":")[2]
-    try:
+    """Networks that are built for one size are told ours, and those that drop paths how many; others refuse either."""
+    name, size, depth = settings.name.partition(":")[2], {"img_size": image_size}, settings.stochastic_depth
+    noisy = {"drop_path_rate": depth}  # 0 too: some of timm's networks drop paths unless they are told not to
+    for extra in (size | noisy, noisy, *(() if depth else (size, {}))):
         try:
-            return timm.create_model(name, **options, img_size=image_size)
-        except TypeError:
-            return timm.create_model(name, **options)
-    except TypeError as error:
-        raise ConfigError(
-            f"model '{settings.name}' does not take the noise that was asked for: {error}. "
-            "Set model.stochastic_depth to 0."
-        ) from error
+            return timm.create_model(name, **options, **extra)
+        except TypeError as error:
+            refused = error
+    raise ConfigError(
+        f"model '{settings.name}' does not take the noise that was asked for: {refused}. "
+        "Set model.stochastic_depth to 0."
+    ) from refused
 
 
 def count_features(body: nn.Module) -> int:

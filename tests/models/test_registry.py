@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models import ModelSettings, build_model
 from models.classifier import Classifier
-from models.noise import without_noise
+from models.noise import with_noise, without_noise
 from ssl_tasks.errors import ConfigError
 
 ANY_SIZE = ["wrn-10-1", "small_cnn", "fast_cnn", "mlp", "mlp-3"]
@@ -157,31 +157,85 @@ def test_what_cannot_be_built_is_said(
         build_model(ModelSettings(**settings), 4, 3, size)
 
 
-class TimmNetwork(nn.Module):
-    """What timm.create_model(num_classes=0) gives: pooled features."""
+class DropPath(nn.Module):
+    """Stochastic depth as timm has it."""
 
-    def __init__(self, in_chans: int, drop_path_rate: float = 0.0) -> None:
+    def __init__(self, drop_prob: float) -> None:
         super().__init__()
-        self.layer, self.num_features = nn.Conv2d(in_chans, 6, 3), 6
+        self.drop_prob = drop_prob
+
+    def forward(self, features: Tensor) -> Tensor:
+        kept = (torch.rand(len(features), 1) >= self.drop_prob).float()
+        return features * kept / (1 - self.drop_prob) if self.training else features
+
+
+class TimmNetwork(nn.Module):
+    """What timm.create_model(num_classes=0) gives: pooled features. As some of timm's, it drops unless told not to."""
+
+    def __init__(self, in_chans: int, drop_path_rate: float = 0.5) -> None:
+        super().__init__()
+        self.layer, self.depth, self.num_features = nn.Conv2d(in_chans, 6, 3), DropPath(drop_path_rate), 6
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layer(images).mean((2, 3))
+        return self.depth(self.layer(images).mean((2, 3)))
 
 
-def test_timms_networks_become_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
-    def create_model(name: str, pretrained: bool, num_classes: int, **options: int) -> nn.Module:
+class TimmNetworkOfOneSize(nn.Module):
+    """Another, which is built for one size and drops nothing."""
+
+    def __init__(self, in_chans: int, img_size: int) -> None:
+        super().__init__()
+        self.layer, self.num_features = nn.Linear(in_chans * img_size**2, 6), 6
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1))
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timm with two networks, `tiny` and `one_size`."""
+    known = {"tiny": TimmNetwork, "one_size": TimmNetworkOfOneSize}
+
+    def create_model(name: str, pretrained: bool, num_classes: int, **options: Any) -> nn.Module:
         assert not pretrained
         assert num_classes == 0
-        return TimmNetwork(**options)  # refuses img_size, as convolutional networks do
+        return known[name](**options)  # `tiny` refuses img_size, as convolutional networks do
 
-    timm = types.ModuleType("timm")
-    vars(timm).update(create_model=create_model, is_model=lambda name: name == "tiny", list_models=lambda: ["tiny"])
-    monkeypatch.setitem(sys.modules, "timm", timm)
+    module = types.ModuleType("timm")
+    vars(module).update(create_model=create_model, is_model=lambda name: name in known, list_models=lambda: [*known])
+    monkeypatch.setitem(sys.modules, "timm", module)
+
+
+@pytest.mark.usefixtures("timm")
+def test_timms_networks_become_bodies() -> None:
     assert network_of("timm:tiny", 1, stochastic_depth=0.2)(images_of(1)).shape == (4, 4)
     with pytest.raises(ConfigError, match="Did you mean 'tiny'"):
         network_of("timm:tinny")
     with pytest.raises(ConfigError, match="cannot take 2×2"):
         network_of("timm:tiny", 1, 2)
+    assert network_of("timm:one_size", 1)(images_of(1)).shape == (4, 4)
+    with pytest.raises(ConfigError, match=r"noise that was asked for.*model\.stochastic_depth to 0"):
+        network_of("timm:one_size", 1, stochastic_depth=0.2)
+
+
+@pytest.mark.usefixtures("timm")
+def test_timms_stochastic_depth_is_noise_like_any_other() -> None:
+    network, images = network_of("timm:tiny", 1, stochastic_depth=0.5), images_of(1, count=32)
+    assert not torch.equal(network(images), network(images))
+    with without_noise(network):
+        assert torch.equal(network(images), network(images))
+    assert not torch.equal(network(images), network(images))
+    network.eval()
+    assert torch.equal(network(images), network(images))
+    with with_noise(network, 1):
+        noisy = network(images)
+    assert not torch.equal(noisy, network(images))
+
+
+@pytest.mark.usefixtures("timm")
+def test_no_stochastic_depth_switches_timms_own_default_off() -> None:
+    network, images = network_of("timm:tiny", 1, stochastic_depth=0.0), images_of(1, count=32)
+    assert torch.equal(network(images), network(images))
 
 
 def test_networks_can_be_copied() -> None:

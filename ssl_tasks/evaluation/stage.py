@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
 
@@ -19,7 +18,8 @@ from ssl_tasks.evaluation.metrics import confusion_matrix, measure
 from ssl_tasks.evaluation.robustness import attack_accuracy, corruption_accuracy
 from ssl_tasks.evaluation.settings import EvaluateSettings
 from ssl_tasks.stage import StageContext, StageResult
-from ssl_tasks.trained import Trained, load_trained
+from ssl_tasks.trained import Trained, load_card, load_trained
+from ssl_tasks.training.precision import prepare_backends
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
@@ -29,8 +29,7 @@ def evaluate(context: StageContext) -> StageResult:
     """Writes metrics.json, predictions.parquet, confusion.json and, where asked, robustness.json."""
     settings = context.section
     assert isinstance(settings, EvaluateSettings)
-    if context.runtime.threads:
-        torch.set_num_threads(context.runtime.threads)
+    prepare_backends(load_card(context.inputs["model"].path).precision, context.runtime.threads)
     cv2.setNumThreads(0)
     dataset = Dataset.open(context.inputs["dataset"], context.cache, context.runtime)
     trained = load_trained(context.inputs["model"].path, context.runtime.device)
@@ -107,9 +106,11 @@ def _robustness(
     found: dict[str, Any] = {"split": split, "count": len(index)}
     summary: dict[str, Any] = {}
     if settings.attacks:
+        prepare_backends("fp32", None)
         precise = load_trained(context.inputs["model"].path, context.runtime.device, precision="fp32")
         found["attacks"] = attack_accuracy(precise, pools[split], index, settings.attacks, settings.batch_size)
         summary["attacked_accuracy"] = {str(one["epsilon"]): one["accuracy"] for one in found["attacks"]}
+        prepare_backends(trained.card.precision, None)
     if settings.corruptions:
         found["corruptions"] = corruption_accuracy(trained, pools[split], index, settings.batch_size, settings.seed)
         rows = [row["accuracy"] for rows in found["corruptions"].values() for row in rows]

@@ -27,6 +27,7 @@ from ssl_tasks.functional import pseudo_label_logs, weighted_cross_entropy
 from ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, forward_together, supervised_alone
 from ssl_tasks.methods.settings import LabelPropagationSettings
 from ssl_tasks.schedules import first_step
+from ssl_tasks.training.precision import exact_products
 
 CHUNK = 2048  # rows of the similarity matrix at a time: 400 MB of float32 for 50,000 images
 
@@ -36,7 +37,7 @@ def nearest_neighbors(features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]
     normal = F.normalize(features.float(), dim=1)
     k = min(k, len(normal) - 1)
     found = []
-    with torch.autocast(normal.device.type, enabled=False):  # bf16 cannot tell close neighbours apart
+    with exact_products(normal.device):  # bf16 cannot tell close neighbours apart
         for start in range(0, len(normal), CHUNK):
             rows = normal[start : start + CHUNK]
             similarity = rows @ normal.T

@@ -26,12 +26,13 @@ from ssl_tasks.distributed import gather_rows, rank, world
 from ssl_tasks.functional import weighted_cross_entropy
 from ssl_tasks.methods.base import Losses, Method
 from ssl_tasks.methods.settings import SimCLRSettings
+from ssl_tasks.training.precision import exact_products
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """The mean over both views of -log softmax(cosine / T) at the other view; and how often that is the nearest."""
     views = F.normalize(torch.cat([first, second]), dim=1)
-    with torch.autocast(views.device.type, enabled=False):  # in bf16 most similarities near 1 are alike
+    with exact_products(views.device):  # in bf16 most similarities near 1 are alike
         similarity = views @ views.T / temperature
     similarity = similarity.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), -torch.inf)
     others = torch.arange(len(views), device=views.device).roll(len(first))

@@ -1,21 +1,27 @@
 """The stage, on real digits and a small trained network: its files, its numbers, and that it says the same twice."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from models import ModelSettings
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import LearnerSettings
 from ssl_tasks.data.settings import DataSettings, SplitSettings
+from ssl_tasks.evaluation import stage
 from ssl_tasks.evaluation.comparison import compare_evaluations
 from ssl_tasks.evaluation.corruptions import CORRUPTIONS
 from ssl_tasks.evaluation.settings import EvaluateSettings
 from ssl_tasks.execute import Request, execute
+from ssl_tasks.trained import load_card, save_card
+from ssl_tasks.training.precision import prepare_backends
 from ssl_tasks.training.settings import RuntimeSettings, TrainSettings
 
 RUNTIME = RuntimeSettings(threads=1, device="cpu")
@@ -83,6 +89,36 @@ def test_in_fp32_the_batch_size_changes_no_byte(workspace: Path, tmp_path: Path,
     first = evaluated(workspace, inputs, **settings, batch_size=256)
     second = evaluated(tmp_path / "other", inputs, **settings, batch_size=64)
     assert first.digest == second.digest
+
+
+def test_an_fp32_model_is_measured_and_every_model_attacked_in_fp32(
+    workspace: Path, tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, bool] = {}
+
+    def spy(name: str) -> None:
+        original = getattr(stage, name)
+
+        def noting(*arguments: Any) -> Any:
+            assert torch.backends.cudnn.deterministic
+            assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32
+            seen[name] = torch.backends.cudnn.allow_tf32
+            return original(*arguments)
+
+        monkeypatch.setattr(stage, name, noting)
+
+    for name in ("predict_logits", "attack_accuracy", "corruption_accuracy"):
+        spy(name)
+    asked = {"corruptions": True, "attacks": (0.1,), "robustness_images": 5}
+    prepare_backends("auto", None)
+    evaluated(workspace, inputs, **asked)
+    assert seen == {"predict_logits": False, "attack_accuracy": False, "corruption_accuracy": False}
+    auto = tmp_path / "auto"
+    shutil.copytree(inputs["model"].path, auto)
+    card = load_card(auto)
+    save_card(auto, card.model_copy(update={"precision": "auto"}))
+    evaluated(tmp_path / "other", {**inputs, "model": replace(inputs["model"], path=auto)}, **asked)
+    assert seen == {"predict_logits": True, "attack_accuracy": False, "corruption_accuracy": True}
 
 
 def test_robustness_is_of_test_images_and_has_every_corruption(workspace: Path, inputs: Inputs) -> None:

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from ssl_tasks.errors import ConfigError
-from ssl_tasks.training.precision import autocast, has_native_bf16, resolve_device, resolve_precision
+from ssl_tasks.methods.label_propagation import nearest_neighbors
+from ssl_tasks.methods.simclr import nt_xent
+from ssl_tasks.training.precision import (
+    autocast,
+    exact_products,
+    has_native_bf16,
+    prepare_backends,
+    resolve_device,
+    resolve_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -31,6 +40,33 @@ def test_device_that_is_not_there_is_refused(name: str, message: str) -> None:
 def test_unknown_format_is_refused() -> None:
     with pytest.raises(ConfigError, match="'fp8' is unknown"):
         resolve_precision("fp8", CPU)
+
+
+def test_exact_products_are_fp32_and_leave_things_as_they_were() -> None:
+    one = torch.ones(2, 2)
+    prepare_backends("auto", None)
+    with autocast(CPU, torch.bfloat16):
+        with exact_products(CPU):
+            assert (one @ one).dtype == torch.float32
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert (one @ one).dtype == torch.bfloat16
+
+
+def test_similarities_of_features_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, original = [], torch.Tensor.__matmul__
+
+    def noting(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        product = original(one, other)
+        found.append((product.dtype, torch.backends.cuda.matmul.allow_tf32))
+        return product
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", noting)
+    prepare_backends("auto", None)
+    with autocast(CPU, torch.bfloat16):
+        nearest_neighbors(torch.randn(4, 3), 1)
+        nt_xent(torch.randn(4, 3), torch.randn(4, 3), 0.5)
+    assert found == [(torch.float32, False)] * 2
 
 
 def test_products_are_in_the_format_and_fp32_is_left_alone() -> None:

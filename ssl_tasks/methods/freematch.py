@@ -71,7 +71,7 @@ class FreeMatch(Method):
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         settings = self.settings
-        if settings.weight == 0:
+        if settings.weight == settings.fairness_weight == 0:
             return supervised_alone(student, batch)
         logits, logits_weak, logits_strong = forward_together(student, *batch.labeled, *batch.unlabeled)
         probs_weak = logits_weak.detach().softmax(dim=1)

@@ -56,7 +56,7 @@ class UDA(Method):
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         settings = self.settings
-        if settings.weight == 0:
+        if settings.weight == settings.entropy_weight == 0:
             return supervised_alone(student, batch)
         logits, logits_weak, logits_strong = forward_together(student, *batch.labeled, *batch.unlabeled)
         confidence, labels = logits_weak.detach().softmax(dim=1).max(dim=1)

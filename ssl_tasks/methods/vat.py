@@ -51,7 +51,7 @@ class VAT(Method):
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         settings = self.settings
-        if settings.weight == 0:
+        if settings.weight == settings.entropy_weight == 0:
             return supervised_alone(student, batch)
         logits, (images,) = student(batch.labeled[0]).float(), batch.unlabeled
         with frozen_statistics(student):

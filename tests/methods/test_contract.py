@@ -203,12 +203,24 @@ def test_no_knob_is_dead(name: str, field: str) -> None:
     assert any(differ(trace(settings), reference) for settings in changed if settings is not None)
 
 
+OTHER_WEIGHTS = {"uda": ["entropy_weight"], "vat": ["entropy_weight"], "freematch": ["fairness_weight"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name, fields in OTHER_WEIGHTS.items() for field in fields]
+)
+def test_at_weight_zero_another_weight_still_counts(name: str, field: str) -> None:
+    alone, with_another = (trace(eager(name, weight=0.0, **{field: value})) for value in (0.0, 0.5))
+    assert differ(alone, with_another)
+
+
 WEIGHTED = [name for name in METHOD_NAMES if "weight" in SETTINGS[name].model_fields]
 
 
 @pytest.mark.parametrize("name", [name for name in WEIGHTED if name not in NOT_SUPERVISED_AT_ZERO])
 def test_weight_zero_is_supervised_learning_bit_for_bit(name: str) -> None:
-    supervised, zero = Trial(settings_of("supervised")), Trial(settings_of(name, weight=0.0))
+    nothing = {"weight": 0.0, **dict.fromkeys(OTHER_WEIGHTS.get(name, ()), 0.0)}
+    supervised, zero = Trial(settings_of("supervised")), Trial(settings_of(name, **nothing))
     for number in range(3):
         batch = batch_of(zero.method.views, number)
         plain = type(batch)(batch.labeled[:1], batch.labels, batch.labeled_index)

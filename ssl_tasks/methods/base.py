@@ -1,6 +1,6 @@
 """The contract of a method: tensors in, losses out; never backward, step, device or logger."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -65,6 +65,7 @@ class Method(nn.Module):
     """
 
     views: Views = Views()  # of the class; of the instance where their number is a setting
+    another: Callable[[], Classifier]  # builds an untrained network of the student's kind; the engine's to set
 
     def __init__(self, settings: Any, problem: Problem) -> None:
         super().__init__()

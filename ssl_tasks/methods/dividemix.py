@@ -85,7 +85,7 @@ class DivideMix(Method):
         self.register_buffer("clean", torch.ones(2, problem.num_labeled))
 
     def before_training(self, student: Classifier) -> None:
-        self.second = twin(student, self.settings.second)
+        self.second = twin(student, self.settings.second, self.another)
 
     def refresh_every(self) -> int:
         labeled = math.ceil(self.problem.num_labeled / self.problem.batch_size)

@@ -79,7 +79,7 @@ class MetaPseudoLabels(Method):
         self.register_buffer("usual", torch.tensor(0.0))
 
     def before_training(self, student: Classifier) -> None:
-        self.teacher = twin(student, self.settings.teacher)
+        self.teacher = twin(student, self.settings.teacher, self.another)
 
     def train_step(
         self, student: Classifier, optimizer: torch.optim.Optimizer, batch: Batch, progress: float

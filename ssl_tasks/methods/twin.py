@@ -1,24 +1,18 @@
 """A second network of the student's kind, for methods in which two networks teach each other."""
 
 import copy
+from collections.abc import Callable
 from typing import Literal
-
-import torch
 
 from models.classifier import Classifier
 
 
-@torch.no_grad()
-def twin(student: Classifier, weights: Literal["scratch", "student"]) -> Classifier:
-    """A trainable copy with the student's weights, or with ones as if drawn anew.
+def twin(student: Classifier, weights: Literal["scratch", "student"], another: Callable[[], Classifier]) -> Classifier:
+    """A trainable copy with the student's weights, or with those of another network that is built anew.
 
-    Shuffling each kernel's numbers is a fresh draw wherever they were drawn independently, whatever the distribution
-    that the network's builder has chosen; biases and norms keep their first values.
+    Also then it is a copy, so that it lies where and as the student does.
     """
     network = copy.deepcopy(student).requires_grad_(True)
     if weights == "scratch":
-        for kernel in network.parameters():
-            if kernel.ndim >= 2:
-                order = torch.randperm(kernel.numel()).to(kernel.device)
-                kernel.copy_(kernel.contiguous().view(-1)[order].view(kernel.shape))
+        network.load_state_dict(another().state_dict())
     return network

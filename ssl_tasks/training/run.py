@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models import build_model
+from models import ModelSettings, build_model
 from models.batch_norm import synchronise_batch_norm
 from models.classifier import Classifier
 from ssl_tasks.batch import Batch
@@ -97,6 +98,7 @@ def build_run(
         synchronise_batch_norm(student)
     student = student.to(device).to(memory_format=torch.channels_last)
     method = build_method(learner.method, problem)
+    method.another = partial(build_untrained, learner.model, dataset, built_for, seed)
     method.before_training(student)
     policy = build_policy(learner.augment, method.views)
     board = None if policy is None else policy.board
@@ -121,6 +123,13 @@ def build_run(
         built_for=built_for,
         policy=policy,
     )
+
+
+def build_untrained(model: ModelSettings, dataset: Dataset, image_size: int, seed: int) -> Classifier:
+    """A network of the settings' kind with weights of its own, wherever the student's come from."""
+    torch.manual_seed(derive_seed(seed, "another network's weights"))
+    fresh = model.model_copy(update={"pretrained": None})
+    return build_model(fresh, dataset.num_classes, dataset.channels, image_size)
 
 
 def build_problem(learner: LearnerSettings, dataset: Dataset, selection: PseudoPool | None) -> Problem:

@@ -1,6 +1,7 @@
 """DivideMix: the mixture on losses, co-refinement, co-guessing, two networks that are one classifier."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from tests.methods.trial import (
 
 def method_of(**knobs: object) -> DivideMix:
     method = DivideMix(settings_of("dividemix", **knobs), PROBLEM)  # type: ignore[arg-type]
+    method.another = student_of
     method.before_training(student_of())
     return method
 
@@ -189,16 +191,16 @@ def test_both_networks_learn() -> None:
     assert all(not torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
-def test_a_twin_from_scratch_has_other_weights_of_the_same_spread() -> None:
-    student = student_of()
-    torch.manual_seed(3)
-    other = twin(student, "scratch")
-    for mine, theirs in zip(student.parameters(), other.parameters(), strict=True):
-        assert torch.equal(mine.flatten().sort().values, theirs.flatten().sort().values)
-        assert mine.ndim < 2 or not torch.equal(mine, theirs)
-    assert all(
-        torch.equal(*pair) for pair in zip(student.parameters(), twin(student, "student").parameters(), strict=True)
-    )
+@pytest.mark.parametrize("weights", ["scratch", "student"])
+def test_a_twin_has_the_weights_of_another_network_or_the_students(weights: Literal["scratch", "student"]) -> None:
+    student, another = student_of().to(memory_format=torch.channels_last), student_of(seed=5)
+    expected = {"scratch": another, "student": student}[weights]
+    other = twin(student.requires_grad_(False), weights, lambda: another)
+    for mine, theirs, given in zip(other.parameters(), student.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, given)
+        assert mine.stride() == theirs.stride()
+        assert mine.data_ptr() not in (theirs.data_ptr(), given.data_ptr())
+        assert mine.requires_grad
 
 
 def test_the_evaluated_network_gives_the_mean_of_both_logits() -> None:

@@ -1,5 +1,6 @@
 """A method at work on a tiny problem, stepped as the training engine does: what the tests of methods share."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -74,6 +75,15 @@ def student_of(seed: int = 0, sharpness: float = 4.0, model: str | None = None, 
     return network
 
 
+def drawn_anew(network: Classifier) -> Classifier:
+    """Another network of the same kind with fresh weights."""
+    another = copy.deepcopy(network)
+    for module in another.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+            module.reset_parameters()
+    return another
+
+
 def pixel_student() -> Classifier:
     """A network whose logits are the image's pixels, so that a test chooses the predictions."""
     network = Classifier(nn.Flatten(), CLASSES, CLASSES)
@@ -131,6 +141,7 @@ class Trial:
         self.problem = problem
         self.student = student_of() if student is None else student
         self.method = build_method(settings, problem)  # type: ignore[arg-type]
+        self.method.another = lambda: drawn_anew(self.student)
         torch.manual_seed(1)
         self.method.before_training(self.student)
         parameters = [one for one in [*self.student.parameters(), *self.method.parameters()] if one.requires_grad]

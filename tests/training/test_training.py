@@ -15,7 +15,9 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from models import ModelSettings, build_model
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.batch import Batch
 from ssl_tasks.data.dataset import Dataset
@@ -26,8 +28,28 @@ from ssl_tasks.trained import load_trained
 from ssl_tasks.training import loop
 from ssl_tasks.training import step as training_step
 from ssl_tasks.training.checkpoints import checkpoint_files
-from ssl_tasks.training.run import TrainingRun
+from ssl_tasks.training.run import TrainingRun, build_run
 from tests.training.small_runs import digits, folder_of, history_of, learner, train_apart, train_in, weights_of
+
+
+@pytest.mark.parametrize(("method", "name"), [("meta_pseudo_labels", "teacher"), ("dividemix", "second")])
+def test_a_twin_from_scratch_is_untrained_where_the_student_is_not(
+    tmp_path: Path, dataset: Artifact, method: str, name: str
+) -> None:
+    model, weights = {"name": "small_cnn", "width": 4}, tmp_path / "weights.safetensors"
+    given = {key: value + 5 for key, value in build_model(ModelSettings(**model), 10, 1, 8).state_dict().items()}
+    save_file(given, weights)
+    data, cpu, twins = Dataset.open(dataset, tmp_path / "cache"), torch.device("cpu"), []
+    for student, first in (({}, None), ({}, given), ({"pretrained": weights}, None)):
+        run = build_run(learner({"name": method}, {**model, **student}), data, 0, cpu, weights=first)
+        twins.append(getattr(run.state.method, name).state_dict())
+        assert all(parameter.requires_grad for parameter in run.state.method.parameters())
+    others = run.state.student.state_dict()
+    assert all(torch.equal(others[key], value) for key, value in given.items())
+    for key, value in twins[0].items():
+        assert torch.equal(value, twins[1][key])
+        assert torch.equal(value, twins[2][key])
+        assert not torch.equal(value, others[key])
 
 
 def test_a_model_learns_and_its_files_agree(tmp_path: Path, dataset: Artifact) -> None:

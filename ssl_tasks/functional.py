@@ -3,7 +3,9 @@
 Unless a mean is promised, a loss is per row, [n, K] → [n]: methods mask, weigh and average as their papers do.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -76,3 +78,15 @@ def pseudo_label_logs(labels: Tensor, counted: Tensor, truth: Tensor, num_classe
         judged = counted * (truth >= 0)
         logs["pseudo_accuracy"] = (judged * (labels == truth)).sum() / judged.sum()
     return logs
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Products in fp32 whatever the run's format: neither autocast's nor, on CUDA, TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -23,11 +23,10 @@ from torch.nn import functional as F
 
 from models.classifier import Classifier
 from ssl_tasks.batch import Batch, Views
-from ssl_tasks.functional import pseudo_label_logs, weighted_cross_entropy
+from ssl_tasks.functional import exact_products, pseudo_label_logs, weighted_cross_entropy
 from ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, forward_together, supervised_alone
 from ssl_tasks.methods.settings import LabelPropagationSettings
 from ssl_tasks.schedules import first_step
-from ssl_tasks.training.precision import exact_products
 
 CHUNK = 2048  # rows of the similarity matrix at a time: 400 MB of float32 for 50,000 images
 

@@ -23,10 +23,9 @@ from torch.nn import functional as F
 from models.classifier import Classifier
 from ssl_tasks.batch import Batch, Views
 from ssl_tasks.distributed import gather_rows, rank, world
-from ssl_tasks.functional import weighted_cross_entropy
+from ssl_tasks.functional import exact_products, weighted_cross_entropy
 from ssl_tasks.methods.base import Losses, Method
 from ssl_tasks.methods.settings import SimCLRSettings
-from ssl_tasks.training.precision import exact_products
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

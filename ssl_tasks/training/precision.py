@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -50,18 +49,6 @@ def autocast(device: torch.device, dtype: torch.dtype, moving: bool = False) -> 
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype, cache_enabled=not moving)
-
-
-@contextlib.contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Products in fp32 whatever the run's format: neither autocast's nor, on CUDA, TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def prepare_backends(precision: str, threads: int | None) -> None:

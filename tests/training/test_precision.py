@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from ssl_tasks.errors import ConfigError
+from ssl_tasks.functional import exact_products
 from ssl_tasks.methods.label_propagation import nearest_neighbors
 from ssl_tasks.methods.simclr import nt_xent
 from ssl_tasks.training.precision import (
     autocast,
-    exact_products,
     has_native_bf16,
     prepare_backends,
     resolve_device,

@@ -37,7 +37,8 @@ def create(timm: ModuleType, settings: ModelSettings, options: dict[str, Any], i
     """Networks that are built for one size are told ours, and those that drop paths how many; others refuse either."""
     name, size, depth = settings.name.partition(":")[2], {"img_size": image_size}, settings.stochastic_depth
     noisy = {"drop_path_rate": depth}  # 0 too: some of timm's networks drop paths unless they are told not to
-    for extra in (size | noisy, noisy, *(() if depth else (size, {}))):
+    attempts: list[dict[str, Any]] = [{**size, **noisy}, noisy, *([] if depth else [size, {}])]
+    for extra in attempts:
         try:
             return timm.create_model(name, **options, **extra)
         except TypeError as error:

@@ -15,6 +15,7 @@ Record = dict[str, Any]
 
 FIGURES: dict[str, Callable[[Record], list[str]]] = {
     "cifar10": lambda r: cifar10_accuracies(r),
+    "cifar10_ablations": lambda r: ablation_effects(r),
     "quickstart": lambda r: [f"{r['mean_teacher']:.1f} %", f"{r['mean_last_student']:.1f} %"],
     "methods_digits": lambda r: [f"{error:.1f} %" for error in digits_errors(r)],
     "fixmatch_digits": lambda r: [f"{r['mean_gain']:.1f} points", f"{r['least_gain']:.1f}"],
@@ -38,10 +39,19 @@ FIGURES: dict[str, Callable[[Record], list[str]]] = {
 def cifar10_accuracies(record: Record) -> list[str]:
     """Of single networks, and of the chain of students with what it costs."""
     rows = {row["arm"]: row for row in record["rows"]}
-    single = [rows[arm] for arm in ("supervised", "fixmatch", "mixmatch", "fully supervised")]
+    arms = ("supervised", "fixmatch", "mixmatch", "mixmatch, 4 times the images", "fully supervised")
+    single = [rows[arm] for arm in (*arms, "noisy_student, 3 rounds from mixmatch")]
     chain = rows["noisy_student, 3 rounds"]
     times = chain["CPU minutes"] / rows["supervised"]["CPU minutes"]
     return [*(f"{row['accuracy %']:.1f} %" for row in single), chain["models in turn"], f"{times:.1f} times"]
+
+
+def ablation_effects(record: Record) -> list[str]:
+    """What three rounds add to one; the worst and the best of what else was tried with one round."""
+    effects = {row["arm"]: row["above 1 round"] for row in record["rows"]}
+    changed = [effect for arm, effect in effects.items() if arm.startswith("1 round, ")]
+    rounds = effects["noisy_student, 3 rounds"]
+    return [f"{rounds:.1f} points", f"from {min(changed):.1f} to {max(changed):.1f} points"]
 
 
 def digits_errors(record: Record) -> list[float]:

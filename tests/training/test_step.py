@@ -100,7 +100,7 @@ def test_an_own_steps_second_look_sees_the_weights_after_its_first_step_in_bf16_
     settings = {"name": "meta_pseudo_labels", "student_wait": 0.0, "finetune": 0.0}
     found = []
     for precision in ("fp32", "bf16"):
-        run = run_of(learner(settings, learning_rate=0.1, precision=precision), dataset, tmp_path)
+        run = run_of(learner(settings, learning_rate=0.05, precision=precision), dataset, tmp_path)
         batches = run.batches(0)
         feedback = []
         for _ in range(6):

@@ -25,7 +25,7 @@ def promote(client: "MlflowClient", model: "LoggedModel", run_id: str, operation
     holder = champion(client, name)
     if holder is not None and holder.tags.get(DIGEST) == operation["manifest"]["digest"]:
         return False, f"version {holder.version} holds it already: the same model"
-    same = holder is None or holder.tags.get(VALIDATION) == operation["validation"]
+    same = holder is None or holder.tags.get(VALIDATION, "") == operation["validation"]
     other = "" if same else " (of other validation images)"
     if holder is not None and float(holder.tags.get(SCORE, "-inf")) >= score:
         held = f"{float(holder.tags[SCORE]):.4f} on validation{other}"

@@ -148,16 +148,17 @@ def test_a_description_is_never_longer_than_mlflow_keeps(
     assert len(str(held.description)) == model_page.LONGEST
 
 
+@pytest.mark.parametrize(("images", "note"), [("v" * 64, ""), ("w" * 64, " (of other validation images)")])
 def test_a_model_becomes_champion_only_if_it_beats_the_holder(
-    workspace: Path, artifacts: dict[str, Artifact], client: MlflowClient
+    workspace: Path, artifacts: dict[str, Artifact], client: MlflowClient, images: str, note: str
 ) -> None:
     tracker = spool_only(workspace)
     run = track_round(tracker, artifacts)
-    tracker.promote(run, artifacts["teacher"], 0.9, "quickstart")
+    tracker.promote(run, artifacts["teacher"], 0.9, "quickstart", images)
     tracker.close()
     send(workspace)
     (parent,) = runs_by_name(client)["quickstart"]
-    assert parent.data.tags["selftrain.champion"] == "version 1 keeps it: 0.9000 on validation against 0.9000"
+    assert parent.data.tags["selftrain.champion"] == f"version 1 keeps it: 0.9000 on validation{note} against 0.9000"
     tracker = spool_only(workspace)
     tracker.promote(run, artifacts["teacher"], 0.91, "quickstart")
     tracker.close()

@@ -78,7 +78,15 @@ class Asked:
         config = self.deployment["parameters"]["config"]
         config["rounds"][0]["student"]["train"]["steps"] = steps
         url = f"{self.api}/deployments/{self.deployment['id']}/create_flow_run"
-        return httpx.post(url, json={"parameters": {"config": config}}, timeout=60).json()["id"]
+
+        def answer() -> httpx.Response | None:
+            """Prefect's own client asks again, too, where its server's SQLite is busy."""
+            found = httpx.post(url, json={"parameters": {"config": config}}, timeout=60)
+            return None if found.status_code == 503 else found
+
+        found = eventually(answer, self.process)
+        assert found.is_success, f"{found.status_code}: {found.text}"
+        return str(found.json()["id"])
 
     def ended(self, flow_run: str) -> dict[str, Any] | None:
         """The state that a run has ended in."""

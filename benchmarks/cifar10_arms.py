@@ -82,6 +82,7 @@ METHODS: dict[str, Settings] = {
     "noisy_student, 3 rounds from mixmatch": rounds(teacher=MIXMATCH),
     # What one network makes of all the images that a chain of four has.
     "mixmatch, 4 times the images": longer(MIXMATCH, 4),
+    "noisy_student, 1 round from that mixmatch": rounds(WIDTHS[:1], teacher=longer(MIXMATCH, 4)),
     "supervised, strong views, 4 times the images": longer(STRONG, 4),
     "supervised, 4,000 labels": online({"name": "supervised"}, labels=400),
     "fully supervised": online({"name": "supervised"}, labels=None),

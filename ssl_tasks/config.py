@@ -109,6 +109,26 @@ class RunConfig(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _students_learn_on_from_networks_of_their_kind(self) -> Self:
+        """What the student's stage would say after its teacher has been trained, said before."""
+        teacher = None if self.given_teacher else self.teacher
+        for number, student in enumerate(settings.student for settings in self.rounds):
+            if student.init == "teacher" and teacher is not None:
+                if teacher.members > 1:
+                    raise ValueError(
+                        f"rounds.{number}.student.init is teacher, and its teacher is {teacher.members} networks; "
+                        "expected one. Set init: scratch"
+                    )
+                if teacher.model.label != student.model.label:
+                    raise ValueError(
+                        f"rounds.{number}.student.init is teacher, and the student is {student.model.label} where its "
+                        f"teacher is {teacher.model.label}; expected the same model.name and model.width, or "
+                        "init: scratch"
+                    )
+            teacher = student
+        return self
+
 
 def run_name(text: str, otherwise: str = "run") -> str:
     """A name that a run may have, made of any text; half as long as allowed, for a comparison's cells add to it."""

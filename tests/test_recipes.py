@@ -119,6 +119,25 @@ def test_paths_in_a_recipe_start_from_its_folder(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("rounds.1.student.model.width=80", r"rounds\.1\.student\.init is teacher, .* fast_cnn 80 .* is fast_cnn 64;"),
+        ("teacher.model.name=mlp", r"rounds\.0\.student\.init is teacher, .* is fast_cnn 64 where .* is mlp 64;"),
+        ("rounds.0.student.members=2", r"rounds\.1\.student\.init is teacher, and its teacher is 2 networks;"),
+    ],
+)
+def test_a_student_that_cannot_begin_with_its_teachers_weights_is_refused_before_anything_runs(
+    change: str, complaint: str
+) -> None:
+    recipe = load_recipe("image_folder").config
+    assert [one.student.init for one in recipe.rounds] == ["teacher", "teacher"]
+    with pytest.raises(ConfigError, match=complaint):
+        load_recipe("image_folder", [change])
+    given = load_recipe("image_folder", ["teacher.model.name=mlp", "given_teacher=tests"])
+    assert given.config.rounds[0].student.init == "teacher", "what a given teacher is, its folder says"
+
+
+@pytest.mark.parametrize(
     ("text", "name"),
     [
         ("mein rezept", "mein-rezept"),

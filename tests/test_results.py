@@ -32,6 +32,10 @@ FIGURES: dict[str, Callable[[Record], list[str]]] = {
     "ray_predict": lambda r: [f"{r['two_nodes_to_one']:.2f}", f"{r['one_node_to_no_ray']:.2f}"],
     "looking": lambda r: [f"{r['slowest']:.1f} s"],
     "report_size": lambda r: [*page(r), f"{r['file MB']:.1f} MB"],
+    "own_images": lambda r: [
+        f"{r['seconds'] / 60:.1f} minutes",
+        f"{r['mean_teacher']:.1f} % to {r['mean_last_student']:.1f} %",
+    ],
     "pipeline": lambda r: [f"{row['seconds']:.1f} s" for row in r["rows"][:2]],
 }
 

@@ -80,11 +80,10 @@ def first_weights(learner: LearnerSettings, init: Artifact | None) -> dict[str, 
             f"init: the given model is {card.members} networks side by side, and a student starts from one. "
             "Expected a model of one network. Set init: scratch."
         )
-    found, wanted = ((model.name, model.width) for model in (card.model, learner.model))
-    if found != wanted:
+    if card.model.label != learner.model.label:
         raise ConfigError(
-            f"init: the given weights are of {spell(*found)}, the network to train is {spell(*wanted)}; expected the "
-            "same architecture. Set model.name and model.width alike, or init: scratch."
+            f"init: the given weights are of {card.model.label}, the network to train is {learner.model.label}; "
+            "expected the same architecture. Set model.name and model.width alike, or init: scratch."
         )
     return load_weights(init.file(WEIGHTS))
 
@@ -93,11 +92,6 @@ def first_size(init: Artifact) -> int:
     """The image size by which a given network was built: some are others for other sizes."""
     card = load_card(init.path)
     return card.built_for or card.image_size
-
-
-def spell(name: str, width: int | None) -> str:
-    """An architecture in words."""
-    return name if width is None else f"{name} of width {width}"
 
 
 def write_model(

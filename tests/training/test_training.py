@@ -239,7 +239,7 @@ def test_student_can_start_from_a_model_of_its_kind_alone(tmp_path: Path, datase
     student = train_in(tmp_path, learner(**still), {"dataset": dataset, "init": teacher})
     theirs = weights_of(teacher)
     assert all(np.allclose(value, theirs[name]) for name, value in weights_of(student).items())
-    with pytest.raises(ConfigError, match="mlp of width 16, the network to train is small_cnn"):
+    with pytest.raises(ConfigError, match="mlp 16, the network to train is small_cnn"):
         train_in(tmp_path, learner(model={"name": "small_cnn"}), {"dataset": dataset, "init": teacher})
 
 

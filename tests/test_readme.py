@@ -39,7 +39,7 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
 def test_the_example_compares_two_thresholds(tmp_path: Path) -> None:
     script = README.parent / "examples" / "compare_thresholds.py"
     done = subprocess.run(
-        [sys.executable, str(script), "teacher.train.steps=60", "round.student.train.steps=20"],
+        [sys.executable, str(script), "round.student.train.steps=20"],
         env={**os.environ, "SELFTRAIN_HOME": str(tmp_path)},
         cwd=tmp_path,
         capture_output=True,

@@ -83,7 +83,6 @@ METHODS: dict[str, Settings] = {
     # What one network makes of all the images that a chain of four has.
     "mixmatch, 4 times the images": longer(MIXMATCH, 4),
     "noisy_student, 1 round from that mixmatch": rounds(WIDTHS[:1], teacher=longer(MIXMATCH, 4)),
-    "supervised, strong views, 4 times the images": longer(STRONG, 4),
     "supervised, 4,000 labels": online({"name": "supervised"}, labels=400),
     "fully supervised": online({"name": "supervised"}, labels=None),
 }
@@ -95,9 +94,7 @@ ABLATIONS: dict[str, Settings] = {
     "1 round, not balanced": rounds(WIDTHS[:1], balance="none"),
     "1 round, hard labels": rounds(WIDTHS[:1], soft=False),
     "1 round, student of the same size": rounds((64,)),
-    "1 round, larger student": rounds((96,)),
     "1 round, batch ratio 3": rounds(WIDTHS[:1], ratio=3),
-    "1 round, batch ratio 7": rounds(WIDTHS[:1], ratio=7),
     "1 round, teacher noised": rounds(WIDTHS[:1], teacher_noise=True),
     "1 round, threshold 0.8": rounds(WIDTHS[:1], threshold=0.8),
     "1 round, target_precision 0.8": rounds(WIDTHS[:1], threshold=None, target_precision=0.8),

@@ -171,13 +171,7 @@ def main() -> None:
     """Measures and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small network and batch: whether it runs, no figures")
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=sorted(METHODS),
-        default=sorted(METHODS),
-        help="a part of them is not put on file",
-    )
+    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=sorted(METHODS))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
@@ -208,7 +202,7 @@ def main() -> None:
         "target": TARGET,
         "meets": worst["ratio"] <= TARGET,
     }
-    a_part = set(arguments.methods) != set(METHODS)
+    a_part = set(arguments.methods) != set(METHODS)  # it does not take the place of all on file
     publish("method_step", rows, summary, arguments.quick or a_part)
 
 

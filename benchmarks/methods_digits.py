@@ -101,20 +101,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed of a few methods")
     parser.add_argument("--workspace", type=Path, help="keeps what was run; default a temporary folder")
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=sorted(METHODS),
-        default=sorted(METHODS),
-        help="a part of them is not put on file",
-    )
+    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=sorted(METHODS))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     methods, seeds = (["fixmatch", "mean_teacher"], SEEDS[:1]) if arguments.quick else (arguments.methods, SEEDS)
     with tempfile.TemporaryDirectory() as temporary:
         workspace = (arguments.workspace or Path(temporary)).absolute()
         rows = measure(methods, seeds, workspace, arguments.threads)
-    a_part = set(arguments.methods) != set(METHODS)
+    a_part = set(arguments.methods) != set(METHODS)  # it does not take the place of all on file
     publish("methods_digits", rows, summarise(rows, seeds), arguments.quick or a_part)
 
 

@@ -114,20 +114,26 @@ class RunConfig(Section):
         """What the student's stage would say after its teacher has been trained, said before."""
         teacher = None if self.given_teacher else self.teacher
         for number, student in enumerate(settings.student for settings in self.rounds):
-            if student.init == "teacher" and teacher is not None:
-                if teacher.members > 1:
-                    raise ValueError(
-                        f"rounds.{number}.student.init is teacher, and its teacher is {teacher.members} networks; "
-                        "expected one. Set init: scratch"
-                    )
-                if teacher.model.label != student.model.label:
-                    raise ValueError(
-                        f"rounds.{number}.student.init is teacher, and the student is {student.model.label} where its "
-                        f"teacher is {teacher.model.label}; expected the same model.name and model.width, or "
-                        "init: scratch"
-                    )
+            problem = teacher and unfit_to_begin_with(teacher.model, teacher.members, student.model)
+            if problem and student.init == "teacher":
+                raise ValueError(f"rounds.{number}.student.{problem}")
             teacher = student
         return self
+
+
+def unfit_to_begin_with(given: ModelSettings, members: int, wanted: ModelSettings) -> str:
+    """Why a network cannot begin with the weights of a given model; empty where it can."""
+    if members > 1:
+        return (
+            f"init: the given model is {members} networks side by side, and a student starts from one. "
+            "Expected a model of one network. Set init: scratch."
+        )
+    if given.label != wanted.label:
+        return (
+            f"init: the given weights are of {given.label}, the network to train is {wanted.label}; "
+            "expected the same architecture. Set model.name and model.width alike, or init: scratch."
+        )
+    return ""
 
 
 def run_name(text: str, otherwise: str = "run") -> str:

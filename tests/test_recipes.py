@@ -121,9 +121,9 @@ def test_paths_in_a_recipe_start_from_its_folder(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ("rounds.1.student.model.width=80", r"rounds\.1\.student\.init is teacher, .* fast_cnn 80 .* is fast_cnn 64;"),
-        ("teacher.model.name=mlp", r"rounds\.0\.student\.init is teacher, .* is fast_cnn 64 where .* is mlp 64;"),
-        ("rounds.0.student.members=2", r"rounds\.1\.student\.init is teacher, and its teacher is 2 networks;"),
+        ("rounds.1.student.model.width=80", r"rounds\.1\.student\.init: .* are of fast_cnn 64, .* is fast_cnn 80;"),
+        ("teacher.model.name=mlp", r"rounds\.0\.student\.init: .* are of mlp 64, .* is fast_cnn 64;"),
+        ("rounds.0.student.members=2", r"rounds\.1\.student\.init: the given model is 2 networks"),
     ],
 )
 def test_a_student_that_cannot_begin_with_its_teachers_weights_is_refused_before_anything_runs(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.ensemble import members
 from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import LearnerSettings, TunedSettings
+from ssl_tasks.config import LearnerSettings, TunedSettings, unfit_to_begin_with
 from ssl_tasks.data.dataset import Dataset
 from ssl_tasks.data.pools import PseudoPool
 from ssl_tasks.distributed import rank
@@ -75,16 +75,8 @@ def first_weights(learner: LearnerSettings, init: Artifact | None) -> dict[str, 
             raise ConfigError("init: teacher needs the teacher's model as the input `init`, and none was given")
         return None
     card = load_card(init.path)
-    if card.members > 1:
-        raise ConfigError(
-            f"init: the given model is {card.members} networks side by side, and a student starts from one. "
-            "Expected a model of one network. Set init: scratch."
-        )
-    if card.model.label != learner.model.label:
-        raise ConfigError(
-            f"init: the given weights are of {card.model.label}, the network to train is {learner.model.label}; "
-            "expected the same architecture. Set model.name and model.width alike, or init: scratch."
-        )
+    if problem := unfit_to_begin_with(card.model, card.members, learner.model):
+        raise ConfigError(problem)
     return load_weights(init.file(WEIGHTS))
 
 

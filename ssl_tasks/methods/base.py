@@ -37,6 +37,7 @@ class Problem:
     batch_size: int  # labelled images a step, over all ranks
     unlabeled_batch: int  # unlabelled (or pseudo-labelled) images a step, over all ranks
     class_prior: tuple[float, ...]  # of the labelled set
+    warmup_steps: int = 0  # over which the learning rate rises at first
 
 
 class Pools(Protocol):

@@ -1,23 +1,27 @@
 """Meta Pseudo Labels (Pham et al. 2021, arXiv 2003.10580).
 
-A teacher labels the strong views; a student, which never sees a true label, takes a step on these hard labels; what
-the step did to the student's loss on labelled images is the teacher's feedback. In one step:
+A teacher labels the strong views; a student, which never sees a true label, takes a step on these hard labels; how much
+the step lowered the student's loss on labelled images is the teacher's feedback. In one step:
 1. teacher forward on labelled, weak and strong views; ŷ = its argmax on the strong views;
-2. student step on CE(strong, ŷ); feedback h = CE(labelled, new student) - CE(labelled, old student), minus its moving
+2. student step on CE(strong, ŷ); feedback h = CE(labelled, old student) - CE(labelled, new student), minus its moving
    average;
 3. teacher step on CE(labelled) + uda_weight(t) · UDA + feedback_weight · h · CE(teacher on strong, ŷ), where UDA is the
    mean of 1[max q ≥ threshold] · CE(q, strong) with q the weak view's prediction at `uda_temperature`.
 The teacher trains alone for the first `student_wait` of the run; in the last `finetune` the student learns from
-labelled images alone, at `finetune_rate` times the learning rate and without decay.
+labelled images alone, at `finetune_rate` times the learning rate and without decay. `train.warmup_steps` warms up both
+networks: the teacher from the first step, the student from when it starts.
 
-ŷ must be hard: with soft labels the gradient of CE(p, p) that remains is exactly zero; and the logits of h's factor
-must not be detached, as one much-used port has them. Feedback has no label smoothing. The sign is debated: by
-REINFORCE the teacher should become surer of labels that helped, h = old - new (`feedback_sign: theory`); the official
-code has new - old.
+The sign of h: the objective is the labelled loss of the student that has learnt labels drawn by the teacher. Its exact
+gradient for the teacher (REINFORCE) is the mean over these labels of h · ∇CE(teacher on strong, ŷ) with h = old - new
+(`feedback_sign: theory`, the default): labels that helped become likelier. The official code has new - old
+(`feedback_sign: official`), which for hard labels climbs the objective. There it has no effect: that code multiplies
+h with CE(p, p) for soft, detached p, whose gradient is exactly zero. So ŷ must be hard; and the logits of h's factor
+must not be detached, as one much-used port has them. The feedback has no label smoothing.
 
-Deviations: both networks share one optimizer and its learning rate (in the official recipes the two rates are equal).
-The student learns hard labels, where the official code gives it the teacher's soft ones and takes only the feedback
-for hard. The moving average starts at 0, not at a random number. The student has no warm-up of its own.
+Deviations: both networks share one optimizer and its learning rate (in the official recipes the two rates are equal; the
+student's cosine starts `student_wait` later there). ŷ is the argmax, where the paper draws from the teacher's
+prediction. The student learns hard labels, where the official code gives it the teacher's soft ones. The moving average
+starts at 0, not at a random number. The official code decays all weights but batch norm's, biases too.
 `train.clip_gradient` and `train.accumulate` do not reach these steps.
 """
 
@@ -35,7 +39,7 @@ from ssl_tasks.functional import confident, pseudo_label_logs, soft_cross_entrop
 from ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
 from ssl_tasks.methods.settings import MetaPseudoLabelsSettings
 from ssl_tasks.methods.twin import twin
-from ssl_tasks.schedules import linear_ramp
+from ssl_tasks.schedules import first_step, linear_ramp
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -47,12 +51,13 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def gently(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
-    """Steps at a share of the learning rate, without weight decay."""
+def at_rate(optimizer: torch.optim.Optimizer, factor: float, decay: bool = True) -> Iterator[None]:
+    """Steps at a share of the learning rate, with or without weight decay."""
     before = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
     try:
         for group in optimizer.param_groups:
-            group["lr"], group["weight_decay"] = group["lr"] * factor, 0.0
+            group["lr"] *= factor
+            group["weight_decay"] *= decay
         yield
     finally:
         for group, (rate, decay) in zip(optimizer.param_groups, before, strict=True):
@@ -87,7 +92,7 @@ class MetaPseudoLabels(Method):
         """One step of the student, then one of the teacher."""
         if progress > 1 - self.settings.finetune:
             losses = supervised_alone(student, batch)
-            with gently(optimizer, self.settings.finetune_rate):
+            with at_rate(optimizer, self.settings.finetune_rate, decay=False):
                 descend(optimizer, losses.total)
             return losses
         self.teacher.train()
@@ -95,22 +100,32 @@ class MetaPseudoLabels(Method):
         hard = strong.detach().argmax(dim=1)
         feedback = torch.zeros_like(self.usual)
         if progress >= self.settings.student_wait:
-            feedback = self.teach(student, optimizer, batch, hard)
+            feedback = self.teach(student, optimizer, batch, hard, progress)
         losses = self.teacher_losses((labeled, weak, strong), hard, feedback, batch, progress)
         descend(optimizer, losses.total)
         return losses
 
-    def teach(self, student: Classifier, optimizer: torch.optim.Optimizer, batch: Batch, hard: Tensor) -> Tensor:
-        """The student's step, and what it did to its loss on labelled images, apart from what steps usually do."""
+    def teach(
+        self, student: Classifier, optimizer: torch.optim.Optimizer, batch: Batch, hard: Tensor, progress: float
+    ) -> Tensor:
+        """The student's step, and how much it lowered its loss on labelled images, apart from what steps usually do."""
         labeled, strong = forward_together(student, *batch.labeled, batch.unlabeled[1])
-        before = F.cross_entropy(labeled.detach(), batch.labels)
-        descend(optimizer, F.cross_entropy(strong, hard, label_smoothing=self.settings.label_smoothing))
+        old = F.cross_entropy(labeled.detach(), batch.labels)
+        with at_rate(optimizer, self.student_rate(progress)):
+            descend(optimizer, F.cross_entropy(strong, hard, label_smoothing=self.settings.label_smoothing))
         with torch.no_grad():
-            after = F.cross_entropy(student(batch.labeled[0]).float(), batch.labels)
-            change = mean_over_ranks(after - before)
+            new = F.cross_entropy(student(batch.labeled[0]).float(), batch.labels)
+            gain = mean_over_ranks(old - new)
+            change = gain if self.settings.feedback_sign == "theory" else -gain
             self.usual.lerp_(change, 1 - self.settings.feedback_decay)
-            unusual = change - self.usual
-        return unusual if self.settings.feedback_sign == "official" else -unusual
+            return change - self.usual
+
+    def student_rate(self, progress: float) -> float:
+        """The student's learning rate as a share of the engine's, which has warmed up from the first step."""
+        last = max(1, self.problem.steps - 1)
+        step, wait = round(progress * last), first_step(self.settings.student_wait, self.problem.steps)
+        warmup = max(1, self.problem.warmup_steps)
+        return min(1.0, (step - wait + 1) / warmup) / min(1.0, (step + 1) / warmup)
 
     def teacher_losses(
         self, logits: tuple[Tensor, Tensor, Tensor], hard: Tensor, feedback: Tensor, batch: Batch, progress: float

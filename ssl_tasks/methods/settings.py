@@ -183,7 +183,9 @@ class MetaPseudoLabelsSettings(Section):
     label_smoothing: float = Field(0.15, ge=0, lt=1)
     feedback_weight: Weight = 1.0
     feedback_decay: float = Field(0.99, ge=0, lt=1, description="of the moving average taken off the feedback")
-    feedback_sign: Literal["official", "theory"] = Field("official", description="new - old, or old - new")
+    feedback_sign: Literal["official", "theory"] = Field(
+        "theory", description="old - new, the meta-gradient of hard labels, or the official code's new - old"
+    )
     student_wait: Probability = Field(0.01, description="share of the run that trains the teacher alone")
     finetune: Probability = Field(1 / 60, description="last share of the run: the student on labelled images alone")
     finetune_rate: float = Field(0.01, ge=0, description="factor on the learning rate meanwhile")

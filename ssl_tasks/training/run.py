@@ -146,6 +146,7 @@ def build_problem(learner: LearnerSettings, dataset: Dataset, selection: PseudoP
         batch_size=train.batch_size,
         unlabeled_batch=train.batch_size * train.unlabeled_ratio,
         class_prior=tuple((counts / counts.sum()).tolist()),
+        warmup_steps=train.warmup_steps,
     )
 
 

@@ -1,14 +1,18 @@
 """Meta Pseudo Labels: who steps when, the feedback and its sign, UDA on the teacher, fine-tuning."""
 
+import copy
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssl_tasks.batch import Batch
 from ssl_tasks.functional import soft_cross_entropy
-from ssl_tasks.methods.meta_pseudo_labels import MetaPseudoLabels, descend, gently, uda_loss
-from tests.methods.trial import CLASSES, Trial, batch_of, settings_of, student_of
+from ssl_tasks.methods.meta_pseudo_labels import MetaPseudoLabels, at_rate, descend, uda_loss
+from tests.methods.trial import CLASSES, Trial, batch_of, problem_of, settings_of, student_of
 
 AT_ONCE = {"student_wait": 0.0, "uda_ramp_up": 0.0, "finetune": 0.0}
 
@@ -72,12 +76,12 @@ def test_feedback_is_the_change_of_the_labelled_loss_less_its_moving_average() -
     before = F.cross_entropy(trial.student(batch.labeled[0]), batch.labels).item()
     feedback = take(trial)["feedback"].item()
     after = F.cross_entropy(trial.student(batch.labeled[0]), batch.labels).item()
-    usual = 0.9 * 0.5 + 0.1 * (after - before)
+    usual = 0.9 * 0.5 + 0.1 * (before - after)
     assert method.usual.item() == pytest.approx(usual, rel=1e-4)
-    assert feedback == pytest.approx(after - before - usual, rel=1e-3)
+    assert feedback == pytest.approx(before - after - usual, rel=1e-3)
 
 
-def test_theory_has_the_opposite_sign() -> None:
+def test_the_official_codes_feedback_has_the_opposite_sign() -> None:
     official, theory = (take(trial_of(feedback_sign=sign)[0])["feedback"] for sign in ("official", "theory"))
     assert official == -theory
     assert official != 0
@@ -150,7 +154,7 @@ def test_each_network_takes_one_step_of_the_shared_optimizer() -> None:
 def test_gentle_steps_are_shorter_and_without_decay_and_the_settings_come_back() -> None:
     parameter = torch.nn.Parameter(torch.tensor([2.0]))
     optimizer = torch.optim.SGD([parameter], lr=1.0, weight_decay=0.5)
-    with gently(optimizer, 0.1):
+    with at_rate(optimizer, 0.1, decay=False):
         descend(optimizer, parameter.sum())
     assert parameter.item() == pytest.approx(1.9)
     assert optimizer.param_groups[0]["lr"] == 1.0
@@ -162,3 +166,61 @@ def test_a_teacher_from_the_student_has_its_weights() -> None:
     fresh = Trial(settings_of("meta_pseudo_labels"))
     assert torch.equal(weights(same.student), weights(same.method.teacher))
     assert not torch.equal(weights(fresh.student), weights(fresh.method.teacher))
+
+
+def expected_gradients(sign: str | None) -> tuple[Tensor, Tensor]:
+    """The teacher's gradient that the feedback makes, in the mean over the labels that the teacher may draw, and the
+    exact gradient of the objective: the labelled loss of a student that has learnt these labels."""
+    torch.manual_seed(0)
+    rate, classes = 0.5, 3
+    inputs = torch.randn(4, 5), torch.randn(2, 5)  # labelled images, and two unlabelled ones: 9 pairs of labels
+    truth = torch.tensor([0, 1, 2, 0])
+    teacher, student = torch.nn.Linear(5, classes).double(), torch.nn.Linear(5, classes).double()
+    labeled, unlabeled = (images.double() for images in inputs)
+    batch = Batch((labeled,), truth, truth, (unlabeled, unlabeled), torch.arange(2), unlabeled_truth=torch.empty(0))
+    settings = {} if sign is None else {"feedback_sign": sign}
+    objective, estimated = torch.zeros((), dtype=torch.float64), torch.zeros(5 * classes + classes).double()
+    for hard in torch.cartesian_prod(torch.arange(classes), torch.arange(classes)):
+        chance = teacher(unlabeled).log_softmax(1)[torch.arange(2), hard].sum().exp()
+        ours = copy.deepcopy(student)
+        grads = torch.autograd.grad(F.cross_entropy(ours(unlabeled), hard), list(ours.parameters()))
+        learnt = [(one - rate * grad).detach() for one, grad in zip(ours.parameters(), grads, strict=True)]
+        objective = objective + chance * F.cross_entropy(F.linear(labeled, *learnt), truth)
+        method = MetaPseudoLabels(
+            settings_of("meta_pseudo_labels", **AT_ONCE, **settings, uda_weight=0.0, label_smoothing=0.0),  # type: ignore[arg-type]
+            problem_of(num_classes=classes),
+        )
+        optimizer = torch.optim.SGD(ours.parameters(), lr=rate)
+        feedback = method.teach(ours, optimizer, batch, hard, 0.5)  # type: ignore[arg-type]
+        gradients = []
+        for factor in (feedback, torch.zeros_like(feedback)):
+            logits = teacher(labeled), teacher(unlabeled), teacher(unlabeled)
+            total = method.teacher_losses(logits, hard, factor, batch, 0.5).total
+            gradients.append(flat(torch.autograd.grad(total, list(teacher.parameters()))))
+        estimated = estimated + chance.detach() * (gradients[0] - gradients[1])
+    return estimated, flat(torch.autograd.grad(objective, list(teacher.parameters())))
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([one.flatten() for one in tensors])
+
+
+@pytest.mark.parametrize(("sign", "cosine"), [(None, 1.0), ("theory", 1.0), ("official", -1.0)])
+def test_the_default_feedback_is_the_exact_meta_gradient_over_all_labels(sign: str | None, cosine: float) -> None:
+    estimated, exact = expected_gradients(sign)
+    assert exact.norm() > 1e-3
+    assert F.cosine_similarity(estimated, exact, dim=0).item() == pytest.approx(cosine, abs=1e-5)
+    # The loss is the mean over the two unlabelled images, the objective's gradient a sum; the feedback loses a
+    # hundredth to its moving average.
+    assert (estimated.norm() / exact.norm()).item() == pytest.approx(0.99 / 2, rel=1e-3)
+
+
+def test_the_student_warms_up_from_when_it_starts_as_its_teacher_did() -> None:
+    settings = settings_of("meta_pseudo_labels", student_wait=0.2)
+    method = MetaPseudoLabels(settings, problem_of(steps=101, warmup_steps=40))  # type: ignore[arg-type]
+    for step in range(20, 101):
+        teacher = min(1.0, (step + 1) / 40)
+        student = min(1.0, (step - 20 + 1) / 40)
+        assert teacher * method.student_rate(step / 100) == pytest.approx(student), step
+    alone = MetaPseudoLabels(settings, problem_of(steps=101))  # type: ignore[arg-type]
+    assert {alone.student_rate(step / 100) for step in range(20, 101)} == {1.0}

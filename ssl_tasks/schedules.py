@@ -22,6 +22,11 @@ def sigmoid_ramp(progress: float, length: float) -> float:
     return math.exp(-5 * (1 - linear_ramp(progress, length)) ** 2)
 
 
+def ramp(kind: Literal["sigmoid", "linear"], progress: float, length: float) -> float:
+    """The rise of a weight within the first `length` of the run."""
+    return linear_ramp(progress, length) if kind == "linear" else sigmoid_ramp(progress, length)
+
+
 def tsa_threshold(progress: float, num_classes: int, schedule: Literal["linear", "exp", "log"]) -> float:
     """UDA's training signal annealing: from 1/K to 1. `exp` releases labelled images late, `log` early."""
     released = {

@@ -7,10 +7,12 @@ As in the official code the teacher runs in train mode: batch norm by its own ba
 parameters are averaged. It is the network that is evaluated.
 
 `weight` (the official PyTorch code has 100, FixMatch's baseline 50); `decay` of the average; `decay_warmup` takes
-min(1 - 1/(t + 1), decay) at step t; `ramp_up` share of the run over which w rises; `consistency` mse, or the official
-alternative kl, KL(teacher ‖ student).
+min(1 - 1/(t + 1), decay) at step t; `ramp_up` share of the run over which w rises; `ramp` sigmoid, or linear as the
+baselines of MixMatch's authors; `consistency` mse, or the official alternative kl, KL(teacher ‖ student).
 
-Deviations: one head of logits, as the official default; its CIFAR experiments couple two with a cost of .01.
+Deviations: one head of logits, as the official default; its CIFAR experiments couple two with a cost of .01. In the
+baselines of MixMatch's authors labelled and unlabelled images pass the student apart, the labelled ones alone move
+batch norm's running statistics, and consistency is asked of the unlabelled images alone.
 """
 
 import torch
@@ -22,7 +24,7 @@ from ssl_tasks.functional import kl_divergence, pseudo_label_logs, squared_diffe
 from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
 from ssl_tasks.methods.moving_teacher import MovingTeacher
 from ssl_tasks.methods.settings import MeanTeacherSettings
-from ssl_tasks.schedules import sigmoid_ramp
+from ssl_tasks.schedules import ramp
 
 
 def consistency_loss(student_logits: Tensor, teacher_logits: Tensor, kind: str) -> Tensor:
@@ -54,7 +56,7 @@ class MeanTeacher(Method):
             torch.cat([teacher_labeled, teacher_unlabeled]),
             self.settings.consistency,
         )
-        weight = self.settings.weight * sigmoid_ramp(progress, self.settings.ramp_up)
+        weight = self.settings.weight * ramp(self.settings.ramp, progress, self.settings.ramp_up)
         labels = teacher_unlabeled.argmax(dim=1)
         logs = pseudo_label_logs(labels, torch.ones_like(labels), batch.unlabeled_truth, self.problem.num_classes)
         return combine(supervised, unsupervised, weight, (logits, logits_unlabeled), logs)

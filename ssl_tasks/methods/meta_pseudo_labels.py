@@ -18,10 +18,10 @@ gradient for the teacher (REINFORCE) is the mean over these labels of h · ∇CE
 h with CE(p, p) for soft, detached p, whose gradient is exactly zero. So ŷ must be hard; and the logits of h's factor
 must not be detached, as one much-used port has them. The feedback has no label smoothing.
 
-Deviations: both networks share one optimizer and its learning rate (in the official recipes the two rates are equal; the
-student's cosine starts `student_wait` later there). ŷ is the argmax, where the paper draws from the teacher's
-prediction. The student learns hard labels, where the official code gives it the teacher's soft ones. The moving average
-starts at 0, not at a random number. The official code decays all weights but batch norm's, biases too.
+Deviations: both networks share one optimizer and its learning rate (in the official recipes the two rates are equal;
+the student's cosine starts `student_wait` later there). ŷ is the argmax, where the paper draws from the teacher's
+prediction. The student learns hard labels, where the official code gives it the teacher's soft ones. The moving
+average starts at 0, not at a random number. The official code decays all weights but batch norm's, biases too.
 `train.clip_gradient` and `train.accumulate` do not reach these steps.
 """
 

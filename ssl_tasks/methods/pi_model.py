@@ -2,13 +2,17 @@
 
 Two weak views of an unlabelled image, under different dropout, shall be predicted alike: loss = CE(labelled) +
 w(t) · mean over images and classes of (softmax first - softmax second)², where w rises by exp(-5 (1 - t)²) and is 0
-at the first step. As in the official code both predictions carry a gradient (later baselines stop one of the two).
+at the first step. As in the official code both predictions carry a gradient.
 
-`weight` w_max; `ramp_up` share of the run over which w rises (official: 80 of 300 epochs).
+`weight` w_max; `ramp_up` share of the run over which w rises (official: 80 of 300 epochs); `ramp` sigmoid or linear;
+`target_gradient`. The baselines of MixMatch's authors rise linearly and stop the gradient of one prediction
+(`target_gradient: false`): the same weight then has half the gradient in the mean, so theirs of 20 is 10 with both.
 
 The official code has w_max · labelled/all, but also divides the labelled loss by the size of the whole batch, whose
 labelled share is labelled/all: between means, as here, the two cancel and w_max is the weight itself.
 Deviations: consistency is asked of the unlabelled pool, which holds the labelled images where the split says so.
+In the baselines of MixMatch's authors the three views pass the network apart, and the labelled ones alone move batch
+norm's running statistics.
 """
 
 from torch import Tensor
@@ -18,11 +22,11 @@ from ssl_tasks.batch import Batch, Views
 from ssl_tasks.functional import pseudo_label_logs, squared_difference, weighted_cross_entropy
 from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
 from ssl_tasks.methods.settings import PiModelSettings
-from ssl_tasks.schedules import sigmoid_ramp
+from ssl_tasks.schedules import ramp
 
 
 def disagreement(logits: Tensor, logits_again: Tensor) -> Tensor:
-    """The mean over images and classes of the squared difference of probabilities; both sides carry a gradient."""
+    """The mean over images and classes of the squared difference of probabilities; both sides may carry a gradient."""
     return squared_difference(logits.softmax(dim=1), logits_again.softmax(dim=1)).mean()
 
 
@@ -37,8 +41,9 @@ class PiModel(Method):
             return supervised_alone(student, batch)
         logits, logits_first, logits_second = forward_together(student, *batch.labeled, *batch.unlabeled)
         supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
-        unsupervised = disagreement(logits_first, logits_second)
-        weight = self.settings.weight * sigmoid_ramp(progress, self.settings.ramp_up) if progress else 0.0
+        target = logits_first if self.settings.target_gradient else logits_first.detach()
+        unsupervised = disagreement(target, logits_second)
+        weight = self.settings.weight * ramp(self.settings.ramp, progress, self.settings.ramp_up) if progress else 0.0
         labels = logits_first.detach().argmax(dim=1)
         logs = pseudo_label_logs(labels, labels >= 0, batch.unlabeled_truth, self.problem.num_classes)
         return combine(supervised, unsupervised, weight, (logits, logits_first, logits_second), logs)

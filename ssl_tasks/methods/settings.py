@@ -12,6 +12,9 @@ from ssl_tasks.section import Section
 Probability = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(gt=0)]
+Ramp = Annotated[
+    Literal["sigmoid", "linear"], Field(description="how the weight rises: exp(-5 (1 - t)²), or straight from 0")
+]
 
 
 class SupervisedSettings(Section):
@@ -55,6 +58,7 @@ class MeanTeacherSettings(Section):
     decay: Probability = 0.999
     decay_warmup: bool = True
     ramp_up: Probability = Field(0.4, description="share of the run over which the weight rises")
+    ramp: Ramp = "sigmoid"
     consistency: Literal["mse", "kl"] = "mse"
 
 
@@ -62,6 +66,10 @@ class PiModelSettings(Section):
     name: Literal["pi_model"] = "pi_model"
     weight: Weight = 100.0
     ramp_up: Probability = Field(80 / 300, description="share of the run over which the weight rises")
+    ramp: Ramp = "sigmoid"
+    target_gradient: bool = Field(
+        True, description="false: the first prediction is a target without a gradient, which halves the gradient"
+    )
 
 
 class TemporalEnsemblingSettings(Section):
@@ -78,6 +86,7 @@ class VATSettings(Section):
     xi: float = Field(1.0, gt=0, description="step of the finite difference")
     iterations: int = Field(1, ge=1, description="of the power method")
     entropy_weight: Weight = Field(0.0, description="1 is VAT+EntMin")
+    ramp_up: Probability = Field(0.0, description="share of the run over which the weight rises from 0, straight")
 
 
 class ICTSettings(Section):

@@ -1,15 +1,22 @@
 """Virtual Adversarial Training, VAT (Miyato et al. 2017, arXiv 1704.03976).
 
 The prediction for an unlabelled image is kept under the small change r that changes it most:
-loss = CE(labelled) + weight · mean KL(softmax f(u) ‖ softmax f(u + r)) + entropy_weight · mean H(softmax f(u)).
+loss = CE(labelled) + w(t) · mean KL(softmax f(u) ‖ softmax f(u + r)) + entropy_weight · mean H(softmax f(u)).
 r is found by power iteration: from a random unit d, d ← ∇_d KL(f(u) ‖ f(u + ξ d)), and r = ε d / ‖d‖ for each image.
 f(u) as a target and r carry no gradient; Google's baselines use the opposite KL.
 
 As in the official code unlabelled images pass the network by themselves, so that clean and changed ones meet the same
 batch norm, and only labelled ones move its running statistics.
 
-`weight` λ; `epsilon` ε, a length in normalised pixels; `xi` ξ; `iterations` of the power method; `entropy_weight` (1 is
-the paper's VAT+EntMin).
+`weight` of the KL; `ramp_up` share of the run over which it rises linearly from 0 (official: 0, no rise; .4 in the
+baselines of MixMatch's authors, USB and TorchSSL); `xi` ξ; `iterations` of the power method; `entropy_weight` (1 is the
+paper's VAT+EntMin).
+
+`epsilon` ε is a length in normalised pixels: of images minus the data set's mean over its standard deviation s, which
+is .247, .243, .262 by channel for CIFAR-10 and .198, .201, .197 for SVHN. A length on pixels in [-1, 1] is 1 / (2 s)
+times as long here: the 6 of MixMatch's authors is 12.0 on CIFAR-10 and 15.1 on SVHN (3 / s, the mean of the channels).
+TorchSSL standardises CIFAR-10 as here, so its 6 is 6; for SVHN it divides by .175, so its 6 is 5.3. The official code's
+3.5 on SVHN is on pixels in [-.5, .5]: 17.6 here; its 8 on CIFAR-10 is on whitened images and has no equivalent.
 
 Deviations: ξ is 1, where the official code has 1e-6, which bf16 cannot tell from 0. On CIFAR-10 images r then raises
 the KL to .28 in fp32 and .26 in bf16, against .26 and .24 with 1e-6, and .28 with the exact second derivative.
@@ -24,13 +31,23 @@ from ssl_tasks.functional import entropy, kl_divergence, pseudo_label_logs, weig
 from ssl_tasks.methods.base import Losses, Method, combine, supervised_alone
 from ssl_tasks.methods.settings import VATSettings
 from ssl_tasks.mixing import frozen_statistics
+from ssl_tasks.schedules import linear_ramp
 
 
 def unit(direction: Tensor) -> Tensor:
-    """Each image's direction at length 1; first divided by its largest entry, lest squares of tiny ones underflow."""
-    flat = direction.flatten(1)
-    flat = flat / (flat.abs().amax(dim=1, keepdim=True) + 1e-12)
-    return (flat / (flat.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()).view_as(direction)
+    """Each image's direction at length 1, however short it is; 0 stays 0.
+
+    It is divided by its largest entry first, lest squares of tiny ones underflow. No floor is added: the official
+    ones (1e-12 and 1e-6) shorten the directions that a small ξ finds.
+    """
+    flat = direction.float().flatten(1)
+    flat = flat / one_for_zero(flat.abs().amax(dim=1, keepdim=True))
+    return (flat / one_for_zero(flat.norm(dim=1, keepdim=True))).to(direction.dtype).view_as(direction)
+
+
+def one_for_zero(lengths: Tensor) -> Tensor:
+    """The same lengths, to divide by."""
+    return torch.where(lengths > 0, lengths, torch.ones_like(lengths))
 
 
 def adversarial_direction(student: Classifier, images: Tensor, logits: Tensor, xi: float, iterations: int) -> Tensor:
@@ -63,7 +80,8 @@ class VAT(Method):
         unsupervised = kl_divergence(logits_clean.detach(), logits_changed).mean()
         labels = logits_clean.detach().argmax(dim=1)
         logs = pseudo_label_logs(labels, labels >= 0, batch.unlabeled_truth, self.problem.num_classes)
-        losses = combine(supervised, unsupervised, settings.weight, (logits, logits_changed), logs)
+        weight = settings.weight * linear_ramp(progress, settings.ramp_up)
+        losses = combine(supervised, unsupervised, weight, (logits, logits_changed), logs)
         if settings.entropy_weight:
             return Losses(losses.total + settings.entropy_weight * entropy(logits_clean).mean(), losses.logs)
         return losses

@@ -36,14 +36,15 @@ def test_kl_is_of_the_teacher_to_the_student() -> None:
 
 
 def test_consistency_is_over_all_images_labelled_ones_included() -> None:
-    trial = Trial(MeanTeacherSettings(weight=8.0, ramp_up=0.5), student=pixel_student())
+    cases = (("sigmoid", 1.0, 1.0), ("sigmoid", 0.25, math.exp(-1.25)), ("linear", 0.25, 0.5), ("linear", 0.0, 0.0))
     first, second = pixels(*STUDENT), pixels(*TEACHER)
     batch = pixel_batch([first[:1], second[:1]], [1], [first[1:], second[1:]])
     consistency = ((softmax(STUDENT) - softmax(TEACHER)) ** 2).mean()
     supervised = -math.log(softmax(STUDENT)[0, 1])
-    for progress, ramp in ((1.0, 1.0), (0.25, math.exp(-1.25))):
+    for ramp, progress, share in cases:
+        trial = Trial(MeanTeacherSettings(weight=8.0, ramp_up=0.5, ramp=ramp), student=pixel_student())  # type: ignore[arg-type]
         found = trial.method.loss(trial.student, batch, progress).total.item()
-        assert found == pytest.approx(supervised + 8 * ramp * consistency)
+        assert found == pytest.approx(supervised + 8 * share * consistency)
 
 
 @pytest.mark.parametrize("consistency", ["mse", "kl"])

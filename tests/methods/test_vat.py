@@ -17,8 +17,43 @@ BATCH = pixel_batch([pixels(*LABELED)], [1], [pixels(*UNLABELED)])
 
 
 def test_unit_directions_have_length_one_for_each_image() -> None:
-    directions = torch.randn(4, 2, 4, 4) * torch.tensor([0.0, 1e-6, 1.0, 1e10]).view(4, 1, 1, 1)
-    assert unit(directions).flatten(1).norm(dim=1).tolist() == pytest.approx([0, 1, 1, 1], abs=1e-5)
+    lengths = [0.0, 1e-36, 1e-18, 1e-6, 1.0, 1e10]
+    directions = torch.randn(6, 2, 4, 4) * torch.tensor(lengths).view(6, 1, 1, 1)
+    assert unit(directions).flatten(1).norm(dim=1).tolist() == pytest.approx([0, 1, 1, 1, 1, 1], abs=1e-5)
+    coarse = unit(directions.bfloat16())
+    assert coarse.dtype == torch.bfloat16
+    assert coarse.float().flatten(1).norm(dim=1).tolist() == pytest.approx([0, 1, 1, 1, 1, 1], abs=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tiny_step_of_the_finite_difference_does_not_shorten_the_change(dtype: torch.dtype) -> None:
+    student = student_of(sharpness=0.05).eval()  # small gradients
+    torch.manual_seed(0)
+    images = torch.randn(16, 1, 8, 8)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        clean = student(images).float()
+        found = adversarial_direction(student, images, clean, 1e-6, 1)
+    lengths = found.flatten(1).norm(dim=1)
+    moved = lengths > 0  # rounding may leave no difference at all
+    assert moved.sum() >= 4
+    assert lengths[moved].tolist() == pytest.approx([1.0] * int(moved.sum()), abs=1e-4)
+
+
+def test_the_weight_rises_linearly_where_a_ramp_is_asked_for_and_the_entropys_does_not() -> None:
+    def losses(progress: float, **knobs: float) -> tuple[float, float]:
+        trial = Trial(VATSettings(**{"weight": 2.0, **knobs}), student=pixel_student())
+        torch.manual_seed(3)
+        found = trial.method.loss(trial.student, BATCH, progress)
+        return found.total.item(), found.logs["unsupervised"].item()
+
+    supervised = -math.log(softmax(LABELED)[0, 1])
+    p = softmax(UNLABELED)
+    entropy = -0.5 * (p * np.log(p)).sum(1).mean()
+    for progress, share in ((0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (1.0, 1.0)):
+        total, unsupervised = losses(progress, ramp_up=0.4, entropy_weight=0.5)
+        assert total == pytest.approx(supervised + 2 * share * unsupervised + entropy, rel=1e-4), progress
+    total, unsupervised = losses(0.0)
+    assert total == pytest.approx(supervised + 2 * unsupervised, rel=1e-4)
 
 
 def test_the_direction_is_the_leading_eigenvector_of_the_fisher_matrix() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import LearnerSettings, RoundSettings, RunConfig
+from ssl_tasks.config import LearnerSettings, RoundSettings, RunConfig, in_need_of_validation
 from ssl_tasks.data.earlier_labels import warn_of_earlier_labels
+from ssl_tasks.errors import ConfigError
 from ssl_tasks.execute import Request
 from ssl_tasks.pseudo_labels.audit import true_precision
 from ssl_tasks.seeds import derive_seed
@@ -67,6 +68,8 @@ class RoundSummary:
     pseudo_label_precision: float | None = None  # where the truth is known
     validation_accuracy: float | None = None
     test_accuracy: float | None = None
+    median_validation_accuracy: float | None = None  # of the last evaluations in training, where the recipe asks
+    median_test_accuracy: float | None = None
     decision: str = ""
     seconds: float = 0.0
 
@@ -102,6 +105,7 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
     """The whole run. Without rounds: one model, evaluated."""
     fingerprint = answers.fingerprint(config)
     dataset = answers.run(dataset_request(config.data, fingerprint), 0)
+    _refuse_without_validation(config, dataset)
     teachers = _first_teachers(config, dataset, answers)
     evaluations = _evaluate("evaluate-teacher", 0, config, dataset, teachers, answers)
     rounds = [Taught(0, _teacher_name(config), teachers, dataset, evaluations, (teachers[0],))]
@@ -132,6 +136,16 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
             break
     lines = [_summarise(one, dataset) for one in rounds]
     return Summary(stopped, _best_round(lines), tuple(lines))
+
+
+def _refuse_without_validation(config: RunConfig, dataset: Artifact) -> None:
+    """Says before anything is trained what a later stage would say after hours."""
+    wanting = in_need_of_validation(config)
+    if wanting and not dataset.summary["validation"]:
+        raise ConfigError(
+            f"the data has no validation images, and {', '.join(wanting)} cannot act without them; "
+            f"set data.split.validation, or leave {'it' if len(wanting) == 1 else 'them'} at the default"
+        )
 
 
 def _first_teachers(config: RunConfig, dataset: Artifact, answers: Answers) -> list[Artifact]:
@@ -259,6 +273,8 @@ def _summarise(made: Taught, dataset: Artifact) -> RoundSummary:
         pseudo_label_precision=true_precision(dataset, selection) if selection is not None else None,
         validation_accuracy=evaluation.summary.get("validation_accuracy"),
         test_accuracy=evaluation.summary.get("test_accuracy"),
+        median_validation_accuracy=made.models[0].summary.get("median_validation_accuracy"),
+        median_test_accuracy=made.models[0].summary.get("median_test_accuracy"),
         decision=gate.summary["decision"] if gate is not None else "",
         seconds=sum(one.manifest["seconds"] for one in counted if one is not None),
     )

@@ -121,6 +121,26 @@ class RunConfig(Section):
         return self
 
 
+def in_need_of_validation(config: RunConfig) -> list[str]:
+    """The settings of a recipe that cannot act without validation images, each with its value."""
+    learners: dict[str, LearnerSettings] = {} if config.given_teacher else {"teacher": config.teacher}
+    if config.pretrain is not None and not config.given_teacher:
+        learners["pretrain"] = config.pretrain
+    found = []
+    for number, one in enumerate(config.rounds):
+        learners[f"rounds.{number}.student"] = one.student
+        if one.predict.temperature == "fit":
+            found.append(f"rounds.{number}.predict.temperature: fit")
+        if one.select.target_precision is not None:
+            found.append(f"rounds.{number}.select.target_precision: {one.select.target_precision:g}")
+        if one.gate.enabled and one.gate.require_gain:
+            found.append(f"rounds.{number}.gate.require_gain: true")
+        if one.finetune is not None and one.finetune.train.patience is not None:
+            found.append(f"rounds.{number}.finetune.train.patience: {one.finetune.train.patience}")
+    waiting = {name: one.train.patience for name, one in learners.items() if one.train.patience is not None}
+    return [*(f"{name}.train.patience: {value}" for name, value in waiting.items()), *found]
+
+
 def unfit_to_begin_with(given: ModelSettings, members: int, wanted: ModelSettings) -> str:
     """Why a network cannot begin with the weights of a given model; empty where it can."""
     if members > 1:

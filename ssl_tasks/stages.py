@@ -54,6 +54,8 @@ def train_request(
     depends = {role: dataset.parts[role] for role in ("labeled", "validation")}
     if learner.method.name not in LABELS_ONLY or selection is not None:
         depends["unlabeled"] = dataset.parts["unlabeled"]
+    if learner.train.median_of:
+        depends["test"] = dataset.parts["test"]
     inputs = {"dataset": dataset}
     for role, artifact in (("selection", selection), ("init", init)):
         if artifact is not None:

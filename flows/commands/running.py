@@ -117,12 +117,17 @@ def show_summary(run: Run, as_json: bool) -> None:
             "their precision": share(line["pseudo_label_precision"]),
             "validation": share(line["validation_accuracy"]),
             "test": share(line["test_accuracy"]),
+            **{
+                f"median {split}": share(line.get(f"median_{split}_accuracy"))
+                for split in ("validation", "test")
+                if any(one.get(f"median_{split}_accuracy") is not None for one in summary["rounds"])
+            },
             "time": seconds(line["seconds"]),
             "": "← best" if line["round"] == summary["best_round"] else "",
         }
         for line in summary["rounds"]
     ]
-    print_table(rows, right=("labels", "invented", "their precision", "validation", "test", "time"))
+    print_table(rows, right=[name for name in rows[0] if name not in ("round", "model", "")])
     print(f"stopped: {summary['stopped']}")
     if summary.get("nothing_new"):
         print("nothing new: every stage was answered before")

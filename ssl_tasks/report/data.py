@@ -111,6 +111,7 @@ class RoundPage:
     known: int | None = None
     validation: Score | None = None
     test: Score | None = None
+    medians: Mapping[str, float] | None = None  # of the last evaluations in training, by split, and `of` how many
     balance: tuple[ClassBalance, ...] = ()
     histogram: Histogram | None = None
     reliability: Reliability | None = None

@@ -56,7 +56,15 @@ def model_facts(model: Artifact | None) -> dict[str, Any]:
         "method": "fine-tuning" if "layers" in settings else settings.get("method", {}).get("name", "given"),
         "warnings": tuple(model.summary.get("warnings", ())),
     }
-    return facts | {"curve": learning_curve(model)}
+    return facts | {"curve": learning_curve(model), "medians": medians(model)}
+
+
+def medians(model: Artifact) -> dict[str, float] | None:
+    """The median accuracies of the last evaluations, where the recipe asked for them."""
+    if "median_of" not in model.summary:
+        return None
+    found = {split: model.summary[f"median_{split}_accuracy"] for split in ("validation", "test")}
+    return {"of": model.summary["median_of"], **{split: one for split, one in found.items() if one is not None}}
 
 
 def learning_curve(model: Artifact) -> tuple[tuple[int, float], ...]:

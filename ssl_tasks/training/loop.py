@@ -119,9 +119,10 @@ def evaluate(run: TrainingRun) -> dict[str, float]:
         if kind not in state.warned and rank() == 0:
             log.warning("%s", warning)
         state.warned.add(kind)
-    if not scores:
-        return {}
-    state.history.add(state.step, scores)
+    if scores:
+        state.history.add(state.step, scores)
+    if "validation_accuracy" not in scores:
+        return scores
     accuracy, loss = scores["validation_accuracy"], scores["validation_loss"]
     if state.best is None or (accuracy, -loss) > (state.best.accuracy, -state.best.loss):
         weights = {name: tensor.detach().clone() for name, tensor in run.evaluated().state_dict().items()}

@@ -45,6 +45,7 @@ class TrainingRun:
     problem: Problem
     stream: BatchStream
     validation: Images
+    test: Images | None  # only where its accuracy is asked for in training
     mean: tuple[float, ...]
     std: tuple[float, ...]
     built_for: int  # the image size by which the network is built: of a fine-tuned one, that of its first training
@@ -118,6 +119,7 @@ def build_run(
         problem=problem,
         stream=BatchStream(dataset, method.views, train, learner.augment, seed, rank(), world(), selection, board),
         validation=dataset.pool("validation"),
+        test=dataset.pool("test") if train.median_of else None,
         mean=dataset.mean,
         std=dataset.std,
         built_for=built_for,

@@ -31,8 +31,23 @@ class TrainSettings(Section):
     evaluate_every: int = Field(200, ge=1)
     patience: int | None = Field(None, ge=1, description="evaluations without a gain before stopping early")
     keep: Literal["best", "last"] = Field("best", description="which checkpoint becomes the model; both are reported")
+    median_of: int | None = Field(
+        None,
+        ge=1,
+        description="last evaluations whose median accuracy is reported beside the kept model's, on validation and on "
+        "test, as FixMatch's authors report theirs (20); nothing is chosen by it",
+    )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "off", "on"] = Field("off", description="auto: on CUDA, for long runs")
+
+    @model_validator(mode="after")
+    def _last_evaluations_are_known(self) -> Self:
+        if self.median_of is not None and self.patience is not None:
+            raise ValueError(
+                f"median_of ({self.median_of}) looks at the last evaluations of the whole run, and patience "
+                f"({self.patience}) may end it before; expected one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_are_alike(self) -> Self:

@@ -133,11 +133,22 @@ def summarise(run: TrainingRun, stopped: str, keep_best: bool) -> dict[str, Any]
         "validation_accuracy": kept["accuracy"] if (kept := best if keep_best else last) else None,
         "best": best,
         "last": last,
+        **median_of_the_last(run),
         "steps": state.step,
         "images_seen": state.step * run.images_a_step,
         "stopped": stopped,
         "warnings": list(diagnose_run(run).values()),
     }
+
+
+def median_of_the_last(run: TrainingRun) -> dict[str, Any]:
+    """The median accuracy of the last evaluations on each split, where that is asked for, and of how many it is."""
+    if not (wanted := run.learner.train.median_of):
+        return {}
+    columns = {split: run.state.history.column(f"{split}_accuracy") for split in ("validation", "test")}
+    measured = {split: [one for one in column if not math.isnan(one)][-wanted:] for split, column in columns.items()}
+    medians = {f"median_{split}_accuracy": statistics.median(one) if one else None for split, one in measured.items()}
+    return {"median_of": max(map(len, measured.values())), **medians}
 
 
 def evaluation(step: float, accuracy: float, loss: float) -> dict[str, float]:

@@ -1,5 +1,9 @@
-"""How good a network is on the validation images. The test images are never opened in training."""
+"""How good a network is on the validation images, and near the end of a run on the test images where that is asked for.
 
+Training opens the test images for `train.median_of` alone, the protocol of printed numbers; nothing is chosen by them.
+"""
+
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,16 +23,28 @@ BATCH = 256
 
 @torch.no_grad()
 def validate(run: TrainingRun) -> dict[str, float]:
-    """Accuracy and cross-entropy of the evaluated network; nothing where there are no validation images."""
-    pool = run.validation
-    if not len(pool):
-        return {}
-    index = np.arange(rank(), len(pool), world())
+    """Accuracy and cross-entropy of the evaluated network on every split that is due; nothing of one without images."""
+    scores: dict[str, float] = {}
+    for split, pool in (("validation", run.validation), ("test", run.test if among_the_last(run) else None)):
+        if pool is not None and len(known := np.flatnonzero(pool.labels >= 0)):
+            correct, loss = _measure(run, pool, known)
+            scores |= {f"{split}_accuracy": correct, f"{split}_loss": loss}
+    return scores
+
+
+def among_the_last(run: TrainingRun) -> bool:
+    """Whether this evaluation is one of the last `train.median_of`."""
+    train = run.learner.train
+    return math.ceil((train.steps - run.state.step) / train.evaluate_every) < (train.median_of or 0)
+
+
+def _measure(run: TrainingRun, pool: Images, known: np.ndarray) -> tuple[float, float]:
+    index = known[rank() :: world()]
     with evaluation_mode(run.evaluated()) as network:
         parts = [_score(run, network, pool, index[start : start + BATCH]) for start in range(0, len(index), BATCH)]
     total = torch.stack([torch.zeros(2, dtype=torch.float64, device=run.device), *parts]).sum(0)
-    correct, loss = (sum_over_ranks(total) / len(pool)).tolist()
-    return {"validation_accuracy": correct, "validation_loss": loss}
+    correct, loss = (sum_over_ranks(total) / len(known)).tolist()
+    return correct, loss
 
 
 @contextmanager

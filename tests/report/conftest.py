@@ -30,8 +30,11 @@ FLAGS = (
 )  # fmt: skip
 LEARNER = {
     "model": {"name": "mlp", "width": 32},
-    "train": {"steps": 60, "batch_size": 12, "unlabeled_ratio": 2, "evaluate_every": 20, "learning_rate": 0.05},
-}
+    "train": {
+        "steps": 60, "batch_size": 12, "unlabeled_ratio": 2, "evaluate_every": 20, "learning_rate": 0.05,
+        "median_of": 2,
+    },
+}  # fmt: skip
 
 
 def write_table(path: Path) -> None:

@@ -140,6 +140,15 @@ def test_tables_sort_by_their_heads(opened: Browser) -> None:
     )
 
 
+def test_the_table_of_rounds_has_the_medians_that_a_recipe_asks_for(opened: Browser, run: Run) -> None:
+    heads = [one.text for one in opened.driver.find_elements("css selector", "th")]
+    assert [name for name in heads if name.startswith("Median")] == ["Median test", "Median validation"]
+    cells = [one.text for one in opened.driver.find_elements("css selector", "td")]
+    for one in run.rounds():
+        assert one.model is not None
+        assert f"{100 * one.model.summary['median_test_accuracy']:.1f}%" in cells
+
+
 def test_the_gallery_is_used_with_keys_alone(opened: Browser) -> None:
     opened.run("document.querySelector('.card button').focus()")
     first = opened.run(SHOWN)[0]["sample"]

@@ -39,6 +39,14 @@ def test_numbers_of_a_round_are_those_of_its_selection(run: Run, data: ReportDat
     assert page.right / page.known == pytest.approx(true_precision(run.dataset, selection))
 
 
+def test_the_medians_that_a_recipe_asks_for_are_shown_beside_the_kept_models_scores(run: Run, data: ReportData) -> None:
+    for page, one in zip(data.rounds, run.rounds(), strict=True):
+        assert one.model is not None
+        expected = {split: one.model.summary[f"median_{split}_accuracy"] for split in ("validation", "test")}
+        assert page.medians == {"of": 2, **expected}
+        assert 0 < expected["test"] <= 1
+
+
 def test_histogram_holds_every_candidate_once(data: ReportData) -> None:
     for page in data.rounds[1:]:
         assert page.histogram is not None

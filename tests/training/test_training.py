@@ -15,7 +15,8 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from safetensors.torch import save_file
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from models import ModelSettings, build_model
 from ssl_tasks.artifacts import Artifact
@@ -24,6 +25,7 @@ from ssl_tasks.data.dataset import Dataset
 from ssl_tasks.errors import ConfigError, Interrupted, OutOfMemory, TrainingDiverged
 from ssl_tasks.methods.base import Losses
 from ssl_tasks.methods.supervised import Supervised
+from ssl_tasks.stages import train_request
 from ssl_tasks.trained import load_trained
 from ssl_tasks.training import loop
 from ssl_tasks.training import step as training_step
@@ -139,6 +141,62 @@ def test_without_validation_images_the_last_is_kept(tmp_path: Path) -> None:
     model = train_in(tmp_path, learner(patience=1), {"dataset": digits(tmp_path, validation=0)})
     metrics = json.loads(model.file("metrics.json").read_text())
     assert (metrics["kept"], metrics["best"], metrics["last"], metrics["steps"]) == ("last", None, None, 24)
+
+
+def test_the_median_of_the_last_evaluations_is_reported_and_chooses_nothing(tmp_path: Path, dataset: Artifact) -> None:
+    usual = train_in(tmp_path, learner(evaluate_every=5), {"dataset": dataset})
+    model = train_in(tmp_path, learner(evaluate_every=5, median_of=3), {"dataset": dataset})
+    assert model.file("model.safetensors").read_bytes() == usual.file("model.safetensors").read_bytes()
+    history = history_of(model)
+    tested = history.dropna(subset=["test_accuracy"])
+    assert tested["step"].tolist() == [15, 20, 24], "the last three of 5, 10, 15, 20 and 24"
+    metrics, plain = (json.loads(one.file("metrics.json").read_text()) for one in (model, usual))
+    assert metrics == {
+        **plain,
+        "median_of": 3,
+        "median_validation_accuracy": tested["validation_accuracy"].median(),
+        "median_test_accuracy": tested["test_accuracy"].median(),
+    }
+    trained = load_trained(model.path, "cpu")
+    trained.network.load_state_dict(load_file(model.file("last.safetensors")))
+    pool = Dataset.open(dataset, tmp_path / "cache").pool("test")
+    right = trained.logits(pool.images(np.arange(len(pool)))).argmax(1).numpy() == pool.labels
+    assert tested["test_accuracy"].iloc[-1] == pytest.approx(right.mean(), abs=1e-12)
+
+
+def test_fewer_evaluations_than_the_median_wants_are_all_of_them_and_counted(tmp_path: Path, dataset: Artifact) -> None:
+    model = train_in(tmp_path, learner(median_of=20), {"dataset": dataset})
+    assert model.summary["median_of"] == 3
+    assert model.summary["median_validation_accuracy"] == history_of(model)["validation_accuracy"].median()
+
+
+def test_a_median_is_the_same_after_a_stop(tmp_path: Path, dataset: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = learner(evaluate_every=4, median_of=4)
+    whole = train_in(tmp_path / "whole", section, {"dataset": dataset})
+    honest, seen = Supervised.loss, [0]
+
+    def loss(self: Supervised, *arguments: Any) -> Losses:
+        seen[0] += 1
+        if seen[0] == 18:  # after two of the four evaluations
+            os.kill(os.getpid(), signal.SIGINT)
+        return honest(self, *arguments)
+
+    monkeypatch.setattr(Supervised, "loss", loss)
+    with pytest.raises(Interrupted, match="at step 18"):
+        train_in(tmp_path / "stopped", section, {"dataset": dataset})
+    resumed = train_in(tmp_path / "stopped", section, {"dataset": dataset})
+    assert resumed.digest == whole.digest
+    assert resumed.summary["median_test_accuracy"] == whole.summary["median_test_accuracy"]
+
+
+def test_training_depends_on_the_test_images_only_where_their_median_is_asked_for(dataset: Artifact) -> None:
+    keys = [train_request("teacher", learner(median_of=of), dataset, 0).key_parts()["inputs"] for of in (None, 2)]
+    assert ["test" in one for one in keys] == [False, True]
+
+
+def test_patience_and_a_median_of_the_last_evaluations_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match=r"median_of \(20\) looks at .* patience \(3\) may end it"):
+        learner(median_of=20, patience=3)
 
 
 def spoiled(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor], from_step: int) -> None:

@@ -56,11 +56,19 @@ function figures() {
   return el('dl', { class: 'figures' }, items);
 }
 
+/** The median of the last evaluations in training, where the recipe asked for it. */
+function medianColumns() {
+  return ['test', 'validation'].filter(split => data.rounds.some(one => known(one.medians?.[split]))).map(split => (
+    { name: `Median ${split}`, number: true, value: one => one.medians?.[split], show: one => (known(one.medians?.[split]) ? percent(one.medians[split]) : '–'), title: `of the last ${Math.max(...data.rounds.map(one => one.medians?.of ?? 0))} evaluations in training` }
+  ));
+}
+
 function roundsTable() {
   const columns = [
     { name: 'Model', value: one => one.round, show: one => one.model.replaceAll(' ', '\u00a0') + (one.round === data.best_round ? '\u00a0★' : '') },
     { name: 'Test', number: true, value: one => one.test?.accuracy, show: one => scoreCell(one.test) },
     { name: 'Validation', number: true, value: one => one.validation?.accuracy, show: one => scoreCell(one.validation) },
+    ...medianColumns(),
     { name: 'Invented', number: true, value: one => one.kept, show: one => count(one.kept) },
     { name: 'Shown', number: true, value: one => one.copies, show: one => count(one.copies), title: 'with copies' },
     { name: 'Right', number: true, value: one => (known(one.known) ? one.right / one.known : null), show: one => (known(one.known) ? percent(one.right / one.known) : '–'), title: 'of the invented labels, by hidden truth' },

@@ -6,13 +6,15 @@ together under MixUp with one raw λ ~ Beta(α, α) a batch: loss = λ CE(ŷ) + 
 + class_regulariser · KL(uniform ‖ mean prediction) + entropy_regulariser · mean entropy. Both regularisers are needed:
 the first against one class for all, the second against flat predictions. So is a minimum of labelled images in every
 batch: it is `train.batch_size`, 16 of 100 in the paper, against unlabeled_ratio · batch_size. The warm-up
-learns from labelled images alone (10 of 400 epochs); the first soft labels come from a pass over all images after it.
+learns from labelled images alone (10 epochs of them in the paper, before 400 of the unlabelled ones); the first soft
+labels come from a pass over all images after it.
 
 As in the official code the passes over plain images move the batch-norm statistics. The KL's constant,
 -log C, is left out there and kept here, so that the term is 0 where the mean is uniform.
 
 Deviations: the official code keeps an epoch's new labels apart until its end; in a pass that shows each image once
 this is the same as overwriting them. It averages weights late in the run (SWA); here the engine's moving average does.
+Its weak view has colour jitter, here it has not.
 """
 
 import math

@@ -16,7 +16,8 @@ they are counted from the end of the warm-up.
 
 Deviations: the networks take each step together, on one batch, where the official code trains them in turn, an epoch
 each; a batch holds clean and noisy images as they come, where the official one has as many of each, so means are
-taken over what the batch holds, and an empty half counts 0 (the official code fails on one). Predictions for targets
+taken over what the batch holds, and an empty half counts 0 (the official code fails on one). Its epoch ends with the
+clean images, 64 of them beside 64 others a step; a batch of 128 here is as large. Predictions for targets
 are made of all views in one pass. The moving average, if on, is the first network's alone: the official code has
 none (`ema_decay: 0`).
 """

@@ -8,7 +8,11 @@ FixMatch's baseline mixes probabilities by max(λ, 1 - λ). The teacher runs in 
 
 `weight` w_max; `alpha` α of the unlabelled and `labeled_alpha` of the labelled images (official: both 1 for CIFAR,
 both .1 for SVHN; 0 mixes nothing); `decay`, `decay_warmup` of the teacher; `ramp_up` share of the run over which w
-rises. Deviations: none known.
+rises.
+
+Deviations: mixtures of labelled and of unlabelled images pass the student together, so that batch norm sees both; the
+official code has a forward pass for each, and further ones of unmixed images, for its log, which move the running
+statistics too. Its CIFAR-10 is whitened (ZCA), and its L2 is on all weights, here on kernels alone.
 """
 
 import torch

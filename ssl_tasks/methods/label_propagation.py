@@ -8,10 +8,11 @@ argmax_c z, its weight ω = 1 - H(z / Σz) / log C, divided by the largest. With
 loss = mean ζ_y CE(labelled) + weight · mean ω ζ_ŷ CE(unlabelled).
 
 Deviations: the official code takes one mean over a batch of which half is labelled, which is half of this loss at
-weight 1. Official pre-training on labels alone is 180 epochs of the labelled set, 1 to 4 % of all steps: `warmup`,
-from whose end on epochs are counted. The official search takes the first neighbour found for the image itself; here
-the image is left out by its number, which differs where two images are alike. ζ of a class that nothing has is 0/0
-there and harmless here.
+weight 1 (half the learning rate and twice the weight decay make SGD's steps equal). Official pre-training on labels
+alone is a training of its own, 180 epochs of the labelled set with its own fall of the rate; here it is `warmup`, the
+first share of one schedule, from whose end on epochs are counted. The official search takes the first neighbour found
+for the image itself; here the image is left out by its number, which differs where two images are alike. ζ of a class
+that nothing has is 0/0 there and harmless here.
 """
 
 import numpy as np

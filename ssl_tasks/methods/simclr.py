@@ -10,10 +10,12 @@ pre-trained network means something and its best checkpoint can be chosen. Fine-
 Views are `augment.strong`'s. The paper's are random crops to full size with colour distortion and blur: on photographs
 set `augment` accordingly. T is .1 on ImageNet, .5 on CIFAR-10.
 
+The loss is the paper's mean over all 2n views. The official code adds up the means of the two sides, which is twice
+this: with SGD its learning rate is as twice that rate here; with LARS the scale does not matter.
+
 Deviations: labelled images are not part of the contrast (they are in the unlabelled pool where the split says so).
-v2
-fine-tunes from the middle of the head; here it starts from the features. Over several processes the views of all are
-contrasted, as in the official code.
+v2 fine-tunes from the middle of the head; here it starts from the features. Over several processes the views of all
+are contrasted, as in the official code.
 """
 
 import torch

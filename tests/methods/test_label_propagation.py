@@ -141,6 +141,20 @@ def test_the_loss_weighs_each_image_by_its_certainty_and_class() -> None:
     assert method.loss(trial.student, batch, 0.5).total.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_official_mean_over_the_whole_batch_is_half_of_the_loss() -> None:
+    trial = Trial(settings_of("label_propagation", warmup=0.0), student=student_of(model="mlp"))
+    batch, method = batch_of(trial.method.views, unlabeled=4), trial.method
+    assert isinstance(method, LabelPropagation)
+    method.weights.copy_(torch.linspace(0, 1, PROBLEM.num_unlabeled))
+    method.class_weights.copy_(torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    targets = torch.cat([batch.labels, method.pseudo_labels[batch.unlabeled_index]])
+    weights = torch.cat([torch.ones(4), method.weights[batch.unlabeled_index]]) * method.class_weights[targets]
+    with torch.no_grad():
+        logits = trial.student(torch.cat([batch.labeled[0], batch.unlabeled[0]]))
+    official = (weights * torch.nn.functional.cross_entropy(logits, targets, reduction="none")).sum() / len(targets)
+    assert official.item() == pytest.approx(method.loss(trial.student, batch, 0.5).total.item() / 2, rel=1e-5)
+
+
 @pytest.mark.parametrize(("refreshes", "every"), [(None, 2), (1, 3)])  # 16 images, 8 a step; the rest of the run
 def test_the_first_graph_is_built_where_the_warm_up_ends(refreshes: int | None, every: int) -> None:
     trial = Trial(settings_of("label_propagation", warmup=0.5, neighbors=3, refreshes=refreshes))

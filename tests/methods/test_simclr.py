@@ -34,6 +34,17 @@ def test_nt_xent_is_the_papers_double_sum() -> None:
     assert loss.item() == pytest.approx(by_loops(first.numpy(), second.numpy(), 0.5), rel=1e-5)
 
 
+def test_the_official_codes_sum_of_both_sides_is_twice_the_loss() -> None:
+    torch.manual_seed(0)
+    first, second = (nn.functional.normalize(torch.randn(5, 3), dim=1) for _ in range(2))
+    apart = -1e9 * torch.eye(5)  # no view with itself
+    sides = [
+        nn.functional.cross_entropy(torch.cat([one @ other.T, one @ one.T + apart], 1) / 0.5, torch.arange(5))
+        for one, other in ((first, second), (second, first))
+    ]
+    assert sum(sides).item() == pytest.approx(2 * nt_xent(first, second, 0.5)[0].item(), rel=1e-5)
+
+
 def test_equal_views_of_orthogonal_images_by_hand() -> None:
     loss, nearest = nt_xent(torch.eye(3), torch.eye(3), 1.0)
     assert loss.item() == pytest.approx(-math.log(math.e / (math.e + 4)), rel=1e-5)

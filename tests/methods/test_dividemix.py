@@ -106,6 +106,33 @@ def test_trusted_labels_are_refined_and_all_others_guessed_by_both() -> None:
     assert not targets.requires_grad
 
 
+def test_without_mixing_the_whole_loss_is_the_papers() -> None:
+    settings = settings_of("dividemix", warmup=0.0, ramp_up=0.5, alpha=0.0, weight=25.0)
+    trial = Trial(settings, student=student_of(model="mlp"))
+    method, batch = trial.method, batch_of(trial.method.views)
+    assert isinstance(method, DivideMix)
+    method.clean.copy_(torch.tensor([0.9, 0.2, 0.7, 0.4, 0, 0, 0, 0]).expand(2, PROBLEM.num_labeled))
+    with torch.no_grad():
+        probs = [
+            [network(images).softmax(1).numpy().astype(np.float64) for images in (*batch.labeled, *batch.unlabeled)]
+            for network in (trial.student, method.second)
+        ]
+    guessed = [np.mean([net[at] for net in probs for at in views], axis=0) for views in ((0, 1), (2, 3))]
+    expected = 0.0
+    for own in probs:
+        w, refined = np.array([[0.9], [0.2], [0.7], [0.4]]), (own[0] + own[1]) / 2
+        labels = np.where(w > 0.5, w * np.eye(CLASSES)[batch.labels] + (1 - w) * refined, guessed[0])
+        targets = [one**2 / (one**2).sum(1, keepdims=True) for one in (labels, labels, guessed[1], guessed[1])]
+        clean = [0, 2]
+        expected += -np.mean([(targets[at] * np.log(own[at])).sum(1)[clean] for at in (0, 1)])
+        others = [((own[at] - targets[at]) ** 2)[[1, 3]] for at in (0, 1)]
+        others += [(own[at] - targets[at]) ** 2 for at in (2, 3)]
+        expected += 25 * 0.5 * np.concatenate(others).mean()
+        mean = np.concatenate(own).mean(0)
+        expected += (np.log(1 / CLASSES / mean) / CLASSES).sum()
+    assert method.loss(trial.student, batch, 0.25).total.item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_networks_divide_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     trial = Trial(settings_of("dividemix", warmup=0.0))
     method = trial.method

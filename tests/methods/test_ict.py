@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.methods.ict import ICT, interpolation_loss
+from ssl_tasks.methods.ict import ICT, draw_partners, interpolation_loss
 from ssl_tasks.methods.settings import ICTSettings
 from tests.methods.trial import Trial, gradients, pixel_batch, pixel_student, pixels, softmax
 
@@ -39,6 +39,28 @@ def test_alpha_zero_mixes_nothing() -> None:
     for progress, ramp in ((1.0, 1.0), (0.25, math.exp(-1.25))):
         found = trial.method.loss(trial.student, BATCH, progress).total.item()
         assert found == pytest.approx(supervised + 10 * ramp * unsupervised, rel=1e-5)
+
+
+def test_the_whole_loss_is_the_papers_for_what_was_drawn() -> None:
+    trial = Trial(ICTSettings(weight=10.0, ramp_up=0.5, alpha=1.0, labeled_alpha=0.3), student=pixel_student())
+    assert isinstance(trial.method, ICT)
+    bias = np.array([1.0, 0.0, -1.0, 0.5])
+    with torch.no_grad():
+        trial.method.teacher.network.head.bias.copy_(torch.tensor(bias))
+    rows, unlabeled = np.array([[1.0, 0.0, 0.0, 2.0], [0.0, 1.5, 0.0, 0.0]]), np.array(UNLABELED)
+    batch = pixel_batch([pixels(*rows.tolist())], [1, 3], [pixels(*UNLABELED)])
+    torch.manual_seed(5)
+    (i, one), (j, other) = (draw_partners(torch.zeros(2), alpha) for alpha in (0.3, 1.0))
+    torch.manual_seed(5)
+    found = trial.method.loss(trial.student, batch, 0.25).total.item()
+    mix, share = one.item(), other.item()
+    p = softmax(mix * rows + (1 - mix) * rows[i])  # a mixture's logits are the mixture of the pixels
+    labels = mix * np.eye(4)[[1, 3]] + (1 - mix) * np.eye(4)[[1, 3]][i]
+    teacher = unlabeled + bias
+    target = softmax(share * teacher + (1 - share) * teacher[j])
+    student = softmax(share * unlabeled + (1 - share) * unlabeled[j])
+    expected = -(labels * np.log(p)).sum(1).mean() + 10 * math.exp(-1.25) * ((student - target) ** 2).mean()
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_labelled_images_are_mixed_with_their_labels() -> None:

@@ -98,6 +98,26 @@ def test_anchoring_is_the_cross_entropy_of_the_first_strong_view_with_the_weak_g
     assert logs["anchored"].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_without_mixing_the_whole_loss_is_the_papers() -> None:
+    settings = settings_of("remixmatch", views=2, alpha=0.0, weight=3.0, anchor_weight=0.25, rotation_weight=0.0)
+    shares = np.array([0.4, 0.3, 0.2, 0.1])
+    trial = Trial(settings, student=student_of(model="mlp"))
+    batch = batch_of(trial.method.views)
+    with torch.no_grad():
+        labeled = F.log_softmax(trial.student(batch.labeled[0]), 1).numpy()
+        views = [trial.student(images) for images in batch.unlabeled]
+    aligned = views[0].softmax(1).numpy() * shares / 0.25  # no batch before: the model's mean is uniform
+    sharp = (aligned / aligned.sum(1, keepdims=True)) ** 2
+    guess = sharp / sharp.sum(1, keepdims=True)
+    losses = [-(guess * F.log_softmax(view, 1).numpy()).sum(1) for view in views]
+    supervised = -labeled[np.arange(4), batch.labels.numpy()].mean()
+    for progress, ramp in ((1.0, 1.0), (1 / 128, 0.5), (0.0, 0.0)):
+        fresh = Trial(settings, student=student_of(model="mlp"))
+        found = fresh.method.loss(fresh.student, batch, progress).total.item()
+        expected = supervised + ramp * (3 * np.mean(losses) + 0.25 * losses[1].mean())
+        assert found == pytest.approx(expected, rel=1e-4), progress
+
+
 def test_one_pass_alone_moves_the_statistics() -> None:
     trial = Trial(settings_of("remixmatch", views=3))
     trial.student.train()

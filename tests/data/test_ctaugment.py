@@ -78,7 +78,9 @@ def test_the_choice_is_what_is_applied() -> None:
     operations = np.array([[NAMES.index("invert"), NAMES.index("translate_x")]])
     choice = Choice(operations, np.zeros((1, 2), int), np.array([[1.0, 0.5]]), np.zeros((1, 2, 2)))
     assert np.array_equal(apply(image[None], choice)[0], 255 - image)
-    assert (apply(image[None], choice, np.array([[0.99, 0.5, 0.5]]), 1.0)[0] == 127).mean() > 0.9
+    cut = apply(image[None], choice, np.array([[0, 0, 32, 16]]))[0]
+    assert (cut[:16] == 127).all()
+    assert np.array_equal(cut[16:], 255 - image[16:])
 
 
 def test_rates_move_as_one_score_after_the_other() -> None:

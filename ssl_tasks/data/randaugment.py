@@ -177,24 +177,31 @@ def randaugment_draws(settings: AugmentSettings) -> int:
 
 def choose(uniform: Numbers, side: int, settings: AugmentSettings) -> Choice:
     """Operations and their arguments, from [n, randaugment_draws - 3] numbers in [0, 1)."""
+    return _printed(uniform, settings) if settings.printed_ranges else _official(uniform, side, settings)
+
+
+def _printed(uniform: Numbers, settings: AugmentSettings) -> Choice:
     count = settings.operations
-    if settings.printed_ranges:
-        operations = (uniform[:, :count] * len(PRINTED)).astype(np.int64)
-        values = LOW[operations] + uniform[:, count : 2 * count] * (HIGH - LOW)[operations]
-        if uniform.shape[1] > 2 * count:
-            operations[uniform[:, 2 * count :] >= settings.probability] = 0
-        return Choice(PRINTED, operations, values, np.zeros((*operations.shape, 2)))
-    official = OFFICIAL[settings.strong]
+    operations = (uniform[:, :count] * len(PRINTED)).astype(np.int64)
+    arguments = LOW[operations] + uniform[:, count : 2 * count] * (HIGH[operations] - LOW[operations])
+    probability = 1.0 if settings.probability is None else settings.probability
+    if probability < 1:
+        operations[uniform[:, 2 * count :] >= probability] = list(OPERATIONS).index("identity")
+    return Choice(PRINTED, operations, arguments, np.zeros((*operations.shape, 2)))
+
+
+def _official(uniform: Numbers, side: int, settings: AugmentSettings) -> Choice:
+    count, official = settings.operations, OFFICIAL[settings.strong]
     which, level, sign, taken, *place = (uniform[:, part * count : (part + 1) * count] for part in range(6))
-    low, high = official.probability if settings.probability is None else (settings.probability,) * 2
     levels = LEVELS if settings.magnitude == "random" else (float(settings.magnitude),)
     table = argument_table(settings.strong, levels, side)
     operations = (which * len(table)).astype(np.int64)
-    signed = np.array([name in SIGNED for name in official.curves])[operations] & (sign < 0.5)
-    values = table[operations, (level * len(levels)).astype(np.int64)] * np.where(signed, -1, 1)
+    negative = np.array([name in SIGNED for name in official.curves])[operations] & (sign < 0.5)
+    arguments = table[operations, (level * len(levels)).astype(np.int64)] * np.where(negative, -1, 1)
+    low, high = official.probability if settings.probability is None else (settings.probability,) * 2
     changes = [CHANGES[name] for name in official.curves]
-    operations = np.where(taken < low + uniform[:, 6 * count :] * (high - low), operations, len(changes))
-    return Choice([*changes, CHANGES["identity"]], operations, values, np.stack(place, axis=2))
+    operations[taken >= low + uniform[:, 6 * count :] * (high - low)] = len(changes)
+    return Choice([*changes, CHANGES["identity"]], operations, arguments, np.stack(place, axis=2))
 
 
 def randaugment_view(images: Bytes, draws: Numbers, settings: AugmentSettings) -> Bytes:

@@ -15,7 +15,7 @@ class Views:
     """The views of an image that a method needs, in the order in which it reads them.
 
     `unlabeled=("weak", "strong")` is FixMatch; `("weak", "weak")` is two independent weak views. A strong view is
-    drawn on top of a weak one of its own.
+    drawn on top of a weak one of its own, or, where it is SimCLR's, from the image itself.
     `pseudo` asks for images from the selection (stored pseudo-labels) with their targets.
     """
 

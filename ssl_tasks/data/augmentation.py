@@ -1,7 +1,8 @@
-"""The strong view: RandAugment (arXiv 1909.13719) over the operations of FixMatch (2001.07685), then cutout.
+"""The operations of strong views, as functions of one image and one argument.
 
-The operations are albumentations', called as functions on arrays with arguments that we draw ourselves: its `Compose`
-costs more than augmenting a 32×32 image, and its own random numbers would not be a pure function of the step.
+They are albumentations', called on arrays with arguments that we draw ourselves: its `Compose` costs more than
+augmenting a 32×32 image, and its own random numbers would not be a pure function of the step. `randaugment` and
+`ctaugment` draw which operation is applied, and with which argument.
 """
 
 import functools
@@ -26,8 +27,10 @@ from ssl_tasks.data.settings import AugmentSettings
 cv2.setNumThreads(0)  # OpenCV's threads fight the workers'
 
 Bytes = NDArray[np.uint8]
+Boxes = NDArray[np.int64]
 UNUSED = np.random.default_rng(0)  # asked for by albumentations' cutout, which draws nothing for a fill of one number
-GREY = 127.0  # what fills a cut square, as in the reference; what a shift uncovers is black
+GREY = 127.0  # fills a cut square
+BLACK = 0.0  # fills what a shift uncovers
 RAMP = np.arange(256, dtype=np.uint8)
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL's, to which sharpness blends
 CENTRE = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
@@ -56,17 +59,32 @@ def posterize(image: Bytes, bits: float) -> Bytes:
 
 @functools.cache
 def _solarize_table(threshold: int) -> Bytes:
-    return pixel.solarize(RAMP[:, None], threshold / 256).ravel()
+    return np.where(threshold <= RAMP, 255 - RAMP, RAMP)
 
 
 def solarize(image: Bytes, threshold: float) -> Bytes:
-    """Pixels above the threshold inverted; albumentations' table is made once for each of 257 thresholds."""
+    """Pixels from the threshold on inverted: at 0 all of them, at 1 (256 of 256) none."""
     return np.asarray(cv2.LUT(image, _solarize_table(round(threshold * 256))), np.uint8).reshape(image.shape)
+
+
+@functools.cache
+def _brighter_shadows(addition: int) -> Bytes:
+    return np.where(RAMP < 128, np.minimum(RAMP.astype(np.int64) + addition, 255), RAMP).astype(np.uint8)
+
+
+def solarize_add(image: Bytes, addition: float) -> Bytes:
+    """A number added to the pixels below 128."""
+    return np.asarray(cv2.LUT(image, _brighter_shadows(int(addition))), np.uint8).reshape(image.shape)
 
 
 def sharpness(image: Bytes, factor: float) -> Bytes:
     """Blended with its smoothed self: below 1 softer, above 1 sharper."""
     return pixel.convolve(image, factor * CENTRE + (1 - factor) * SMOOTH)
+
+
+def turn_hue(image: Bytes, share: float) -> Bytes:
+    """Every hue moved by a share of the circle; grey has none."""
+    return image if image.shape[2] == 1 else np.asarray(pixel.adjust_hue_torchvision(image, share), np.uint8)
 
 
 def blur(image: Bytes, share: float) -> Bytes:
@@ -91,19 +109,19 @@ def magnify(image: Bytes, margin: float) -> Bytes:
     return np.asarray(geometric.resize(inner, image.shape[:2], cv2.INTER_LINEAR), np.uint8)
 
 
-def warp(image: Bytes, matrix: list[list[float]]) -> Bytes:
+def warp(image: Bytes, matrix: list[list[float]], fill: float = BLACK) -> Bytes:
     """An affine map of the image, given from output to input coordinates."""
     size = (image.shape[1], image.shape[0])
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    warped = geometric.warp_affine_with_value_extension(image, np.array(matrix), size, flags, cv2.BORDER_CONSTANT, 0)
+    warped = geometric.warp_affine_with_value_extension(image, np.array(matrix), size, flags, cv2.BORDER_CONSTANT, fill)
     return warped.reshape(image.shape)
 
 
-def rotate(image: Bytes, degrees: float) -> Bytes:
+def rotate(image: Bytes, degrees: float, fill: float = BLACK) -> Bytes:
     """About the centre."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     y, x = (image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2
-    return warp(image, [[cosine, -sine, x - cosine * x + sine * y], [sine, cosine, y - sine * x - cosine * y]])
+    return warp(image, [[cosine, -sine, x - cosine * x + sine * y], [sine, cosine, y - sine * x - cosine * y]], fill)
 
 
 def shear_x(image: Bytes, slope: float) -> Bytes:
@@ -116,25 +134,24 @@ def shear_y(image: Bytes, slope: float) -> Bytes:
     return warp(image, [[1, 0, 0], [slope, 1, -slope * (image.shape[1] - 1) / 2]])
 
 
-def translate_x(image: Bytes, share: float) -> Bytes:
+def translate_x(image: Bytes, share: float, fill: float = BLACK) -> Bytes:
     """Shifted sideways by a share of the width."""
-    return warp(image, [[1, 0, share * image.shape[1]], [0, 1, 0]])
+    return warp(image, [[1, 0, share * image.shape[1]], [0, 1, 0]], fill)
 
 
-def translate_y(image: Bytes, share: float) -> Bytes:
+def translate_y(image: Bytes, share: float, fill: float = BLACK) -> Bytes:
     """Shifted up or down by a share of the height."""
-    return warp(image, [[1, 0, 0], [0, 1, share * image.shape[0]]])
+    return warp(image, [[1, 0, 0], [0, 1, share * image.shape[0]]], fill)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation, FixMatch's range of its argument, and the argument that changes nothing."""
+    """An operation, its argument's range as FixMatch's paper prints it, and the argument that changes nothing."""
 
     apply: Callable[[Bytes, float], Bytes]
     low: float = 0.0
     high: float = 0.0
     neutral: float = 0.0
-    signed: bool = True  # a fixed magnitude goes to either side of neutral
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -144,55 +161,39 @@ OPERATIONS: dict[str, Operation] = {
     "color": Operation(pixel.adjust_saturation_torchvision, 0.05, 0.95, neutral=1),
     "contrast": Operation(contrast, 0.05, 0.95, neutral=1),
     "equalize": Operation(equalize),
-    "posterize": Operation(posterize, 4, 8, neutral=8, signed=False),
+    "posterize": Operation(posterize, 4, 8, neutral=8),
     "rotate": Operation(rotate, -30, 30),
     "sharpness": Operation(sharpness, 0.05, 0.95, neutral=1),
     "shear_x": Operation(shear_x, -0.3, 0.3),
     "shear_y": Operation(shear_y, -0.3, 0.3),
-    "solarize": Operation(solarize, 0, 1, neutral=1, signed=False),
+    "solarize": Operation(solarize, 0, 1, neutral=1),
     "translate_x": Operation(translate_x, -0.3, 0.3),
     "translate_y": Operation(translate_y, -0.3, 0.3),
 }
-TABLE = list(OPERATIONS.values())
-LOW, HIGH, NEUTRAL = (np.array([getattr(op, name) for op in TABLE]) for name in ("low", "high", "neutral"))
-SIGNED = np.array([op.signed for op in TABLE])
 
 
-def arguments(operation: NDArray[np.int64], draw: NDArray[np.float64], magnitude: float | str) -> NDArray[np.float64]:
-    """What each operation is called with: anywhere in FixMatch's range, or M/30 of the way from neutral."""
-    if isinstance(magnitude, str):
-        return LOW[operation] + draw * (HIGH[operation] - LOW[operation])
-    sign = np.where(SIGNED[operation] & (draw < 0.5), 1.0, -1.0)
-    return NEUTRAL[operation] + sign * (magnitude / 30) * np.abs(NEUTRAL[operation] - LOW[operation])
-
-
-def cutout_boxes(draws: NDArray[np.float64], size: int, largest: float) -> NDArray[np.int64]:
+def cutout_boxes(draws: NDArray[np.float64], size: int, largest: float) -> Boxes:
     """[n, 4] squares (x1, y1, x2, y2): any side up to `largest` of the image's, any centre, cut at the border."""
     half = draws[:, 0] * largest * size / 2
     x, y = draws[:, 1] * size, draws[:, 2] * size
     return np.stack([x - half, y - half, x + half, y + half], axis=1).round().clip(0, size).astype(np.int64)
 
 
-def cutout(image: Bytes, box: NDArray[np.int64]) -> Bytes:
+def fixed_boxes(draws: NDArray[np.float64], size: int, half: int) -> Boxes:
+    """[n, 4] squares of 2 · half pixels around any pixel, cut at the border: what the official codes cut out."""
+    x, y = np.floor(draws[:, 0] * size), np.floor(draws[:, 1] * size)
+    return np.stack([x - half, y - half, x + half, y + half], axis=1).clip(0, size).astype(np.int64)
+
+
+def squares(draws: NDArray[np.float64], size: int, settings: AugmentSettings) -> Boxes | None:
+    """What the settings cut out of each image at the end, given three numbers of each; None is nothing."""
+    if not settings.cutout:
+        return None
+    if settings.random_cutout:
+        return cutout_boxes(draws, size, settings.cutout)
+    return fixed_boxes(draws[:, 1:], size, int(size * settings.cutout) // 2)
+
+
+def cutout(image: Bytes, box: Boxes) -> Bytes:
     """The image with a grey square."""
     return dropout.cutout(image, box[None], GREY, UNUSED)
-
-
-def randaugment_draws(settings: AugmentSettings) -> int:
-    """Uniform numbers an image needs."""
-    return 2 * settings.operations + 3
-
-
-def randaugment_view(images: Bytes, draws: NDArray[np.float64], settings: AugmentSettings) -> Bytes:
-    """N operations drawn with replacement and a square cut out; `draws` are [n, randaugment_draws] in [0, 1)."""
-    count = settings.operations
-    operation = (draws[:, :count] * len(TABLE)).astype(np.int64)
-    argument = arguments(operation, draws[:, count : 2 * count], settings.magnitude)
-    boxes = cutout_boxes(draws[:, 2 * count :], images.shape[1], settings.cutout)
-    out = np.empty(images.shape, np.uint8)
-    for number, (chosen, values) in enumerate(zip(operation.tolist(), argument.tolist(), strict=True)):
-        image = images[number]
-        for which, value in zip(chosen, values, strict=True):
-            image = TABLE[which].apply(image, value)
-        out[number] = cutout(image, boxes[number])
-    return out

@@ -2,8 +2,19 @@
 
 An operation's range is cut into bins, each with a rate: how well the network recognises images that were changed so.
 Strong views draw operations, and for each one of its bins whose rate is near the best; probes draw any bin, and their
-match, 1 - ½ Σ|prediction - label|, moves the bin's rate (`ssl_tasks.data.policy`). The operations and ranges are the
-official code's, but that its `rescale` also chose a resampling filter, and `posterize` had 8 bins.
+match, 1 - ½ Σ|prediction - label|, moves the bin's rate (`ssl_tasks.data.policy`).
+
+There are two official codes. The draw is that of FixMatch's repository, which is the later one: a bin by its rate, then
+a level anywhere in the bin. ReMixMatch's draws one of 16 segments by the sum of the rates of two adjacent bins of 17,
+and a level within the segment; but scores are written to 17 bins, so that a level's score reaches another bin than the
+one that chose it. Its authors replaced that draw, and so do we. FixMatch cuts out a fixed square of half the side
+afterwards; ReMixMatch does not (`cutout: 0`).
+
+Operations and ranges are the official ones, except:
+- translations reach .3 of the side, as FixMatch's paper prints. Both codes say .3 of a pixel, which moves nothing.
+- `rescale` leaves out up to a quarter of the side all around, as FixMatch's code; ReMixMatch's says .25 of a pixel. Its
+  resampling filter, which the codes also choose by rates, is always bilinear.
+- `posterize` has 17 bins where the codes have 8, shears are about the middle of the image and not about a corner.
 """
 
 from collections.abc import Callable
@@ -25,41 +36,58 @@ PER_OPERATION = 5  # uniform numbers: which, which bin, where in the bin, and a 
 Place = list[float]
 
 
-def cut_level(image: Bytes, level: float, place: Place) -> Bytes:
-    """A grey square of up to half the side."""
-    return change.cutout(image, change.cutout_boxes(np.array([[level, *place]]), image.shape[0], 0.5)[0])
+@dataclass(frozen=True)
+class Leveled:
+    """An operation, and its argument at a level in [0, 1)."""
+
+    argument: Callable[[float], float]
+    change: Callable[[Bytes, float, Place], Bytes]
+
+    def __call__(self, image: Bytes, level: float, place: Place) -> Bytes:
+        """The image changed at a level."""
+        return self.change(image, self.argument(level), place)
 
 
-def enhanced(name: str) -> Callable[[Bytes, float, Place], Bytes]:
+def cut_square(image: Bytes, share: float, place: Place) -> Bytes:
+    """A grey square whose side is a share of the image's."""
+    return change.cutout(image, change.cutout_boxes(np.array([[1, *place]]), image.shape[0], share)[0])
+
+
+def blended(apply: Callable[[Bytes], Bytes]) -> Leveled:
+    """As much of the changed image as the level says."""
+    return Leveled(lambda level: level, lambda image, share, _: blend(image, apply(image), share))
+
+
+def enhanced(name: str) -> Leveled:
     """An enhancement by a factor of .1 to 2."""
     apply = OPERATIONS[name].apply
-    return lambda image, level, _: apply(image, 0.1 + 1.9 * level)
+    return Leveled(lambda level: 0.1 + 1.9 * level, lambda image, factor, _: apply(image, factor))
 
 
-def signed(name: str, reach: float) -> Callable[[Bytes, float, Place], Bytes]:
+def signed(name: str, reach: float) -> Leveled:
     """A movement by -reach to reach."""
     apply = OPERATIONS[name].apply
-    return lambda image, level, _: apply(image, (2 * level - 1) * reach)
+    return Leveled(lambda level: (2 * level - 1) * reach, lambda image, value, _: apply(image, value))
 
 
-LEVELED: dict[str, Callable[[Bytes, float, Place], Bytes]] = {  # level in [0, 1)
-    "identity": lambda image, level, _: image,
-    "autocontrast": lambda image, level, _: blend(image, change.autocontrast(image, 0), level),
-    "blur": lambda image, level, _: change.blur(image, level),
+LEVELED: dict[str, Leveled] = {
+    "identity": Leveled(lambda level: 0.0, lambda image, _, place: image),
+    "autocontrast": blended(lambda image: change.autocontrast(image, 0)),
+    "blur": Leveled(lambda level: level, lambda image, share, _: change.blur(image, share)),
     "brightness": enhanced("brightness"),
     "color": enhanced("color"),
     "contrast": enhanced("contrast"),
-    "cutout": cut_level,
-    "equalize": lambda image, level, _: blend(image, change.equalize(image, 0), level),
-    "invert": lambda image, level, _: blend(image, change.invert(image), level),
-    "posterize": lambda image, level, _: change.posterize(image, 1 + int(level * 8)),
-    "rescale": lambda image, level, _: change.magnify(image, level / 4),
+    "cutout": Leveled(lambda level: level / 2, cut_square),
+    "equalize": blended(lambda image: change.equalize(image, 0)),
+    "invert": blended(change.invert),
+    "posterize": Leveled(lambda level: 1 + int(level * 8), lambda image, bits, _: change.posterize(image, bits)),
+    "rescale": Leveled(lambda level: level / 4, lambda image, margin, _: change.magnify(image, margin)),
     "rotate": signed("rotate", 45),
     "sharpness": enhanced("sharpness"),
     "shear_x": signed("shear_x", 0.3),
     "shear_y": signed("shear_y", 0.3),
-    "smooth": lambda image, level, _: change.sharpness(image, 1 - level),
-    "solarize": lambda image, level, _: change.solarize(image, level),
+    "smooth": Leveled(lambda level: level, lambda image, share, _: change.sharpness(image, 1 - share)),
+    "solarize": Leveled(lambda level: level, lambda image, threshold, _: change.solarize(image, threshold)),
     "translate_x": signed("translate_x", 0.3),
     "translate_y": signed("translate_y", 0.3),
 }
@@ -108,10 +136,9 @@ def choose(rates: Rates | None, uniform: Numbers, depth: int) -> Choice:
     return Choice(operations, bins, (bins + within) / BINS, np.stack(place, axis=2))
 
 
-def apply(images: Bytes, choice: Choice, cut: Numbers | None = None, largest: float = 0.0) -> Bytes:
-    """uint8 [n, S, S, C] → the same shape; with `cut` [n, 3], a square of up to `largest` is cut out at the end."""
+def apply(images: Bytes, choice: Choice, boxes: change.Boxes | None = None) -> Bytes:
+    """uint8 [n, S, S, C] → the same shape; with `boxes` [n, 4], a square is cut out at the end."""
     out = np.empty(images.shape, np.uint8)
-    boxes = None if cut is None else change.cutout_boxes(cut, images.shape[1], largest)
     steps = zip(choice.operations.tolist(), choice.levels.tolist(), choice.places.tolist(), strict=True)
     for number, chosen in enumerate(steps):
         image = images[number]

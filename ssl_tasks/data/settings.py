@@ -127,14 +127,64 @@ class DataSettings(Section):
     max_pixels: int = Field(100_000_000, ge=1, description="larger images are refused unread")
 
 
+Strong = Literal["randaugment", "fixmatch", "uda", "meta_pseudo_labels", "ctaugment", "simclr"]
+DRAWN_ALIKE = ("operations", "magnitude", "probability", "cutout", "cutout_side")
+STRONG_SETTINGS: dict[Strong, tuple[str, ...]] = {
+    "randaugment": DRAWN_ALIKE,
+    "fixmatch": DRAWN_ALIKE,
+    "uda": DRAWN_ALIKE,
+    "meta_pseudo_labels": DRAWN_ALIKE,
+    "ctaugment": ("operations", "cutout", "cutout_side"),
+    "simclr": ("crop_scale", "jitter", "blur"),
+}
+
+
 class AugmentSettings(Section):
-    """What `weak` and `strong` mean. `auto` asks the source: no flips for digits and house numbers."""
+    """What `weak` and `strong` mean. `auto` asks the source: no flips for digits and house numbers. Which operations a
+    strong view has, and their ranges: [augmentation.md](augmentation.md)."""
 
     flip: bool | Literal["auto"] = "auto"
     crop_padding: float = Field(0.125, ge=0, lt=1, description="of the image's side, reflected")
-    strong: Literal["randaugment", "ctaugment"] = "randaugment"
-    operations: int = Field(2, ge=0, description="N of RandAugment, depth of CTAugment")
+    strong: Strong = Field("randaugment", description="the strong view of which paper's official code")
+    operations: int = Field(2, ge=0, description="N: how many are drawn for an image; depth of CTAugment")
     magnitude: Annotated[float, Field(ge=0, le=30)] | Literal["random"] = Field(
-        "random", description="M of RandAugment; random as FixMatch's. CTAugment learns its own"
+        "random",
+        description="M: the level, of 10, of every operation; above 10 is stronger than the usual range. random: a "
+        "whole level from 1 to 9 for each operation, in randaugment anywhere in the ranges of FixMatch's paper",
     )
-    cutout: float = Field(0.5, ge=0, le=1, description="largest side of the cut square, as a share of the image's")
+    probability: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="of applying a drawn operation; default the official code's: 0.5 in fixmatch and uda, drawn from "
+        "0.2 to 0.8 for each image in meta_pseudo_labels, else 1",
+    )
+    cutout: float = Field(
+        0.5, ge=0, le=1, description="side of the square that is cut out at the end, as a share of the image's; 0: none"
+    )
+    cutout_side: Literal["fixed", "random"] | None = Field(
+        None,
+        description="random: any side up to `cutout`; default random in randaugment with random magnitudes, else fixed",
+    )
+    crop_scale: float = Field(0.08, gt=0, le=1, description="of simclr: smallest area of a crop, as a share")
+    jitter: float = Field(1.0, ge=0, le=2, description="of simclr: strength of the colour jitter; 0.5 for CIFAR-10")
+    blur: float = Field(0.5, ge=0, le=1, description="of simclr: probability of a blur; 0 for images of 32×32")
+
+    @property
+    def printed_ranges(self) -> bool:
+        """Whether arguments are drawn from the ranges that FixMatch's paper prints, as TorchSSL and USB do."""
+        return self.strong == "randaugment" and self.magnitude == "random"
+
+    @property
+    def random_cutout(self) -> bool:
+        """Whether the square's side is drawn."""
+        return self.printed_ranges if self.cutout_side is None else self.cutout_side == "random"
+
+    @model_validator(mode="after")
+    def _settings_of_this_view(self) -> "AugmentSettings":
+        used = STRONG_SETTINGS[self.strong]
+        for name in {name for names in STRONG_SETTINGS.values() for name in names} - set(used):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise ValueError(f"{name} is {value}, and strong: {self.strong} has no such setting; leave it out")
+        return self

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_tasks.batch import View
-from ssl_tasks.data import ctaugment
-from ssl_tasks.data.augmentation import randaugment_draws, randaugment_view
+from ssl_tasks.data import ctaugment, simclr_view
+from ssl_tasks.data.augmentation import squares
 from ssl_tasks.data.permutation import uniform_rows
+from ssl_tasks.data.randaugment import randaugment_draws, randaugment_view
 from ssl_tasks.data.settings import AugmentSettings
 from ssl_tasks.data.weak import DRAWS, weak_view
 
@@ -41,6 +42,9 @@ class Augmenter:
         """uint8 [n, S, S, C] → the same shape, changed as the view says; `rates` are what CTAugment has learnt."""
         if view == "none":
             return images
+        if view == "strong" and self.settings.strong == "simclr":  # its crop takes the place of the weak view's
+            uniform = draws.uniform(simclr_view.DRAWS, "strong")
+            return simclr_view.simclr_view(images, uniform, self._flips(), self.settings)
         weak = self._weak(images, draws)
         return weak if view == "weak" else self._strong(weak, draws, rates)
 
@@ -50,16 +54,18 @@ class Augmenter:
         choice = ctaugment.choose(None, draws.uniform(ctaugment.draws(depth), "probe"), depth)
         return ctaugment.apply(self._weak(images, draws), choice), choice.pairs()
 
+    def _flips(self) -> bool:
+        return self.flip if self.settings.flip == "auto" else self.settings.flip
+
     def _weak(self, images: Bytes, draws: Draws) -> Bytes:
-        flip = self.flip if self.settings.flip == "auto" else self.settings.flip
-        return weak_view(images, draws.uniform(DRAWS, "weak"), flip, self.settings.crop_padding)
+        return weak_view(images, draws.uniform(DRAWS, "weak"), self._flips(), self.settings.crop_padding)
 
     def _strong(self, weak: Bytes, draws: Draws, rates: Rates | None) -> Bytes:
         settings = self.settings
-        if settings.strong == "randaugment":
+        if settings.strong != "ctaugment":
             return randaugment_view(weak, draws.uniform(randaugment_draws(settings), "strong"), settings)
         width = ctaugment.draws(settings.operations)
         numbers = draws.uniform(width + 3, "strong")
         rates = ctaugment.fresh_rates() if rates is None else rates
         choice = ctaugment.choose(rates, numbers[:, :width], settings.operations)
-        return ctaugment.apply(weak, choice, numbers[:, width:], settings.cutout)
+        return ctaugment.apply(weak, choice, squares(numbers[:, width:], weak.shape[1], settings))

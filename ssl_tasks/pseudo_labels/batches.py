@@ -72,7 +72,7 @@ class Batches:
 
     def strong(self, images: NDArray[np.uint8], ids: Sequence[str], view: int) -> NDArray[np.uint8]:
         """What a student sees."""
-        from ssl_tasks.data.augmentation import randaugment_draws, randaugment_view  # albumentations: a second
+        from ssl_tasks.data.randaugment import randaugment_draws, randaugment_view  # albumentations: a second
 
         draws = spread(ids, self.seed, f"noise-{view}", randaugment_draws(AUGMENT))
         return randaugment_view(self.weak(images, ids, view), draws, AUGMENT)

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ssl_tasks.batch import View
-from ssl_tasks.data.augmentation import OPERATIONS, TABLE, arguments, cutout_boxes, randaugment_draws, randaugment_view
+from ssl_tasks.data.augmentation import OPERATIONS, cutout_boxes
+from ssl_tasks.data.randaugment import choose, randaugment_draws, randaugment_view
 from ssl_tasks.data.settings import AugmentSettings
 from ssl_tasks.data.views import Augmenter, Draws
 from ssl_tasks.data.weak import weak_view
@@ -126,21 +127,11 @@ def test_operations_mean_what_their_names_say() -> None:
 
 def test_random_magnitudes_fill_fixmatchs_ranges() -> None:
     draw = np.linspace(0, 0.999, 50)
-    for number, operation in enumerate(TABLE):
-        values = arguments(np.full(50, number), draw, "random")
+    for number, operation in enumerate(OPERATIONS.values()):
+        which = np.full(50, (number + 0.5) / len(OPERATIONS))
+        values = choose(np.stack([which, draw], axis=1), 32, AugmentSettings(operations=1)).arguments
         assert values.min() == operation.low
         assert values.max() == pytest.approx(operation.high, abs=0.01 * (operation.high - operation.low) + 1e-12)
-
-
-def test_fixed_magnitudes_go_from_nothing_to_all() -> None:
-    for number, operation in enumerate(TABLE):
-        which, draw = np.full(40, number), np.linspace(0, 0.999, 40)
-        assert set(arguments(which, draw, 0)) == {operation.neutral}
-        distances = np.abs(arguments(which, draw, 30) - operation.neutral)
-        assert distances == pytest.approx(np.full(40, abs(operation.low - operation.neutral)))
-        below = arguments(which, draw, 15) < operation.neutral
-        assert below.any() == (operation.low < operation.neutral)
-        assert below.all() == (not operation.signed)
 
 
 @pytest.mark.parametrize("magnitude", [-1, 31, "strong"])
@@ -170,6 +161,6 @@ def test_the_cut_square_is_grey_and_no_larger_than_asked() -> None:
 
 
 def test_every_operation_is_drawn_alike() -> None:
-    draws = draws_of(14_000).uniform(1, "operations")[:, 0]
-    counts = np.bincount((draws * len(TABLE)).astype(int), minlength=14)
+    draws = draws_of(14_000).uniform(2, "operations")
+    counts = np.bincount(choose(draws, 32, AugmentSettings(operations=1)).operations[:, 0], minlength=14)
     assert ((counts - 1000) ** 2 / 1000).sum() < 34.5  # χ² with 13 degrees of freedom, p = .001

@@ -13,6 +13,7 @@ from ssl_tasks.data.permutation import uniform_rows
 from ssl_tasks.data.policy import REFRESH, Policy, PolicyBoard, build_policy, moved_rates
 from ssl_tasks.data.settings import AugmentSettings
 from ssl_tasks.data.stream import BatchStream
+from ssl_tasks.data.views import Augmenter, Draws
 from ssl_tasks.training.settings import TrainSettings
 from tests.data.fakes import FakeDataset
 
@@ -78,7 +79,16 @@ def test_the_choice_is_what_is_applied() -> None:
     operations = np.array([[NAMES.index("invert"), NAMES.index("translate_x")]])
     choice = Choice(operations, np.zeros((1, 2), int), np.array([[1.0, 0.5]]), np.zeros((1, 2, 2)))
     assert np.array_equal(apply(image[None], choice)[0], 255 - image)
-    assert (apply(image[None], choice, np.array([[0.99, 0.5, 0.5]]), 1.0)[0] == 127).mean() > 0.9
+    cut = apply(image[None], choice, np.array([[0, 0, 32, 16]]))[0]
+    assert (cut[:16] == 127).all()
+    assert np.array_equal(cut[16:], 255 - image[16:])
+
+
+@pytest.mark.parametrize(("settings", "area"), [({}, 196), ({"cutout_side": "random"}, 72), ({"cutout": 0}, 0)])
+def test_fixmatch_cuts_out_a_fixed_square_afterwards_and_remixmatch_none(settings: dict, area: float) -> None:
+    augmenter = Augmenter(AugmentSettings(strong="ctaugment", operations=0, **settings), flip=False)
+    seen = augmenter.view("strong", np.zeros((2000, 32, 32, 1), np.uint8), Draws(0, 2000, 3, ("cut",)))
+    assert 1024 * (seen != 0).mean() == pytest.approx(area, rel=0.1)
 
 
 def test_rates_move_as_one_score_after_the_other() -> None:

@@ -44,13 +44,13 @@ def _version(name: str) -> Finding:
 def _torch() -> Finding:
     import torch
 
-    from ssl_tasks.training.precision import resolve_device, resolve_precision
+    from ssl_tasks.training.precision import computed_by, resolve_device, resolve_precision
 
     device = resolve_device("auto")
-    precision = str(resolve_precision("auto", device)).removeprefix("torch.")
+    found = computed_by(device, resolve_precision("auto", device))
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    where = ", ".join(names) if names else f"CPU, {os.cpu_count()} cores"
-    return Finding("compute", f"{where}; precision auto is {precision}", True)
+    where = ", ".join(names) if names else f"CPU, {os.cpu_count()} cores, {found['instruction_set']}"
+    return Finding("compute", f"{where}; precision auto is {found['precision']}", True)
 
 
 def _disk(workspace: Path) -> Finding:

@@ -19,7 +19,7 @@ from ssl_tasks.evaluation.robustness import attack_accuracy, corruption_accuracy
 from ssl_tasks.evaluation.settings import EvaluateSettings
 from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.trained import Trained, load_card, load_trained
-from ssl_tasks.training.precision import prepare_backends
+from ssl_tasks.training.precision import computed_by, prepare_backends
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
@@ -51,7 +51,8 @@ def evaluate(context: StageContext) -> StageResult:
     pq.write_table(pa.concat_tables(tables), context.output / "predictions.parquet", compression="zstd")
     robustness = _robustness(context, settings, trained, pools, known)
     context.metrics(0, {f"{split}_accuracy": one["accuracy"] for split, one in metrics.items() if one["count"]})
-    return StageResult(summary={**_summary(metrics), "temperature": temperature, **robustness})
+    computed = computed_by(trained.device, trained.dtype)
+    return StageResult(summary={**_summary(metrics), "temperature": temperature, **robustness, "computed_by": computed})
 
 
 def predict_logits(trained: Trained, pool: Pool, index: NDArray[np.int64], batch_size: int) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.trained import Trained, load_trained
 from ssl_tasks.trained_files import trained_digest
 from ssl_tasks.training.launch import to_json
-from ssl_tasks.training.precision import prepare_backends
+from ssl_tasks.training.precision import computed_by, prepare_backends
 
 AT_ONCE = 65_536  # ids that are Python objects at one time
 
@@ -89,6 +89,7 @@ class Predicting:
                 "shards": len(shards),
                 "shards_reused": reused,
                 "temperature": temperature,
+                "computed_by": computed_by(self.teachers[0].device, *(teacher.dtype for teacher in self.teachers)),
                 "seconds": {part: round(seconds, 3) for part, seconds in self.clock.seconds.items()},
             }
         )

@@ -34,10 +34,27 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether bf16 is a gain: emulated bf16 is slower than fp32."""
+    """Whether bf16 is a gain: emulated bf16 is slower than fp32.
+
+    On a CPU both the processor must have it and oneDNN must use it, which ONEDNN_MAX_CPU_ISA can forbid.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    in_processor = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return in_processor and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def computed_by(device: torch.device, *dtypes: torch.dtype) -> dict[str, str]:
+    """What the last digits of a result depend on beside its settings; kept in the manifest of each stage that computes.
+
+    It is no part of a key: a result of another machine is reused.
+    """
+    cpu = device.type == "cpu"
+    return {
+        "device": str(device) if cpu else torch.cuda.get_device_name(device),
+        "precision": ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes})),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def autocast(device: torch.device, dtype: torch.dtype, moving: bool = False) -> AbstractContextManager[object]:

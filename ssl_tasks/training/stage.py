@@ -22,7 +22,7 @@ from ssl_tasks.trained import WEIGHTS, Card, load_card, load_weights, save_card,
 from ssl_tasks.training.checkpoints import Checkpoints
 from ssl_tasks.training.launch import train_in_processes
 from ssl_tasks.training.loop import diagnose_run, train
-from ssl_tasks.training.precision import prepare_backends, resolve_device
+from ssl_tasks.training.precision import computed_by, prepare_backends, resolve_device
 from ssl_tasks.training.run import TrainingRun, build_run
 
 LAST = "last.safetensors"
@@ -103,7 +103,7 @@ def write_model(
     logs = context.output / "logs"
     logs.mkdir()
     (logs / "throughput.json").write_text(json.dumps(speed) + "\n")
-    return StageResult(summary={**metrics, **speed})
+    return StageResult(summary={**metrics, **speed, "computed_by": computed_by(run.device, run.dtype)})
 
 
 def card_of(run: TrainingRun, dataset: Dataset) -> Card:

@@ -21,7 +21,7 @@ from ssl_tasks.evaluation.corruptions import CORRUPTIONS
 from ssl_tasks.evaluation.settings import EvaluateSettings
 from ssl_tasks.execute import Request, execute
 from ssl_tasks.trained import load_card, save_card
-from ssl_tasks.training.precision import prepare_backends
+from ssl_tasks.training.precision import computed_by, prepare_backends
 from ssl_tasks.training.settings import RuntimeSettings, TrainSettings
 
 RUNTIME = RuntimeSettings(threads=1, device="cpu")
@@ -71,6 +71,7 @@ def test_files_summary_and_tables_agree(workspace: Path, inputs: Inputs) -> None
         assert np.trace(matrices[split]) == (rows["label"] == rows["predicted"]).sum()
         assert [one["class"] for one in metrics[split]["per_class"]] == matrices["classes"]
     assert found.summary["test_accuracy"] > 0.5
+    assert found.summary["computed_by"] == computed_by(torch.device("cpu"), torch.float32)
     probs = np.stack(table["probs"].to_list())
     assert np.allclose(probs.sum(axis=1), 1, atol=1e-5)
     assert (probs.argmax(axis=1) == table["predicted"]).all()

@@ -8,6 +8,7 @@ import pytest
 from flows.doctor import examine
 from flows.environment import set_environment
 from ssl_tasks.tracking.client import default_uri
+from ssl_tasks.training.precision import computed_by, resolve_device, resolve_precision
 
 
 @pytest.fixture
@@ -44,3 +45,11 @@ def test_an_empty_address_of_mlflow_is_none(tmp_path: Path, environment: pytest.
     environment.setenv("MLFLOW_TRACKING_URI", "")
     assert default_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     assert {one.what: one.found for one in examine(tmp_path)}["MLflow"] == f"SQLite in {tmp_path}"
+
+
+def test_doctor_says_what_decides_the_last_digits_on_this_machine(tmp_path: Path) -> None:
+    device = resolve_device("auto")
+    found = {one.what: one.found for one in examine(tmp_path)}["compute"]
+    computed = computed_by(device, resolve_precision("auto", device))
+    assert found.endswith(f"precision auto is {computed['precision']}")
+    assert (computed["instruction_set"] if device.type == "cpu" else computed["device"]) in found

@@ -1,5 +1,9 @@
 """Devices and number formats by name."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -9,6 +13,7 @@ from ssl_tasks.methods.label_propagation import nearest_neighbors
 from ssl_tasks.methods.simclr import nt_xent
 from ssl_tasks.training.precision import (
     autocast,
+    computed_by,
     has_native_bf16,
     prepare_backends,
     resolve_device,
@@ -25,6 +30,25 @@ def test_formats_are_what_was_asked_for() -> None:
 
 def test_auto_is_bf16_only_where_the_hardware_has_it() -> None:
     assert resolve_precision("auto", CPU) == (torch.bfloat16 if has_native_bf16(CPU) else torch.float32)
+
+
+def test_auto_is_fp32_where_the_environment_forbids_the_cpus_bf16() -> None:
+    """oneDNN reads ONEDNN_MAX_CPU_ISA once, at its start: so in a process of its own."""
+    script = """import torch
+from ssl_tasks.training.precision import computed_by, resolve_precision
+cpu = torch.device("cpu")
+print(computed_by(cpu, resolve_precision("auto", cpu)))"""
+    limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **limits}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str({"device": "cpu", "precision": "float32", "instruction_set": "AVX2"})
+
+
+def test_what_computed_a_result_names_each_format_once() -> None:
+    found = computed_by(CPU, torch.float32, torch.bfloat16, torch.float32)
+    assert found["precision"] == "bfloat16, float32"
+    assert found["instruction_set"] == torch.backends.cpu.get_cpu_capability()
 
 
 def test_auto_device_is_the_accelerator_where_there_is_one() -> None:

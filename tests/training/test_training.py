@@ -30,6 +30,7 @@ from ssl_tasks.trained import load_trained
 from ssl_tasks.training import loop
 from ssl_tasks.training import step as training_step
 from ssl_tasks.training.checkpoints import checkpoint_files
+from ssl_tasks.training.precision import computed_by
 from ssl_tasks.training.run import TrainingRun, build_run
 from tests.training.small_runs import digits, folder_of, history_of, learner, train_apart, train_in, weights_of
 
@@ -67,6 +68,7 @@ def test_a_model_learns_and_its_files_agree(tmp_path: Path, dataset: Artifact) -
     logits = load_trained(model.path, "cpu").logits(pool.images(np.arange(len(pool))))
     accuracy = (logits.argmax(1).numpy() == pool.labels).mean()
     assert accuracy == pytest.approx(metrics["validation_accuracy"])
+    assert model.summary["computed_by"] == computed_by(torch.device("cpu"), torch.float32)
 
 
 def test_same_settings_make_the_same_bytes(tmp_path: Path, dataset: Artifact) -> None:

@@ -19,6 +19,7 @@ from flows import commands
 from flows.commands.tables import printable_lines
 from flows.commands.verb import Verbs
 from flows.environment import refusal, workspace_folder
+from flows.interruption import SAID, end_on_signals
 from ssl_tasks.collection import own_process
 from ssl_tasks.errors import Interrupted, SelftrainError, StageFailed
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code. The process's own command line ends the process with it, at once:
     to free all that Prefect has imported takes another second."""
     if arguments is None:
+        end_on_signals()  # for whoever imports us; `python -m flows` has done so already
         own_process()
         for stream in (sys.stdout, sys.stderr):  # a terminal without a letter of ours is shown its number
             if isinstance(stream, io.TextIOWrapper):
@@ -48,7 +50,7 @@ def answer(arguments: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return code or 0
     except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to go on", 130)
+        return _fail(SAID, 130)
     except StageFailed as error:
         return _fail(f"{error}\ngo on with: {_again(arguments)}   (finished stages are reused)", error.exit_code)
     except SelftrainError as error:

@@ -43,6 +43,7 @@ class Conductor:
         self.pool = ThreadPoolExecutor(max_workers=config.runtime.parallel, thread_name_prefix="stage")
         self.room = BoundedSemaphore(config.runtime.parallel)  # for the pool's stages, and for one beside them
         self.stopping = False
+        self.asked: Callable[[], bool] = _nobody  # whether a signal asked us to stop
         self.orders: dict[str, int] = {}
         self.around: Callable[[Request, int, Callable[[], Outcome]], Outcome] = lambda _request, _round, answer: (
             answer()
@@ -109,6 +110,8 @@ class Conductor:
         log.info("%s …", request.name)
         try:
             self.run_record.record(record)
+            if self.asked():
+                raise Interrupted("asked to stop")
             outcome = self._execute(request, record)
         except BaseException as error:
             state: StageState = "interrupted" if interrupted(error) else "failed"

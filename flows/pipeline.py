@@ -44,8 +44,9 @@ def run_pipeline(
     if prepare is not None:
         prepare(conductor)
     stopped = "asked to stop; run the same command again to go on"
-    with at_work(workspace), interruptible(stopped) if own_signals else nullcontext():
+    with at_work(workspace), interruptible(stopped) if own_signals else nullcontext(conductor.asked) as asked:
         try:
+            conductor.asked = asked
             summary = self_training(config, conductor)
             run.write_summary({**summary.as_json(), "nothing_new": run.nothing_new})
             finished(run, None, summary.stopped)

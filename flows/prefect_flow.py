@@ -29,8 +29,10 @@ from flows.tasks import as_task, gpu_slots
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import SelftrainError
 from ssl_tasks.execute import Outcome, Request
+from ssl_tasks.parent import die_with_parent
 from ssl_tasks.runs import Run, all_runs
 
+die_with_parent()  # of `selftrain up`, where its runner started us
 log = logging.getLogger("selftrain")
 RETRIES = 4  # of a request, with growing pauses: a server that restarts has half a minute
 

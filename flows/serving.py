@@ -12,11 +12,10 @@ import socket
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.environment import make_workspace, set_environment
 from flows.interruption import interruptible
@@ -24,10 +23,14 @@ from flows.local_api import prefect_api, server_in_use
 from flows.reaper import mend_dead_runs, tell_prefect
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import ConfigError
+from ssl_tasks.parent import parent_of_mine
 from ssl_tasks.safe_path import folder_hides_us, safe_path
 from ssl_tasks.tracking.client import artifact_folder, connect, default_uri
 from ssl_tasks.tracking.links import announced
 from ssl_tasks.tracking.spool import without_password
+
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
 
 log = logging.getLogger("selftrain")
 GRACE_SECONDS = 10.0  # between asking MLflow's server to end and killing it
@@ -62,7 +65,6 @@ def up(
     port = free_port(port)
     os.environ["PREFECT_SERVER_UI_API_URL"] = f"http://127.0.0.1:{port}/api"
     with (
-        interruptible(),
         prefect_api(workspace, services=True, port=port) as api,
         mlflow_ui(workspace, mlflow_port) as ui,
         announced(workspace, ui),
@@ -74,7 +76,6 @@ def up(
 
 def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> None:
     """Registers the recipes with the API in use and runs what is due; without recipes it waits."""
-    from prefect import serve as prefect_serve
     from prefect.deployments.runner import RunnerDeployment
     from prefect.types.entrypoint import EntrypointType
 
@@ -82,7 +83,8 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
 
     if not recipes:
         print("no recipes to schedule; Ctrl-C ends", flush=True)
-        threading.Event().wait()
+        with interruptible():
+            threading.Event().wait()
     deployments = [
         RunnerDeployment.from_flow(
             self_training_flow,
@@ -96,13 +98,27 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
     ]
     for config in recipes:
         print(f"serving  {config.name}  {schedule.as_options() or 'on demand'}", flush=True)
-    # Prefect 3.8's own SIGTERM handler forgets to await; it stops all the same.
-    warnings.filterwarnings("ignore", message="coroutine 'Runner.astop' was never awaited")
-    os.environ.update(safe_path())  # of the processes that it starts
+    os.environ.update({**safe_path(), **parent_of_mine()})  # of the processes that it starts
     if folder_hides_us():  # Prefect looks into the current folder first all the same
         make_workspace(workspace)
         os.chdir(workspace)
-    prefect_serve(*deployments, print_starting_message=False)
+    _run_what_is_due(deployments)
+
+
+def _run_what_is_due(deployments: "Sequence[RunnerDeployment]") -> None:
+    """Prefect's runner in a thread: there it leaves signals to us, and a signal in the main thread always ends it."""
+    from anyio.from_thread import start_blocking_portal
+    from prefect.runner import Runner
+
+    runner = Runner()
+    for deployment in deployments:
+        runner.add_deployment(deployment)
+    with start_blocking_portal() as portal, interruptible():
+        serving = portal.start_task_soon(runner.start)
+        try:
+            serving.result()
+        finally:
+            serving.cancel()  # it ends the runs that it has started; the portal waits for that
 
 
 @contextlib.contextmanager

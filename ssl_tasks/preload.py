@@ -3,8 +3,11 @@
 import signal
 
 from ssl_tasks.collection import uncollected
+from ssl_tasks.parent import die_with_parent
 
-signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it reaches the whole group; whoever started us decides when we end
+die_with_parent()  # torch's import lasts for seconds, and until its end nothing else here looks at anything
+for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group; whoever started us decides when we end
+    signal.signal(number, signal.SIG_IGN)
 
 with uncollected():
     import ssl_tasks.data.build

@@ -1,7 +1,7 @@
 """Runs a stage's body in a process group of its own: it can be killed whole, and takes its memory with it.
 
 A fork server that has imported torch already starts it in some hundredths of a second. The group dies with us, whatever
-kills us: a thread in the worker waits for our end and then kills the group.
+kills us (`ssl_tasks.parent`).
 """
 
 import contextlib
@@ -29,6 +29,7 @@ from ssl_tasks import errors
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.execute import Request, load_body
 from ssl_tasks.gpus import lease, needed
+from ssl_tasks.parent import end_group_after, parent_of_mine_set
 from ssl_tasks.safe_path import safe_path_set
 from ssl_tasks.stage import StageContext, StageResult
 
@@ -47,7 +48,7 @@ _start_lock = threading.Lock()
 
 def start_fork_server() -> None:
     """Starts it ahead of the first stage: it imports for seconds, and nobody has to wait for it yet."""
-    with _start_lock, safe_path_set():
+    with _starting():
         multiprocessing.forkserver.ensure_running()
 
 
@@ -60,7 +61,7 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
     gpus = needed(request.stage, context.runtime)
     words = (request.body, context, attempt, log, gpus, begins)
     worker = _forkserver.Process(target=_work, args=words, name=request.name)
-    with _start_lock, safe_path_set(), _without_main_module():  # a dead fork server is started anew
+    with _starting(), _without_main_module():  # a dead fork server is started anew
         worker.start()
     _live.add(worker)
     begins.close()  # the worker has one of its own, and closes it when it begins
@@ -79,6 +80,13 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
         _asked.discard(worker)
         begun.close()
     return _read_result(request.name, attempt / RESULT, worker.exitcode, log)
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """The environment in which a fork server may be started."""
+    with _start_lock, safe_path_set(), parent_of_mine_set():
+        yield
 
 
 @contextlib.contextmanager
@@ -116,7 +124,7 @@ def stop_all() -> None:
 def _work(body: str, context: StageContext, attempt: Path, log: Path, gpus: int, begins: Connection) -> None:
     """The worker's main: own group, own log, one JSON file as the answer."""
     os.setsid()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_group_after(_parent_is_gone)
     log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
@@ -164,11 +172,9 @@ def _interrupt(*_: Any) -> None:
     raise errors.Interrupted("asked to stop")
 
 
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+def _parent_is_gone() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
         multiprocessing.connection.wait([parent.sentinel])
-    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def describe(error: BaseException) -> dict[str, Any]:

@@ -1,8 +1,12 @@
-"""Time that does not depend on what else the machine has to do: another test process, say."""
+"""Time in tests: deadlines for hangs, and durations that do not depend on what else the machine has to do."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
+HANG = 300.0  # seconds after which something is believed never to come; no claim about speed
 SCHEDULER = Path("/proc/thread-self/schedstat")  # of this thread, in nanoseconds: on a processor, waiting for one, …
 
 
@@ -13,3 +17,12 @@ def own_seconds() -> float:
     except FileNotFoundError:  # not Linux
         waited = 0
     return time.monotonic() - waited / 1e9
+
+
+def until(answer: Callable[[], T], what: str = "what was waited for", pause: float = 0.05) -> T:
+    """Asks again and again until the answer is true, and returns it; fails after HANG seconds."""
+    deadline = time.monotonic() + HANG
+    while not (found := answer()):
+        assert time.monotonic() < deadline, f"{what} has not come within {HANG:g} s"
+        time.sleep(pause)
+    return found

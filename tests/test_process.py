@@ -1,5 +1,6 @@
 """Stages in real processes: errors come back, dead workers are told of, nobody outlives the parent."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from ssl_tasks.execute import Request, execute
 from ssl_tasks.process import run_isolated, stop_all
 from ssl_tasks.training.settings import RuntimeSettings
 from tests.bodies import Behaviour
+from tests.clock import HANG
 
 BODY = "tests.bodies:behave"
 
@@ -87,6 +89,30 @@ def test_no_process_outlives_a_killed_parent(workspace: Path, tmp_path: Path) ->
     parent.wait()
     _, left = psutil.wait_procs(family, timeout=60)  # they end by themselves; a loaded machine is slow to run them
     assert not left
+
+
+BUSY_TORCH = "import ctypes; ctypes.PyDLL(None).sleep(600)"  # as a large library is loaded: Python's lock is held
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked to kill it")
+def test_a_fork_server_that_is_still_importing_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(BUSY_TORCH)
+    code = "from ssl_tasks.process import start_fork_server; start_fork_server(); print('there', flush=True); input()"
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, **pipes)
+    with parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"there\n"
+        family = psutil.Process(parent.pid).children(recursive=True)
+        parent.kill()
+        try:
+            _, left = psutil.wait_procs(family, timeout=HANG)
+            assert not left
+        finally:
+            for one in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
 
 
 def worker_pid(workspace: Path) -> int:

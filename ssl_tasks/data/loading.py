@@ -1,7 +1,9 @@
 """From a stream to a device: worker processes, pinned memory, and one pass from bytes to normalised floats."""
 
 import functools
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,13 +16,18 @@ from ssl_tasks.batch import Batch, View
 from ssl_tasks.data.pools import Images, LabeledPool
 from ssl_tasks.data.stream import BatchStream
 from ssl_tasks.data.views import Draws
+from ssl_tasks.parent import die_with
 
 
-def start_worker(_: int) -> None:
-    """A signal to the whole process group is the parent's to answer: it still wants batches until its checkpoint.
+def start_worker(_: int, parent: int | None = None) -> None:
+    """Ends with its parent, where that one's main thread has started it.
+
+    A signal to the whole process group is the parent's to answer: it still wants batches until its checkpoint.
 
     A second SIGTERM is the parent's own, and ends a worker that hangs where the parent would wait for it for ever.
     """
+    if parent is not None:
+        die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
@@ -30,6 +37,7 @@ def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_mem
     if not workers and not pin_memory:
         return (stream[step] for step in range(start, stop))
     stream.prepare()
+    parent = os.getpid() if threading.current_thread() is threading.main_thread() else None
     return iter(
         DataLoader(
             stream,
@@ -37,7 +45,7 @@ def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_mem
             sampler=range(start, stop),
             num_workers=workers,
             pin_memory=pin_memory,
-            worker_init_fn=start_worker,
+            worker_init_fn=functools.partial(start_worker, parent=parent),
             # A stage's process comes from a fork server, and loaders would by default come from another that imports
             # everything anew (seconds), and whose loaders outlive a killed stage: they watch the server, not us.
             multiprocessing_context="fork" if workers else None,

@@ -4,23 +4,22 @@
 """
 
 import os
-import signal
 import sys
-import threading
+
+from ssl_tasks.parent import end_group_after
 
 
 def main() -> None:
     """In a process group of its own, started by `selftrain up`."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_group_after(_standard_input_ends)
     from mlflow.cli import cli
 
     cli.main(prog_name="mlflow")
 
 
-def _die_with_parent() -> None:
+def _standard_input_ends() -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
-    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 if __name__ == "__main__":

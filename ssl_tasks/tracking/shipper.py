@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_tasks.artifacts import Artifact, file_lock
 from ssl_tasks.collection import own_process
 from ssl_tasks.errors import ConfigError
+from ssl_tasks.parent import die_with_parent
 from ssl_tasks.tracking.client import connect, experiment_id
 from ssl_tasks.tracking.operations import Applier, Later
 from ssl_tasks.tracking.spool import Operation, Sent, Spool, remove, spools, without_password
@@ -234,6 +235,7 @@ def serve(shipper: Shipper, own: Spool | None, parent: Parent) -> None:
 
 def main() -> None:
     """`python -m ssl_tasks.tracking.shipper WORKSPACE EVERYTHING`, started by the tracker."""
+    die_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     # These reach the whole group; the parent decides when we end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

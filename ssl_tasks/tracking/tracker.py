@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_tasks.artifacts import Artifact
+from ssl_tasks.parent import parent_of_mine
 from ssl_tasks.safe_path import safe_path
 from ssl_tasks.tracking.client import default_uri
 from ssl_tasks.tracking.follower import Follower, metric_rows, spool_rows
@@ -201,7 +202,7 @@ def _start_shipper(workspace: Path, uri: str, everything: bool = False) -> "subp
     """
     log = workspace / "tracking" / "shipper.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **safe_path()}
+    environment = {**os.environ, **safe_path(), **parent_of_mine()}
     environment["SELFTRAIN_TRACKING_URI"] = uri  # not an argument: it may hold a password
     command = [sys.executable, "-m", "ssl_tasks.tracking.shipper", str(workspace), str(int(everything))]
     with log.open("a") as file:

@@ -1,8 +1,14 @@
 """One rank of data-parallel training: `python -m ssl_tasks.training.worker CONTEXT`, started by torch's launcher."""
 
+import os
+
+from ssl_tasks.parent import die_with
+
+if __name__ == "__main__":
+    die_with(os.getppid())  # before torch's import; where that one was dead by now, the lock below is free
+
 import json
 import logging
-import os
 import sys
 import threading
 import traceback

@@ -1,5 +1,6 @@
 """What is left of a run that ended or died: processes, leases, and states that claim to run."""
 
+import contextlib
 import json
 import sqlite3
 import time
@@ -66,3 +67,10 @@ def assert_nobody_is_left(mark: str) -> None:
     while left := marked(mark):
         assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.2)
+
+
+def kill_marked(mark: str) -> None:
+    """Ends all of them: what a failed test leaves must not disturb another one."""
+    for one in marked(mark):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()

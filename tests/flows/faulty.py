@@ -68,7 +68,7 @@ def run_faulty(workspace: Path, recipe: str, how: str, **changes: str) -> "subpr
     """Starts a run into a fault. A GPU is pretended, and all that comes from it is known by a mark."""
     given = {"FAULT": how, "SELFTRAIN_LOCKS": str(workspace / "locks"), "SELFTRAIN_TEST": str(workspace), **GPU}
     line = command(workspace, "run", recipe, *ONE_ROUND)
-    line[line.index("flows.cli")] = "tests.flows.faulty"
+    line[line.index("flows")] = "tests.flows.faulty"
     given = environment(**given, **changes)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(line, env=given, text=True, start_new_session=True, **pipes)

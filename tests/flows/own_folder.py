@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.flows.tiny import command, environment
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = "import sys\nfrom flows.cli import main\nsys.exit(main())\n"  # what an installer makes of `selftrain`
+SCRIPT = "import sys\nfrom flows.__main__ import main\nsys.exit(main())\n"  # what an installer makes of `selftrain`
 
 
 def own_folder(folder: Path) -> Path:
@@ -24,7 +24,7 @@ def installed(workspace: Path, *words: str) -> list[str]:
     script.parent.mkdir(exist_ok=True)
     script.write_text(SCRIPT)
     line = command(workspace, *words)
-    return [line[0], str(script), *line[line.index("flows.cli") + 1 :]]
+    return [line[0], str(script), *line[line.index("flows") + 1 :]]
 
 
 def at_home(**changes: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
-"""SIGTERM, and SIGHUP where it is not ignored, end a block in order; a terminal that says it twice disturbs nothing."""
+"""SIGTERM, Ctrl-C and SIGHUP end every command from its first instruction on; what is ignored stays ignored."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,10 +13,11 @@ import pytest
 
 from flows.interruption import interruptible
 from ssl_tasks.errors import Interrupted
-from tests.flows.claims import assert_nobody_is_left
+from tests.clock import HANG
+from tests.flows.claims import assert_nobody_is_left, kill_marked
 from tests.flows.test_kills import start
 from tests.flows.test_up import addresses, up
-from tests.flows.tiny import last
+from tests.flows.tiny import command, environment, last
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -54,6 +56,81 @@ def test_another_thread_than_the_main_one_handles_no_signals() -> None:
     thread.start()
     thread.join()
     assert reached
+
+
+def listens(process: "subprocess.Popen[str]") -> bool:
+    """Whether its first instruction is behind it: SIGTERM has a handler."""
+    status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    (caught,) = (line.split()[1] for line in status if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def interrupted(number: signal.Signals, seconds: float, *words: str) -> float:
+    """Starts a command, sends a signal to its group so long after its first instruction, and checks how it ends.
+    Returns how long it lived after the signal."""
+    changes = {"SELFTRAIN_TEST": words[0]}
+    process = subprocess.Popen(
+        command(Path(words[0]), *words[1:]),
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while not listens(process):
+            time.sleep(0.005)
+        time.sleep(seconds)
+        os.killpg(process.pid, number)
+        began = time.monotonic()
+        said = process.communicate(timeout=HANG)
+        assert process.returncode == 130, said
+        assert "Traceback" not in said[1]
+        assert "run the same command again to go on" in said[1]
+        assert_nobody_is_left(words[0])
+        return time.monotonic() - began
+    finally:
+        kill_marked(words[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "moments", "span"),
+    [
+        (("up", "quickstart", "--port", "0", "--mlflow-port", "0"), 12, 9.0),
+        (("run", "quickstart", "--set", "teacher.train.steps=1000000"), 12, 9.0),
+        (("status",), 4, 0.4),
+    ],
+)
+def test_a_signal_in_the_first_seconds_ends_every_command(
+    fresh: Path, words: tuple[str, ...], moments: int, span: float
+) -> None:
+    """The moments are spread over the imports, Prefect's start and MLflow's; none is lost, and nothing is left."""
+    for at in range(moments):
+        number = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[at % 3]
+        interrupted(number, span * at / moments, str(fresh), *words)
+
+
+def test_a_signal_that_an_import_swallows_ends_the_command_all_the_same() -> None:
+    code = """
+import signal, time
+from flows.interruption import end_on_signals
+end_on_signals()
+try:
+    signal.raise_signal(signal.SIGTERM)
+except BaseException:
+    time.sleep(600)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "selftrain: interrupted; run the same command again to go on\n")
+
+
+def test_work_whose_interruption_was_swallowed_sees_that_it_was_asked() -> None:
+    with interruptible() as asked:
+        assert not asked()
+        with contextlib.suppress(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert asked()
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ STAGES = 2 + 1 + 2 * 5  # dataset, teacher, its evaluation; predict, select, stu
 
 def command(workspace: Path, *words: str) -> list[str]:
     """The command line of our own interpreter's selftrain."""
-    return [sys.executable, "-m", "flows.cli", "--workspace", str(workspace), *words]
+    return [sys.executable, "-m", "flows", "--workspace", str(workspace), *words]
 
 
 def environment(**changes: str) -> dict[str, str]:

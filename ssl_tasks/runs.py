@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import psutil
 
-from ssl_tasks.artifacts import Artifact, check_files, read_manifest, write_atomically
+from ssl_tasks.artifacts import Artifact, check_files, file_lock, read_manifest, write_atomically
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import DamagedArtifact, NotFound, nearest
 from ssl_tasks.process_lock import freed, held_lock
@@ -79,7 +79,10 @@ class Run:
             write_atomically(run.path / "recipe.json", json.dumps(written, default=str) + "\n")
         (run.path / "reserve").write_bytes(bytes(RESERVE))
         who = {**owner(), **held_lock(workspace)}
-        run.update(id=run.id, name=config.name, created=time.time(), state="running", stopped="", **who, **details)
+        about = {"id": run.id, "name": config.name, "created": time.time(), "state": "running", "stopped": ""}
+        with file_lock(workspace / "runs.lock"):
+            number = max((_order(one)[0] for one in all_runs(workspace)), default=0) + 1
+            run.update(**about, number=number, **who, **details)
         return run
 
     @property
@@ -250,9 +253,15 @@ def alive(info: Mapping[str, Any], workspace: Path | None = None) -> bool:
 
 
 def all_runs(workspace: Path) -> Iterator[Run]:
-    """Every run of a workspace, oldest first."""
+    """Every run of a workspace, in the order in which they were created, whatever the clock said."""
     runs = [Run(path.parent) for path in (workspace / "runs").glob("*/run.json")]
-    yield from sorted(runs, key=lambda run: run.info["created"])
+    yield from sorted(runs, key=_order)
+
+
+def _order(run: Run) -> tuple[int, float]:
+    """Runs from before runs were numbered come first, in the order of their times."""
+    info = run.info
+    return info.get("number", 0), info["created"]
 
 
 def find_run(workspace: Path, name: str = "last") -> Run:

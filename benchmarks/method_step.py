@@ -40,7 +40,8 @@ from ssl_tasks.data.pools import PseudoPool
 from ssl_tasks.data.settings import DataSettings, SplitSettings, SyntheticSource
 from ssl_tasks.execute import Request, execute
 from ssl_tasks.methods import METHODS
-from ssl_tasks.recipes import load_recipe, merged
+from ssl_tasks.recipe_overrides import merged
+from ssl_tasks.recipes import load_recipe
 from ssl_tasks.training.loop import refresh
 from ssl_tasks.training.precision import autocast, prepare_backends, resolve_device
 from ssl_tasks.training.run import TrainingRun, build_run

@@ -193,11 +193,12 @@ def _planned(
         raise ConfigError("this recipe does not set data.split.labels_per_class; say which budgets with --labels 5,10")
     grid = product(dict.fromkeys(counts), dict.fromkeys(seeds), dict.fromkeys(methods or [own]))
     for count, seed, method in grid:
-        changes = [*overrides, "rounds=[]", f"seed={seed}", f"data.split.seed={seed}"]
+        changes = ["rounds=[]", f"seed={seed}", f"data.split.seed={seed}"]
         changes.append(f"data.split.labels_per_class={count}")
         if method != own:
             changes.append(f"teacher.method={{name: {method}}}")
-        yield method, count, seed, load_recipe(recipe, changes, f"{config.name}-{method}-{count}-seed{seed}")
+        name = f"{config.name}-{method}-{count}-seed{seed}"
+        yield method, count, seed, load_recipe(recipe, overrides, name, changes)
 
 
 def _group(cells: Sequence[Cell], reference: Sequence[Cell], split: Split) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """A run from its configuration to its summary: plain functions, or the same within a Prefect flow."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from flows.conductor import Conductor, finished, interrupted
 from flows.interruption import interruptible
@@ -29,13 +30,15 @@ def run_pipeline(
     prepare: Prepare | None = None,
     command: str = "",
     own_signals: bool = True,
+    written: Mapping[str, Any] | None = None,
 ) -> Run:
     """Runs the rounds and returns the run's record. `prepare` may wrap the stages (Prefect does).
 
+    `written` is the recipe as it was written, which `rerun` changes.
     Without `own_signals`, whoever called us has a handler of SIGTERM that raises.
     """
     mend_dead_runs(workspace)
-    run = Run.create(workspace, config, command=command)
+    run = Run.create(workspace, config, written, command=command)
     tracker = Tracker(default_uri(workspace), workspace)
     settings, text = leaves(config.model_dump(mode="json")), (run.path / "config.yaml").read_text()
     tracked = tracker.start_run(run.id, settings, text, {"selftrain.run": run.id})

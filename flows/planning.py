@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,9 +111,10 @@ def stage_names(config: RunConfig) -> Iterator[str]:
 
 def last_record(workspace: Path, stage: str, other_than: str = "", before: Run | None = None) -> StageRecord | None:
     """The newest record of a stage of that name (of an earlier run than `before`), with another key if one is given."""
-    for run in reversed(list(all_runs(workspace))):
-        if before is not None and run.info["created"] >= before.info["created"]:
-            continue
+    runs = list(all_runs(workspace))
+    if before is not None:
+        runs = list(takewhile(lambda run: run.id != before.id, runs))
+    for run in reversed(runs):
         for record in run.stages():
             if record.name == stage and record.key and record.key != other_than:
                 return record

@@ -3,7 +3,8 @@
 import contextvars
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -34,6 +35,8 @@ from ssl_tasks.runs import Run, all_runs
 
 die_with_parent()  # of `selftrain up`, where its runner started us
 log = logging.getLogger("selftrain")
+# The recipe of the run that this process was asked for; a deployment's runs have their configuration alone.
+WRITTEN: ContextVar[Mapping[str, Any] | None] = ContextVar("written", default=None)
 RETRIES = 4  # of a request, with growing pauses: a server that restarts has half a minute
 
 
@@ -54,7 +57,14 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
     # In a deployment a SIGTERM is a person's cancelling or a crash; Prefect knows, and its own handler tells it.
     own_signals = not deployment.get_id()
     with TagsContext(current_tags=set()):  # the flow run's tag is not its tasks': each would ask for a slot of it
-        run = run_pipeline(config, folder, frozenset(force), prepare=_within_prefect, own_signals=own_signals)
+        run = run_pipeline(
+            config,
+            folder,
+            frozenset(force),
+            prepare=_within_prefect,
+            own_signals=own_signals,
+            written=WRITTEN.get(),
+        )
     _publish(run)
     if run.info.get("champion"):
         _tell_champion(run)
@@ -64,10 +74,13 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
     return Completed(message=run.summary["stopped"], data=answer)
 
 
-def run_as_flow(config: RunConfig, folder: Path, force: tuple[str, ...] = ()) -> Run:
+def run_as_flow(
+    config: RunConfig, folder: Path, force: tuple[str, ...] = (), written: Mapping[str, Any] | None = None
+) -> Run:
     """Runs the flow to its end. Prefect shows and never decides: a run that is done stays so if a server goes away."""
     before = {run.id for run in all_runs(folder)}
     told = False
+    token = WRITTEN.set(written)
     try:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}), tags(process_tag()):
             state: Any = self_training_flow(config, folder, force, return_state=True)
@@ -79,6 +92,7 @@ def run_as_flow(config: RunConfig, folder: Path, force: tuple[str, ...] = ()) ->
             raise first_of_ours(error) from None
         log.warning("Prefect did not hear how %s ended (%s); the next run tells it", run.id, type(error).__name__)
     finally:
+        WRITTEN.reset(token)
         if told and (run := _ours(folder, before)) is not None:
             run.update(prefect_told=True)
     run = _ours(folder, before)

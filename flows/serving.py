@@ -24,6 +24,7 @@ from flows.reaper import mend_dead_runs, tell_prefect
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.parent import parent_of_mine
+from ssl_tasks.recipe_overrides import cut
 from ssl_tasks.safe_path import folder_hides_us, safe_path
 from ssl_tasks.tracking.client import artifact_folder, connect, default_uri
 from ssl_tasks.tracking.links import announced
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
 
 log = logging.getLogger("selftrain")
+SHORTEST_SECONDS, LONGEST_SECONDS = 1, 366 * 24 * 3600
+SCHEDULES = {
+    "cron": 'minute, hour, day, month and weekday, for example --cron "0 2 * * *" for two o\'clock each night',
+    "rrule": "a rule of iCalendar, for example --rrule FREQ=DAILY;BYHOUR=2",
+}
 GRACE_SECONDS = 10.0  # between asking MLflow's server to end and killing it
 
 
@@ -48,11 +54,29 @@ class Schedule:
         given = [value for value in (self.cron, self.interval, self.rrule) if value is not None]
         if len(given) > 1:
             raise ConfigError("give one of --cron, --interval and --rrule")
+        if self.interval is not None and not SHORTEST_SECONDS <= self.interval <= LONGEST_SECONDS:
+            raise ConfigError(
+                f"--interval {self.interval:g}: expected seconds, {SHORTEST_SECONDS} to {LONGEST_SECONDS:,} (a year)"
+            )
+        for option, text in (("cron", self.cron), ("rrule", self.rrule)):
+            if text is not None and not _known_to_prefect(option, text):
+                raise ConfigError(f"--{option} '{cut(text)}' is not a schedule; expected {SCHEDULES[option]}")
 
     def as_options(self) -> dict[str, Any]:
         """What Prefect's deployments take."""
         options = {"cron": self.cron, "interval": self.interval, "rrule": self.rrule}
         return {name: value for name, value in options.items() if value is not None}
+
+
+def _known_to_prefect(option: str, text: str) -> bool:
+    """Prefect must find its environment (set_environment) before it is imported for this."""
+    from prefect.client.schemas.schedules import construct_schedule
+
+    try:
+        construct_schedule(**{option: text})
+    except ValueError:  # pydantic's own is one
+        return False
+    return True
 
 
 def up(

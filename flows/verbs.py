@@ -52,7 +52,7 @@ def run(
     if not prefect:
         from flows.pipeline import run_pipeline
 
-        return run_pipeline(loaded.config, folder, frozenset(force), command=command)
+        return run_pipeline(loaded.config, folder, frozenset(force), command=command, written=loaded.written)
     from flows.local_api import prefect_api, server_in_use
 
     mend_dead_runs(folder)
@@ -61,7 +61,7 @@ def run(
             from flows.prefect_flow import run_as_flow
 
         tell_prefect(folder, server_in_use(folder))
-        return run_as_flow(loaded.config, folder, tuple(force))
+        return run_as_flow(loaded.config, folder, tuple(force), loaded.written)
 
 
 def train(
@@ -72,7 +72,7 @@ def train(
     prefect: bool = True,
 ) -> Run:
     """Trains and evaluates the recipe's first model alone, whatever rounds it has."""
-    return run(recipe, [*overrides, "rounds=[]"], name, workspace, prefect)
+    return run(load_recipe(recipe, overrides, name, ["rounds=[]"]), workspace=workspace, prefect=prefect)
 
 
 def rerun(

@@ -13,6 +13,8 @@ from ssl_tasks.pseudo_labels.settings import PredictSettings, SelectSettings
 from ssl_tasks.section import RecipePath, Section
 from ssl_tasks.training.settings import FineTuneTrainSettings, RuntimeSettings, TrainSettings
 
+MOST_ROUNDS = 100
+MOST_MEMBERS = 100
 LONGEST_NAME = 200  # a run's folder and its files add words to it, and a file's name has 255 bytes at the most
 
 
@@ -24,7 +26,11 @@ class LearnerSettings(Section):
     train: TrainSettings = TrainSettings()
     augment: AugmentSettings = AugmentSettings()
     members: int = Field(
-        1, ge=1, json_schema_extra={"key": False}, description="networks of an ensemble, alike but for their seed"
+        1,
+        ge=1,
+        le=MOST_MEMBERS,
+        json_schema_extra={"key": False},
+        description="networks of an ensemble, alike but for their seed",
     )
 
 
@@ -94,14 +100,14 @@ class RunConfig(Section):
     teacher: LearnerSettings = LearnerSettings()
     pretrain: LearnerSettings | None = Field(None, description="trained first, as the teacher's first weights: simclr")
     given_teacher: RecipePath | None = Field(None, description="a folder with a trained model, in place of `teacher`")
-    rounds: tuple[RoundSettings, ...] = ()
+    rounds: tuple[RoundSettings, ...] = Field((), max_length=MOST_ROUNDS, description=f"at most {MOST_ROUNDS}")
     evaluate: EvaluateSettings = EvaluateSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
     @model_validator(mode="after")
     def _finetuning_sees_larger_images(self) -> Self:
         usual = self.data.image_size
-        for number, settings in enumerate(self.rounds):
+        for number, settings in enumerate(self.rounds, 1):
             if settings.finetune is not None and usual is not None and settings.finetune.image_size <= usual:
                 raise ValueError(
                     f"rounds.{number}.finetune.image_size is {settings.finetune.image_size} and data.image_size "
@@ -113,7 +119,7 @@ class RunConfig(Section):
     def _students_learn_on_from_networks_of_their_kind(self) -> Self:
         """What the student's stage would say after its teacher has been trained, said before."""
         teacher = None if self.given_teacher else self.teacher
-        for number, student in enumerate(settings.student for settings in self.rounds):
+        for number, student in enumerate((settings.student for settings in self.rounds), 1):
             problem = teacher and unfit_to_begin_with(teacher.model, teacher.members, student.model)
             if problem and student.init == "teacher":
                 raise ValueError(f"rounds.{number}.student.{problem}")

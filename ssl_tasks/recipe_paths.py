@@ -32,7 +32,7 @@ def _looks(config: RunConfig, cache: Path) -> Iterator[Callable[[], object]]:
     for name, learner in _learners(config):
         if learner.model.pretrained is not None:
             yield partial(existing_file, learner.model.pretrained, f"{name}.model.pretrained", "a .safetensors file")
-    for number, settings in enumerate(config.rounds):
+    for number, settings in enumerate(config.rounds, 1):
         if settings.select.overrides is not None:
             what = f"rounds.{number}.select.overrides"
             yield partial(existing_file, settings.select.overrides, what, "a CSV or Parquet file")
@@ -44,5 +44,5 @@ def _learners(config: RunConfig) -> Iterator[tuple[str, LearnerSettings]]:
         yield "teacher", config.teacher
         if config.pretrain is not None:
             yield "pretrain", config.pretrain
-    for number, settings in enumerate(config.rounds):
+    for number, settings in enumerate(config.rounds, 1):
         yield f"rounds.{number}.student", settings.student

@@ -1,20 +1,33 @@
 """Reading a recipe: YAML, then `--set a.b=c`, then one validation that reports all problems together."""
 
+import json
+import os
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 import configs
 from ssl_tasks.config import RunConfig, run_name
 from ssl_tasks.errors import ConfigError, nearest
+from ssl_tasks.recipe_overrides import (
+    Override,
+    cut,
+    overridden,
+    parse_override,
+    refuse_without_effect,
+    shown,
+    spread,
+)
+from ssl_tasks.recipe_text import read_file, read_values
 
-RESOLVED = "config.yaml"
+RESOLVED = "config.yaml"  # of a run's folder: every value of its recipe
+WRITTEN = "recipe.json"  # beside it: the recipe as it was written, with its overrides
 BUILT_IN = Path(configs.__file__).parent
+MOST_PROBLEMS = 10  # that one message lists
 
 
 @dataclass(frozen=True)
@@ -24,82 +37,144 @@ class Recipe:
     config: RunConfig
     path: Path
     origins: Mapping[str, str]  # rounds.1.select.threshold → recipe, --set, --name
+    written: Mapping[str, Any] | None = None  # {folder: where relative paths start, values: as the recipe says them}
 
 
-def load_recipe(recipe: str | Path, overrides: Iterable[str] = (), name: str | None = None) -> Recipe:
+def load_recipe(
+    recipe: str | Path, overrides: Iterable[str] = (), name: str | None = None, fixed: Iterable[str] = ()
+) -> Recipe:
     """A recipe from a file (or the name of a built-in one: quickstart, cifar10/fixmatch), with overrides `a.b=c`.
 
-    A `name` for its runs is taken as it is: as an override, YAML would make a date of 2024-06-01.
+    A `name` for its runs is text, whatever YAML would make of it. `fixed` are overrides of the command itself, which
+    come last. From a run's folder, the recipe is as it was written where that still gives the run's configuration.
     """
-    path = find_recipe(recipe)
+    path, overrides = find_recipe(recipe), list(overrides)
+    if (written := _written(path)) is not None:
+        return parse_recipe(written["values"], path, overrides, name, fixed, Path(written["folder"]))
+    raw = _read(path)
+    if _of_a_run(path):
+        _refuse_more_rounds(raw, path, overrides)
+    found = parse_recipe(raw, path, overrides, name, fixed)
+    assert found.written is not None
+    data = found.written["values"].get("data")
+    if not isinstance(data, dict) or "source" not in data:
+        raise ConfigError(
+            f"{path} does not say where its images are: expected data.source, for example "
+            "`data: {source: {name: folder, path: images}}`. `selftrain init FOLDER` writes a recipe for a folder"
+        )
+    return found
+
+
+def parse_recipe(
+    raw: Mapping[str, Any],
+    path: Path,
+    overrides: Iterable[str] = (),
+    name: str | None = None,
+    fixed: Iterable[str] = (),
+    folder: Path | None = None,
+) -> Recipe:
+    """A recipe from its raw values. `round:` says what every round starts from; `rounds:` what each changes."""
+    given, commands = [parse_override(text) for text in overrides], [parse_override(text) for text in fixed]
+    own = [] if name is None else [Override("name", name)]
+    folder = _folder(path) if folder is None else folder
+    values = {"name": _run_name(path), **raw}
+    origins = dict.fromkeys(leaves(overridden(values, [])), "recipe")
+    for one in given:
+        origins.update(dict.fromkeys([one.dotted, *leaves(one.value, one.dotted)], "--set"))
+    origins |= {"name": "--name"} if own else {}
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a YAML recipe: {' '.join(str(error).split())}") from error
+        written = overridden(values, [*given, *own])
+        resolved = spread(written)
+        refuse_without_effect([one for one in given if one.dotted != "name" or not commands], resolved)
+        if commands:
+            written = overridden(written, commands)
+            resolved = spread(written)
+            apart = [one for one in given if one.dotted.split(".")[0] not in ("name", "round", "rounds")]
+            refuse_without_effect(apart, resolved, "this command")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    config = _validated(resolved, path, folder)
+    return Recipe(config, path, origins, {"folder": str(folder), "values": written})
+
+
+def _validated(values: Mapping[str, Any], path: Path, folder: Path) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values, context={"folder": folder})
+    except ValidationError as error:
+        count = error.error_count()
+        problems = [f"  {line}" for line in _problems(error)]
+        if count > MOST_PROBLEMS:
+            problems.append(f"  and {count - MOST_PROBLEMS} more")
+        raise ConfigError(f"{path} has {count} problem{'s' if count > 1 else ''}:\n" + "\n".join(problems)) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = read_values(read_file(path))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a YAML recipe: {error}") from error
+    if raw is None:
+        return {}
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}, expected sections such as `data:` and `teacher:`")
-    return parse_recipe(raw, path, overrides, name)
+    return raw
 
 
-def parse_recipe(raw: Mapping[str, Any], path: Path, overrides: Iterable[str] = (), name: str | None = None) -> Recipe:
-    """A recipe from its raw values. `round:` says what every round starts from; `rounds:` what each does otherwise."""
-    values = {"name": _run_name(path), **raw}
-    if "rounds" in values:
-        values["rounds"] = _counted(values["rounds"], [])
-    origins = dict.fromkeys(leaves(values), "recipe")
-    for override in overrides:
-        dotted, value = _parse_override(override)
-        if dotted == "rounds":
-            value = _counted(value, values.get("rounds"))
-        _assign(values, dotted, value)
-        origins[dotted] = "--set"
-    if name is not None:
-        values["name"], origins["name"] = name, "--name"
-    template = values.pop("round", {})
-    if isinstance(values.get("rounds"), (list, tuple)):
-        values["rounds"] = [merged(template, one or {}) for one in values["rounds"]]
-    elif "rounds" in values:
-        what = "a number from 0 on, or a list of what each does otherwise"
-        raise ConfigError(f"{path}: rounds: found {values['rounds']!r}; expected {what}")
-    elif template:
-        raise ConfigError(f"{path} has a `round:` but no `rounds:`; say how many, for example `rounds: 3`")
+def _of_a_run(path: Path) -> bool:
+    return path.name == RESOLVED and (path.parent / "run.json").is_file()
+
+
+def _written(path: Path) -> dict[str, Any] | None:
+    """The recipe behind a run's configuration; None where it is not known, or gives another one by now."""
+    file = path.parent / WRITTEN
+    if not (_of_a_run(path) and file.is_file()):
+        return None
     try:
-        config = RunConfig.model_validate(values, context={"folder": _folder(path)})
-    except ValidationError as error:
-        problems = "\n".join(f"  {line}" for line in _problems(error))
-        count = error.error_count()
-        raise ConfigError(f"{path} has {count} problem{'s' if count > 1 else ''}:\n{problems}") from error
-    return Recipe(config, path, origins)
+        written = json.loads(file.read_text())
+        now = parse_recipe(written["values"], path, folder=Path(written["folder"])).config
+        return written if now == _validated(_read(path), path, path.parent) else None
+    except (ConfigError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _refuse_more_rounds(raw: Mapping[str, Any], path: Path, overrides: Iterable[str]) -> None:
+    """What a further round starts from is not known where only the outcome of the recipe is."""
+    rounds = len(raw.get("rounds") or ())
+    for one in map(parse_override, overrides):
+        if one.dotted == "rounds" and isinstance(one.value, int) and one.value > rounds:
+            raise ConfigError(
+                f"{one}: {path.parent} holds what its {rounds} rounds were, and not the recipe that a further one "
+                f"would start from; give the recipe's file, or change rounds.1 to rounds.{rounds}"
+            )
+        if one.dotted.split(".")[0] == "round":
+            raise ConfigError(
+                f"{one}: {path.parent} holds its rounds written out, and not the recipe with its `round:`; "
+                f"name each round, for example --set rounds.1.{cut(one.dotted.partition('.')[2])}={cut(str(one.value))}"
+            )
 
 
 def find_recipe(name: str | Path) -> Path:
     """The file of a recipe: a path, a run's folder, or the name of a built-in recipe."""
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's own, this takes names that are too long
         path = path / RESOLVED
-    if path.is_file():
+    if os.path.isfile(path):
         return path.absolute()
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         raise ConfigError(
             f"{name} is a folder and not a run's; expected a recipe. For a folder of images, `selftrain init {name}` "
             "writes one"
         )
+    if os.path.exists(name):
+        raise ConfigError(f"{name} is not a YAML recipe: it is a pipe or a device; expected a file")
     built_in = {recipe: file for file in _built_in() for recipe in [_recipe_name(file)]}
     known = str(name).removeprefix("configs/").removesuffix(".yaml")
     if known in built_in:
         return built_in[known]
     raise ConfigError(
-        f"no recipe '{name}': there is no such file here, nor a built-in recipe." + nearest(known, built_in)
+        f"no recipe '{cut(str(name), 200)}': there is no such file here, nor a built-in recipe."
+        + nearest(cut(known), built_in)
     )
-
-
-def merged(base: Any, over: Any) -> Any:
-    """`over` on top of `base`, section by section; a section that names another method or source starts anew."""
-    if not isinstance(base, dict) or not isinstance(over, dict):
-        return over
-    if "name" in over and over["name"] != base.get("name", over["name"]):
-        return over
-    return {**base, **{name: merged(base[name], value) if name in base else value for name, value in over.items()}}
 
 
 def values_with_origin(recipe: Recipe) -> list[tuple[str, Any, str]]:
@@ -130,60 +205,12 @@ def _folder(path: Path) -> Path:
     return Path.cwd() if path in _built_in() else path.parent
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
-    dotted, separator, value = text.partition("=")
-    if not separator or not dotted:
-        raise ConfigError(f"--set {text}: expected a.b=value, for example --set rounds.0.select.threshold=0.9")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: '{value}' is not a YAML value") from error
-    if isinstance(parsed, str) and "/" in parsed and Path(parsed).expanduser().exists():
-        parsed = str(Path(parsed).expanduser().absolute())  # a path typed in a shell starts from the current folder
-    return dotted.strip(), parsed
-
-
-def _counted(rounds: Any, given: Any) -> Any:
-    """So many rounds: of those given fewer are cut off, more follow the template. Anything but a number stays."""
-    if type(rounds) is not int or rounds < 0:
-        return rounds
-    known = list(given[:rounds]) if isinstance(given, (list, tuple)) else []
-    return [*known, *[{}] * (rounds - len(known))]
-
-
-def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Sets a nested value, making the sections on its way."""
-    *sections, last = dotted.split(".")
-    here: Any = values
-    for depth, name in enumerate(sections):
-        if isinstance(here, list):
-            here = _item(here, name, dotted)
-        else:
-            if not isinstance(here.get(name), (dict, list)):
-                here[name] = {}
-            here[name] = here = here[name].copy()  # never through a YAML anchor that other sections share
-        if not isinstance(here, (dict, list)):
-            raise ConfigError(f"--set {dotted}: '{'.'.join(sections[: depth + 1])}' is not a section")
-    if isinstance(here, list):
-        _item(here, last, dotted)
-        here[int(last)] = value
-    else:
-        here[last] = value
-
-
-def _item(items: list[Any], name: str, dotted: str) -> Any:
-    if not name.isdigit() or int(name) >= len(items):
-        raise ConfigError(f"--set {dotted}: '{name}' is not one of the {len(items)} rounds (they count from 0)")
-    items[int(name)] = dict(items[int(name)] or {})
-    return items[int(name)]
-
-
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested values as {dotted name: value}."""
+    """Nested values as {dotted name: value}; the items of a list of sections count from 1, as rounds do."""
     if isinstance(value, dict) and value:
         pairs = ((str(name), inner) for name, inner in value.items())
     elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        pairs = ((str(index), inner) for index, inner in enumerate(value))
+        pairs = ((str(index), inner) for index, inner in enumerate(value, 1))
     else:
         return {prefix: value}
     found: dict[str, Any] = {}
@@ -194,19 +221,20 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _problems(error: ValidationError) -> Iterable[str]:
     """One line a problem: where, what was found, what was expected."""
-    for item in error.errors(include_url=False):
+    for item in error.errors(include_url=False)[:MOST_PROBLEMS]:
         where, owner = _locate(item["loc"])
         if item["type"] == "extra_forbidden":
             fields = owner.model_fields if owner else ()
-            yield f"{where}: unknown setting." + nearest(str(item["loc"][-1]), fields)
+            yield f"{where}: unknown setting." + nearest(cut(str(item["loc"][-1])), fields)
         elif item["type"] == "union_tag_invalid":
             known = [tag.strip().strip("'") for tag in item["ctx"]["expected_tags"].split(",")]
-            yield f"{where}.name: unknown name '{item['ctx']['tag']}'." + nearest(str(item["ctx"]["tag"]), known)
+            tag = cut(str(item["ctx"]["tag"]))
+            yield f"{where}.name: unknown name '{tag}'." + nearest(tag, known)
         elif item["type"] == "union_tag_not_found":
             assert owner is not None
             yield _without_name(where, item["input"], owner)
         else:
-            yield f"{where}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+            yield f"{where}: found {shown(item['input'])}; {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 def _without_name(where: str, given: Mapping[str, Any], owner: type[BaseModel]) -> str:
@@ -214,7 +242,7 @@ def _without_name(where: str, given: Mapping[str, Any], owner: type[BaseModel]) 
     field = owner.model_fields[where.rpartition(".")[2]]
     default = field.default
     fitting = [name for name, kind in _members(field.annotation).items() if given.keys() <= kind.model_fields.keys()]
-    foreign = [str(name) for name in given if name not in type(default).model_fields]
+    foreign = [cut(str(name)) for name in given if name not in type(default).model_fields]
     if not fitting:
         return f"{where}.{foreign[0]}: unknown setting." + nearest(foreign[0], type(default).model_fields)
     head = f"{where}: '{default.name}', the default, has no setting '{foreign[0]}'"
@@ -230,7 +258,8 @@ def _locate(location: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | Non
         if isinstance(part, str) and (member := _member(here, part)):
             here = owner = member
             continue
-        words.append(str(part))
+        counts = words == ["rounds"] and isinstance(part, int)
+        words.append(str(int(part) + 1) if counts else cut(str(part)))
         if isinstance(here, type) and issubclass(here, BaseModel):
             owner = here
             field = here.model_fields.get(str(part))

@@ -1,6 +1,7 @@
 """The record of a run: what was asked, which stages answered it, and why it stopped.
 
-`<workspace>/runs/<id>/` holds run.json, config.yaml (resolved), stages/<name>.json, logs/<name>.log and summary.json.
+`<workspace>/runs/<id>/` holds run.json, config.yaml (resolved), recipe.json (as written), stages/<name>.json,
+logs/<name>.log and summary.json.
 Everything that looks at a run (status, report, labels, lineage) reads these files and the artifacts that they name.
 """
 
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-import yaml
 
-from ssl_tasks.artifacts import Artifact, check_files, read_manifest, write_atomically
+from ssl_tasks.artifacts import Artifact, check_files, file_lock, read_manifest, write_atomically
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import DamagedArtifact, NotFound, nearest
 from ssl_tasks.process_lock import freed, held_lock
+from ssl_tasks.recipe_text import dump_values, read_values
 
 RunState = Literal["running", "waiting", "done", "failed", "interrupted", "crashed"]
 RESERVE = 1 << 20  # bytes that a run keeps, to write down how it ended when the disk is full
@@ -65,16 +66,23 @@ class Run:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, workspace: Path, config: RunConfig, **details: Any) -> "Run":
-        """A new run's folder, with its resolved configuration."""
+    def create(
+        cls, workspace: Path, config: RunConfig, written: Mapping[str, Any] | None = None, **details: Any
+    ) -> "Run":
+        """A new run's folder, with its resolved configuration, and with the recipe as `written` where there is one."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         run = cls(workspace / "runs" / f"{config.name}-{stamp}-{secrets.token_hex(2)}")
         (run.path / "stages").mkdir(parents=True)
         (run.path / "logs").mkdir()
         write_atomically(run.path / "config.yaml", dumped(config))
+        if written is not None:
+            write_atomically(run.path / "recipe.json", json.dumps(written, default=str) + "\n")
         (run.path / "reserve").write_bytes(bytes(RESERVE))
         who = {**owner(), **held_lock(workspace)}
-        run.update(id=run.id, name=config.name, created=time.time(), state="running", stopped="", **who, **details)
+        about = {"id": run.id, "name": config.name, "created": time.time(), "state": "running", "stopped": ""}
+        with file_lock(workspace / "runs.lock"):
+            number = max((_order(one)[0] for one in all_runs(workspace)), default=0) + 1
+            run.update(**about, number=number, **who, **details)
         return run
 
     @property
@@ -88,7 +96,7 @@ class Run:
     @property
     def config(self) -> RunConfig:
         """The configuration as it was resolved when the run began."""
-        return RunConfig.model_validate(yaml.safe_load((self.path / "config.yaml").read_text()))
+        return RunConfig.model_validate(read_values((self.path / "config.yaml").read_text()))
 
     @property
     def info(self) -> dict[str, Any]:
@@ -200,7 +208,7 @@ class Run:
 
 def dumped(config: RunConfig) -> str:
     """A resolved configuration as the YAML of a run's folder."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_values(config.model_dump(mode="json"))
 
 
 def tables_folder(artifact: Artifact) -> Path:
@@ -245,9 +253,15 @@ def alive(info: Mapping[str, Any], workspace: Path | None = None) -> bool:
 
 
 def all_runs(workspace: Path) -> Iterator[Run]:
-    """Every run of a workspace, oldest first."""
+    """Every run of a workspace, in the order in which they were created, whatever the clock said."""
     runs = [Run(path.parent) for path in (workspace / "runs").glob("*/run.json")]
-    yield from sorted(runs, key=lambda run: run.info["created"])
+    yield from sorted(runs, key=_order)
+
+
+def _order(run: Run) -> tuple[int, float]:
+    """Runs from before runs were numbered come first, in the order of their times."""
+    info = run.info
+    return info.get("number", 0), info["created"]
 
 
 def find_run(workspace: Path, name: str = "last") -> Run:

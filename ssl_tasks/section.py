@@ -1,9 +1,11 @@
 """The base of every typed section of the configuration: frozen, closed, and cheap to import (no torch)."""
 
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic.fields import FieldInfo
 
 from ssl_tasks.errors import ConfigError
 
@@ -30,9 +32,35 @@ class Section(BaseModel):
         }
         return {**values, **named}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, values: Any) -> Any:
+        """pydantic alone takes `steps: true` for one step; as text, true is no number to it either."""
+        if not isinstance(values, dict):
+            return values
+        numbers = {name: values[name] for name, field in cls.model_fields.items() if name in values and _number(field)}
+        return {**values, **{name: _truth_as_text(value) for name, value in numbers.items()}}
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result, as plain JSON values, for a stage's key."""
         return identity_of(self)
+
+
+def _number(field: FieldInfo) -> bool:
+    return any(_takes(field.annotation, kind) for kind in (int, float)) and not _takes(field.annotation, bool)
+
+
+@cache
+def _takes(annotation: Any, kind: type) -> bool:
+    """Whether an annotation, or a part of it such as the 3 of `Literal[1, 3]`, is of a kind."""
+    parts = get_args(annotation)
+    return annotation is kind or any(type(part) is kind or _takes(part, kind) for part in parts)
+
+
+def _truth_as_text(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_truth_as_text(one) for one in value]
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _lacks_name_alone(given: Any, default: Any) -> bool:

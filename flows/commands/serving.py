@@ -40,8 +40,10 @@ def _up(options: Namespace) -> None:
     from ssl_tasks.recipes import load_recipe
 
     recipes = [load_recipe(config, options.set).config for config in options.config]
+    folder = workspace_folder(options.workspace)
+    set_environment(folder)
     schedule = Schedule(options.cron, options.interval, options.rrule)
-    up(workspace_folder(options.workspace), recipes, schedule, options.port, options.mlflow_port)
+    up(folder, recipes, schedule, options.port, options.mlflow_port)
 
 
 def _serve(options: Namespace) -> None:
@@ -52,8 +54,9 @@ def _serve(options: Namespace) -> None:
     recipes = [load_recipe(config, options.set).config for config in options.config]
     folder = workspace_folder(options.workspace)
     set_environment(folder)
+    schedule = Schedule(options.cron, options.interval, options.rrule)
     with prefect_api(folder, services=True):
-        serve(folder, recipes, Schedule(options.cron, options.interval, options.rrule))
+        serve(folder, recipes, schedule)
 
 
 def _assist(options: Namespace) -> None:

@@ -21,7 +21,7 @@ from tests.flows.claims import GPU
 from tests.flows.tiny import command, environment
 
 STAGE, STEP = "student-1", 20
-ONE_ROUND = ("--set", "rounds=1", "--set", "rounds.0.student.train.steps=40")
+ONE_ROUND = ("--set", "rounds=1", "--set", "rounds.1.student.train.steps=40")
 BALLAST = "ballast"  # in the workspace: fills the disk
 MARK = "mark"  # in the workspace: the stage is at work, and waits there until the mark is taken away
 

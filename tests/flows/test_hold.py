@@ -21,7 +21,7 @@ from tests.flows.tiny import command, environment, last, selftrain
 
 
 def test_a_held_run_waits_takes_corrections_and_goes_on(copy: Path, recipe: str, tmp_path: Path) -> None:
-    words = command(copy, "run", recipe, "--set", "rounds.0.hold=true", "--set", "rounds=1", "--no-prefect")
+    words = command(copy, "run", recipe, "--set", "rounds.1.hold=true", "--set", "rounds=1", "--no-prefect")
     before = last(copy).id
     run = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -59,7 +59,7 @@ def test_what_the_recipe_says_of_labels_counts_beside_applied_corrections(
     team.write_text(f"sample_id,label\n{one},3\n")
     applied.write_text(f"sample_id,label\n{two},reject\n")
     assert selftrain(copy, "labels", "apply", "last", str(applied)).returncode == 0
-    words = ("--set", "rounds=1", "--set", f"rounds.0.select.overrides={team}", "--no-prefect")
+    words = ("--set", "rounds=1", "--set", f"rounds.1.select.overrides={team}", "--no-prefect")
     assert selftrain(copy, "run", recipe, *words).returncode == 0
     artifact = last(copy).artifact("select-1")
     assert artifact is not None
@@ -69,7 +69,7 @@ def test_what_the_recipe_says_of_labels_counts_beside_applied_corrections(
 
 
 def test_a_held_run_is_paused_in_prefect_and_resume_approves_it(copy: Path, recipe: str, tmp_path: Path) -> None:
-    words = command(copy, "run", recipe, "--set", "rounds.0.hold=true", "--set", "rounds=1")
+    words = command(copy, "run", recipe, "--set", "rounds.1.hold=true", "--set", "rounds=1")
     before = last(copy).id
     with prefect_api(tmp_path / "server") as url, httpx.Client(base_url=url, timeout=30) as prefect:
         run = subprocess.Popen(

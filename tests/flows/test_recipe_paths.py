@@ -50,8 +50,8 @@ def source(**values: Any) -> str:
         (source(name="cifar10", path="IN/nothing", download=False), "the folder of CIFAR10"),
         ("given_teacher=IN/empty", "given_teacher: IN/empty holds no model.safetensors"),
         ("teacher.model.pretrained=IN/nothing", "teacher.model.pretrained: IN/nothing does not exist"),
-        ("rounds.1.student.model.pretrained=IN/empty", "rounds.1.student.model.pretrained: IN/empty is a folder"),
-        ("rounds.0.select.overrides=IN/nothing.csv", "rounds.0.select.overrides: IN/nothing.csv does not exist"),
+        ("rounds.2.student.model.pretrained=IN/empty", "rounds.2.student.model.pretrained: IN/empty is a folder"),
+        ("rounds.1.select.overrides=IN/nothing.csv", "rounds.1.select.overrides: IN/nothing.csv does not exist"),
     ],
 )
 def test_every_path_of_a_recipe_is_looked_at(images: Path, override: str, sentence: str) -> None:
@@ -68,7 +68,7 @@ def test_what_is_there_is_taken(images: Path) -> None:
         source(name="table", path=f"{images}/table.csv"),
         source(name="table", path=f"{images}/table.parquet"),
         source(name="digits"),
-        "rounds.0.select.overrides=" + str(images / "table.csv"),
+        "rounds.1.select.overrides=" + str(images / "table.csv"),
     ):
         check_paths(load_recipe("quickstart", [good]).config, images / "cache")
 

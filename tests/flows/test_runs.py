@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_tasks.recipes import load_recipe
 from ssl_tasks.runs import find_run
 from tests.flows.tiny import (
     STAGES,
@@ -65,7 +66,7 @@ def test_without_prefect_the_same_is_found_and_given(copy: Path, finished: Path,
 
 
 def test_a_changed_threshold_recomputes_from_there_on(copy: Path, recipe: str) -> None:
-    assert selftrain(copy, "run", recipe, "--set", "rounds.1.select.threshold=0.2", "--no-prefect").returncode == 0
+    assert selftrain(copy, "run", recipe, "--set", "rounds.2.select.threshold=0.2", "--no-prefect").returncode == 0
     by_state = states(last(copy))
     assert {name for name, state in by_state.items() if state == "computed"} == {
         "select-2",
@@ -79,7 +80,7 @@ def test_a_changed_threshold_recomputes_from_there_on(copy: Path, recipe: str) -
 
 
 def test_plan_says_what_would_run_before_anything_does(copy: Path, recipe: str) -> None:
-    planned = selftrain(copy, "plan", recipe, "--set", "rounds.1.select.threshold=0.2", "--json")
+    planned = selftrain(copy, "plan", recipe, "--set", "rounds.2.select.threshold=0.2", "--json")
     actions = {stage["name"]: stage["action"] for stage in json.loads(planned.stdout)["stages"]}
     assert actions["predict-2"] == "reuse"
     assert actions["select-2"] == "compute"
@@ -106,16 +107,19 @@ def test_rerun_computes_one_stage_and_what_depends_on_it(copy: Path, finished: P
     # It came out as before, bit for bit, so nothing after it had to run.
     assert [name for name, state in states(last(copy)).items() if state == "computed"] == ["student-1"]
     assert outcome(last(copy))["digests"] == before["digests"]
-    changed = selftrain(copy, "rerun", "last", "student-2", "--set", "rounds.1.student.train.steps=31", "--no-prefect")
+    changed = selftrain(copy, "rerun", "last", "student-2", "--set", "rounds.2.student.train.steps=31", "--no-prefect")
     assert changed.returncode == 0, changed.stderr
     computed = {name for name, state in states(last(copy)).items() if state == "computed"}
     assert computed == {"student-2", "evaluate-2", "gate-2"}
+    for run in (last(finished), last(copy)):  # within Prefect and without, the recipe is kept as it was written
+        rounds = load_recipe(run.path, ["round.select.threshold=0.3"]).config.rounds
+        assert [one.select.threshold for one in rounds] == [0.3, 0.3]
 
 
 def test_the_last_student_is_fine_tuned_on_larger_images_and_that_stage_can_be_rerun_alone(
     copy: Path, recipe: str
 ) -> None:
-    larger = [f"rounds.1.finetune.{words}" for words in ("image_size=12", "train.steps=10", "train.batch_size=20")]
+    larger = [f"rounds.2.finetune.{words}" for words in ("image_size=12", "train.steps=10", "train.batch_size=20")]
     done = selftrain(
         copy, "run", recipe, *(word for one in larger for word in ("--set", one)), "--no-prefect", "--json"
     )

@@ -91,7 +91,7 @@ def told(server: Path) -> dict[str, list[Any]]:
 def test_an_mlflow_server_that_is_away_or_dies_gets_everything_once(copy: Path, recipe: str, tmp_path: Path) -> None:
     server, port = tmp_path / "mlflow", free_port()
     uri = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
-    longer = ("--set", "rounds=1", "--set", "rounds.0.student.train.steps=50")
+    longer = ("--set", "rounds=1", "--set", "rounds.1.student.train.steps=50")
     never_there = selftrain(copy, "run", recipe, *longer, **uri)
     assert never_there.returncode == 0, never_there.stderr
     assert "MLflow does not have" in never_there.stderr

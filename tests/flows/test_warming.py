@@ -10,7 +10,7 @@ from ssl_tasks.recipes import load_recipe
 
 @pytest.mark.parametrize(
     ("overrides", "force", "torch"),
-    [((), (), False), ((), ("teacher",), True), (("rounds.1.select.threshold=0.2",), (), True)],
+    [((), (), False), ((), ("teacher",), True), (("rounds.2.select.threshold=0.2",), (), True)],
     ids=["answered", "asked for anew", "changed"],
 )
 def test_torch_is_imported_ahead_where_anything_is_likely_to_be_computed(

@@ -1,8 +1,11 @@
 """The report in a real browser: quiet, alone, usable, and what is clicked is what is downloaded."""
 
+import csv
+import itertools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -10,8 +13,11 @@ import pytest
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.execute import Request, execute
-from ssl_tasks.pseudo_labels.overrides import REJECT, read_rows
+from ssl_tasks.pseudo_labels.label_words import REJECT, LabelWords
+from ssl_tasks.pseudo_labels.overrides import read_rows
 from ssl_tasks.pseudo_labels.settings import SelectSettings
+from ssl_tasks.report.collect import report_data
+from ssl_tasks.report.page import render
 from ssl_tasks.runs import Run
 from tests.report.conftest import Browser
 from tests.report.hostile import CLASSES
@@ -207,7 +213,7 @@ def test_corrections_are_downloaded_and_change_the_selection(opened: Browser, ru
     assert "3 corrections: 1 right, 1 wrong, 1 another class" in opened.run(text)
     path = download(opened)
     with duckdb.connect() as connection:
-        assert dict(read_rows(connection, path)) == expected
+        assert {sample: label for sample, label, _ in read_rows(connection, path)} == expected
     artifact = select_again(run, path, tmp_path)
     with duckdb.connect() as connection:
         rows = connection.execute(
@@ -217,6 +223,31 @@ def test_corrections_are_downloaded_and_change_the_selection(opened: Browser, ru
     names = sorted(CLASSES)
     for sample, label in expected.items():
         assert chosen.get(sample) == (None if label == REJECT else (names.index(label), "override"))
+
+
+def test_odd_names_come_back_from_a_download_and_no_cell_is_a_formula(
+    browser: Browser, run: Run, tmp_path: Path
+) -> None:
+    classes = ("=cmd|' calc'!A0", "reject", " lead ")
+    data = report_data(run)
+    heads = itertools.cycle(["a\rb", "=1+1", "'=x", "\t,", "class:"])
+    samples = tuple(replace(one, id=f"{next(heads)}{at}") for at, one in enumerate(data.gallery.samples))
+    page = tmp_path / "odd.html"
+    page.write_text(render(replace(data, classes=classes, gallery=replace(data.gallery, samples=samples))))
+    browser.open(page)
+    expected: dict[str, int | None] = {}
+    for at, one in enumerate(browser.run(SHOWN)[:10]):
+        kind = "wrong" if at % 4 == 3 else "right"
+        browser.run(f"document.querySelectorAll('.card')[{at}].querySelector('[data-kind={kind}]').click()")
+        expected[one["sample"]] = None if kind == "wrong" else classes.index(one["label"])
+    path = download(browser)
+    with duckdb.connect() as connection:
+        said = {sample: LabelWords(classes).meaning(text) for sample, text, _ in read_rows(connection, path)}
+    assert said == expected
+    with path.open(newline="") as file:
+        assert not [
+            cell for row in csv.reader(file) for cell in row if cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+        ]
 
 
 def select_again(run: Run, corrections: Path, workspace: Path) -> Artifact:

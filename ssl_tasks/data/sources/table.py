@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ssl_tasks.csv_text import FORMULA
 from ssl_tasks.data.file_digests import FileDigests
+from ssl_tasks.data.labels import lookalikes
 from ssl_tasks.data.settings import TableSource
 from ssl_tasks.data.sources.base import SPLITS, ImageSource, Listing
 from ssl_tasks.data.sources.blobs import Blobs
@@ -85,7 +86,12 @@ class Table(ImageSource):
         ids, labels, splits, uris, errors = (
             pa.chunked_array(columns, pa.string()).combine_chunks() for columns in zip(*parts, strict=True)
         )
-        return Listing(ids, labels, splits, uris, errors)
+        return Listing(ids, labels, splits, uris, errors, notes=self.notes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        labels = pc.unique(_labels(self._tables["rows"][self.settings.label]))
+        return lookalikes([name for name in labels.to_pylist() if name is not None])
 
     def _part(self, part: str) -> tuple[pa.Array, ...]:
         table, settings = self._tables[part], self.settings

@@ -17,6 +17,7 @@ from ssl_tasks.pseudo_labels.label_words import REJECT, LabelWords
 from ssl_tasks.pseudo_labels.overrides import read_rows
 from ssl_tasks.pseudo_labels.settings import SelectSettings
 from ssl_tasks.report.collect import report_data
+from ssl_tasks.report.data import RoundPage
 from ssl_tasks.report.page import render
 from ssl_tasks.runs import Run
 from tests.report.conftest import Browser
@@ -83,6 +84,34 @@ def test_names_do_not_run_and_are_read_as_they_are(opened: Browser) -> None:
     assert CLASSES[1] in text
     assert "\u202e" not in text  # what turns the writing direction is spelled out
     assert "\\u202e" in text
+
+
+def test_a_report_in_mid_run_says_what_is_known_so_far(browser: Browser, run: Run, tmp_path: Path) -> None:
+    data = report_data(run)
+    teacher, student, _ = data.rounds
+    computing = replace(data.stages[0], name="student-1", state="running")
+    untrained = replace(student, architecture="", validation=None, test=None)
+    page = tmp_path / "mid.html"
+
+    def lede(state: str, *rounds: RoundPage, best: int | None = 0) -> str:
+        now = {**data.run, "state": state}
+        stages = (*data.stages, computing) if state == "running" else data.stages
+        page.write_text(render(replace(data, run=now, rounds=rounds, stages=stages, best_round=best)))
+        browser.open(page)
+        return browser.run("return document.querySelector('.lede').textContent")
+
+    begun = "The run is not finished; it computes student-1. So far: "
+    for rounds in ((teacher,), (teacher, untrained)):
+        said = lede("running", *rounds)
+        assert said.startswith(f"{begun}One model, trained from 12 labelled images: test accuracy ")
+        assert said.endswith("No student has been measured yet.")
+    assert lede("running", best=None) == begun + "There is no trained model yet."
+    unmeasured = replace(teacher, validation=None, test=None)
+    assert lede("running", unmeasured, best=None).endswith("1 model trained on 12 labelled images; not measured yet.")
+    said = lede("running", teacher, student)
+    assert "no student is better than the teacher on validation (1 student measured)" in said
+    assert "No student has been measured." in lede("failed", teacher, untrained)
+    assert "no student was better than the teacher" in lede("done", teacher, student)
 
 
 def test_dark_mode_is_dark_and_has_contrast(browser: Browser, page: Path) -> None:

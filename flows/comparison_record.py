@@ -10,6 +10,7 @@ from flows.commands.tables import printable, seconds, share
 from flows.environment import workspace_folder
 from flows.verbs import Workspace
 from ssl_tasks.artifacts import write_atomically
+from ssl_tasks.csv_text import frame_text
 from ssl_tasks.report.comparison import Comparison, render_comparison
 from ssl_tasks.tracking.client import default_uri
 from ssl_tasks.tracking.tracker import Tracker
@@ -63,7 +64,7 @@ def record(comparison: Comparison, workspace: Workspace = None) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     files = {
         "comparison.json": text + "\n",
-        "comparison.csv": comparison.table.to_csv(index=False),
+        "comparison.csv": frame_text(comparison.table),
         "comparison.md": as_markdown(shown_rows(comparison)),
         "comparison.html": render_comparison(comparison),
     }

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import BoundedSemaphore
 
+from flows.commands.tables import printable
 from flows.progress import Show, display
 from flows.self_training import Pending
 from ssl_tasks.artifacts import Artifact, Store, write_atomically
@@ -55,7 +56,10 @@ class Conductor:
     def fingerprint(self, config: RunConfig) -> str:
         from ssl_tasks.data.fingerprint import fingerprint
 
-        return fingerprint(config.data, self.run_record.workspace / "cache")
+        def say(note: str) -> None:
+            log.warning("data: %s", printable(note))
+
+        return fingerprint(config.data, self.run_record.workspace / "cache", say)
 
     def run(self, request: Request, round_number: int) -> Artifact:
         order = self.orders.setdefault(request.name, len(self.orders))

@@ -81,6 +81,8 @@ class Summary:
     stopped: str
     best_round: int
     rounds: tuple[RoundSummary, ...] = field(default_factory=tuple)
+    unmatched_corrections: int = 0  # in the last selection: people's corrections that do not fit the data any more
+    unmatched_reasons: tuple[str, ...] = ()  # each with the first samples that have it
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `--json` and for the run's record."""
@@ -135,7 +137,9 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
             stopped = f"round {number}: {gate.summary['reason']}"
             break
     lines = [_summarise(one, dataset) for one in rounds]
-    return Summary(stopped, _best_round(lines), tuple(lines))
+    chosen = selection.summary if selection is not None else {}
+    reasons = tuple(chosen.get("unmatched_corrections", ()))
+    return Summary(stopped, _best_round(lines), tuple(lines), chosen.get("forgotten_overrides", 0), reasons)
 
 
 def _refuse_without_validation(config: RunConfig, dataset: Artifact) -> None:

@@ -7,7 +7,7 @@ status("last")                              # a pandas DataFrame
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,13 @@ from flows.planning import PlannedStage, stage_names
 from flows.planning import plan as plan_stages
 from flows.reaper import mend_dead_runs, tell_prefect
 from flows.warming import warm_up
-from ssl_tasks.artifacts import write_atomically
+from ssl_tasks.artifacts import Store, write_atomically
 from ssl_tasks.collection import uncollected
 from ssl_tasks.errors import NotFound, nearest
 from ssl_tasks.recipe_paths import check_paths
 from ssl_tasks.recipes import Recipe, load_recipe, parse_recipe
 from ssl_tasks.runs import Run, StageRecord, all_runs, approval_file, find_run
+from ssl_tasks.stage_progress import Progress, read_progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,15 +95,26 @@ def plan(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace
 
 
 def stages(run_name: str = "last", workspace: Workspace = None) -> list[StageRecord]:
-    """The stages of a run, those not yet begun as `pending`."""
+    """The stages of a run, those not yet begun as `pending`; those that compute have the time since they began."""
     record = find_run(workspace_folder(workspace), run_name)
     record.mend()
-    met = record.stages()
+    met = [
+        replace(stage, seconds=max(0.0, time.time() - stage.started)) if stage.state == "running" else stage
+        for stage in record.stages()
+    ]
     names = {stage.name for stage in met}
     if record.info["state"] == "done":
         return met
     ahead = [StageRecord(name=name, stage="", state="pending") for name in stage_names(record.config)]
     return met + [stage for stage in ahead if stage.name not in names]
+
+
+def progress(stage: StageRecord, workspace: Workspace = None) -> Progress | None:
+    """How far a stage is that computes now; None where it does not, or has not said."""
+    if stage.state != "running":
+        return None
+    attempt = Store(workspace_folder(workspace) / "store").attempt(stage.stage, stage.key)
+    return read_progress(attempt / "events.jsonl", stage.started)
 
 
 def status(run_name: str = "last", workspace: Workspace = None) -> "pd.DataFrame":
@@ -140,6 +152,7 @@ __all__ = [
     "clean",
     "parse_recipe",
     "plan",
+    "progress",
     "rerun",
     "run",
     "runs",

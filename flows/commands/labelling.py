@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.commands.tables import print_table
+from flows.commands.tables import print_table, printable_lines
 from flows.commands.verb import Verbs
 from flows.environment import workspace_folder
 from ssl_tasks.errors import ConfigError, nearest
@@ -103,11 +103,18 @@ def _diff(run: Run, words: list[str], options: Namespace) -> None:
 
 def _apply(run: Run, words: list[str]) -> None:
     from flows.labels import apply_corrections
+    from ssl_tasks.pseudo_labels.overrides import count_of, lines_of
 
     if len(words) != 2:
         raise ConfigError("labels apply: expected a run and a file, such as `selftrain labels apply last fixed.csv`")
-    count = apply_corrections(run, Path(words[1]))
-    print(f"{count} corrections in force for '{run.config.name}'; run it again, or approve it, to use them")
+    applied = apply_corrections(run, Path(words[1]))
+    print(
+        f"{applied.in_force} corrections in force for '{run.config.name}' ({applied.new} new, {applied.changed} "
+        "changed); run it again, or approve it, to use them"
+    )
+    if applied.misfits:
+        count, lines = count_of(applied.misfits), printable_lines(lines_of(applied.misfits))
+        print(f"{count} earlier corrections do not fit this data any more and are not used:{lines}", file=sys.stderr)
 
 
 def _sql(options: Namespace) -> None:
@@ -121,7 +128,7 @@ def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
     """A data frame where the options want it: a terminal's table, or a file."""
     check_writable(options.csv, options.json, options.parquet)
     if options.csv:
-        frame.to_csv(sys.stdout if str(options.csv) == "-" else options.csv, index=False)
+        _write_csv(frame, options.csv)
     elif options.json:
         text = frame.to_json(orient="records", default_handler=str)
         print(text) if str(options.json) == "-" else options.json.write_text(text)
@@ -132,6 +139,16 @@ def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
     written = [path for path in (options.csv, options.json, options.parquet) if path and str(path) != "-"]
     if written:
         print(f"wrote {written[0]}: {len(frame):,} rows", file=sys.stderr)
+
+
+def _write_csv(frame: "pd.DataFrame", path: Path) -> None:
+    from ssl_tasks.csv_text import write_frame
+
+    if str(path) == "-":
+        write_frame(frame, sys.stdout)
+        return
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:  # a path may be no UTF-8
+        write_frame(frame, file)
 
 
 def check_writable(*paths: Path | None) -> None:

@@ -3,10 +3,14 @@
 import json
 from argparse import Namespace
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from flows.commands.running import add_recipe
 from flows.commands.tables import print_table, printable, seconds
 from flows.commands.verb import Verbs
+
+if TYPE_CHECKING:
+    from ssl_tasks.stage_progress import Progress
 
 
 def add_status(verbs: Verbs) -> None:
@@ -52,6 +56,9 @@ def _status(options: Namespace) -> None:
     if options.json:
         keys = ("name", "key", "state", "seconds", "reason", "log", "digest", "artifact", "round")
         lines = [{key: asdict(stage)[key] for key in keys} for stage in stages]
+        for line, stage in zip(lines, stages, strict=True):
+            done = verbs.progress(stage, options.workspace)
+            line["progress"] = None if done is None else asdict(done)
         print(json.dumps({"run": run.id, "state": run.info["state"], "stopped": run.info["stopped"], "stages": lines}))
         return
     rows = [
@@ -60,7 +67,7 @@ def _status(options: Namespace) -> None:
             "state": stage.state,
             "time": seconds(stage.seconds) if stage.started else "",
             "key": stage.key[:12],
-            "reason": stage.reason,
+            "reason": stage.reason or _progress_words(verbs.progress(stage, options.workspace)),
         }
         for stage in stages
     ]
@@ -69,6 +76,16 @@ def _status(options: Namespace) -> None:
     for stage in stages:
         if stage.state in ("failed", "crashed"):
             print(f"log of {stage.name}: {stage.log}\ngo on with: selftrain rerun {run.id} {stage.name}")
+
+
+def _progress_words(done: "Progress | None") -> str:
+    """train 120/500, 14.2 a second, 27 s left"""
+    if done is None:
+        return ""
+    words = f"{done.what} {done.done:,}/{done.total:,}".strip()
+    if done.rate is None or done.remaining_seconds is None:
+        return words
+    return f"{words}, {done.rate:.3g} a second, {seconds(done.remaining_seconds)} left"
 
 
 def _plan(options: Namespace) -> None:

@@ -4,7 +4,7 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 
-from flows.commands.tables import print_table, seconds, share
+from flows.commands.tables import print_table, printable, seconds, share
 from flows.commands.verb import Verbs
 from ssl_tasks.runs import Run
 
@@ -129,6 +129,10 @@ def show_summary(run: Run, as_json: bool) -> None:
     ]
     print_table(rows, right=[name for name in rows[0] if name not in ("round", "model", "")])
     print(f"stopped: {summary['stopped']}")
+    if unmatched := summary.get("unmatched_corrections"):
+        print(f"{unmatched} corrections do not fit the data any more and are not used:")
+        for reason in summary["unmatched_reasons"]:
+            print(f"  {printable(reason)}")
     if summary.get("nothing_new"):
         print("nothing new: every stage was answered before")
     print(f"look further: selftrain status {run.id}", file=sys.stderr)

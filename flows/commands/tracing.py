@@ -114,6 +114,7 @@ def _report(options: Namespace) -> None:
 
     check_writable(options.output)
     run = find_run(workspace_folder(options.workspace), options.run)
+    run.mend()  # a page about a run whose process died does not say that it still runs
     print(write_report(run, options.output or run.path / REPORT, run_links(run)))
 
 

@@ -1,6 +1,7 @@
 """What a source holds, as one digest, and where it was last seen."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -11,12 +12,17 @@ from ssl_tasks.data.settings import DataSettings, Source
 from ssl_tasks.data.sources import open_source
 
 
-def fingerprint(settings: DataSettings, cache: Path) -> str:
+def fingerprint(settings: DataSettings, cache: Path, say: Callable[[str], None] | None = None) -> str:
     """A digest of the source's contents, never of its place: a moved folder has the same. Cheap where nothing changed.
 
     Remembers the place under `cache`, so that a data set that was built elsewhere finds its images here.
+    `say` is called with each note on the source, such as what was passed over.
     """
-    digest = digest_json([settings.source.name, open_source(settings.source, cache).fingerprint(FileDigests(cache))])
+    source = open_source(settings.source, cache)
+    digest = digest_json([settings.source.name, source.fingerprint(FileDigests(cache))])
+    if say is not None:
+        for note in source.notes:
+            say(note)
     place = _place(cache, settings.source, digest)
     text = settings.source.model_dump_json()
     if not place.exists() or place.read_text() != text:

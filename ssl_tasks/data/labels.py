@@ -1,9 +1,12 @@
 """From labels as they are written to class numbers."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ssl_tasks.csv_text import brief
 from ssl_tasks.data.sources.base import Listing
 from ssl_tasks.errors import DataError, nearest
 
@@ -11,6 +14,18 @@ from ssl_tasks.errors import DataError, nearest
 def sort_classes(names: list[str]) -> tuple[str, ...]:
     """Numbers by their value, before words in their order."""
     return tuple(sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name)))
+
+
+def lookalikes(names: Sequence[str]) -> tuple[str, ...]:
+    """A note on each group of classes that differ only in case or in blanks: perhaps they are meant to be one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault("".join(name.split()).casefold(), []).append(name)
+    return tuple(
+        f"{len(group)} classes differ only in case or blanks: " + brief([f"'{name}'" for name in group])
+        for group in groups.values()
+        if len(group) > 1
+    )
 
 
 def encode(listing: Listing, wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:

@@ -1,21 +1,66 @@
-"""A file of people's corrections, validated against the data before any run meets it."""
+"""Files of people's corrections: validated against the data before any run meets them, merged, and counted."""
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_tasks.artifacts import Artifact
+import duckdb
+
+from ssl_tasks.artifacts import Artifact, write_atomically
+from ssl_tasks.csv_text import csv_text
 from ssl_tasks.pseudo_labels.candidates import define_excluded
-from ssl_tasks.pseudo_labels.engine import open_duckdb
-from ssl_tasks.pseudo_labels.overrides import REJECT, define_overrides
+from ssl_tasks.pseudo_labels.engine import fetch_number, open_duckdb, read_parquet
+from ssl_tasks.pseudo_labels.label_words import LabelWords
+from ssl_tasks.pseudo_labels.overrides import (
+    NEEDED,
+    OPTIONAL,
+    Misfit,
+    Said,
+    define_overrides,
+    people_say,
+)
 
 
-def validated_rows(path: Path, dataset: Artifact) -> dict[str, str]:
-    """{sample id: class name or `reject`}; DataError naming every row that the next selection would refuse."""
+@dataclass(frozen=True)
+class Applied:
+    """What became of a file of corrections, and what is in force now."""
+
+    in_force: int  # corrections that the next selection of this data uses
+    new: int  # of the file that was applied
+    changed: int
+    misfits: list[Misfit]  # what is kept and does not fit this data
+
+
+def add_corrections(kept: Path, given: Path, dataset: Artifact) -> Applied:
+    """Adds a file's corrections to those that are kept. DataError, and nothing is written, where a row cannot be used.
+
+    With each goes the digest of the image that it was made for: if the image changes, the correction no longer counts.
+    """
     classes = tuple(json.loads(dataset.file("info.json").read_text())["classes"])
-    manifest = dataset.file("manifest.parquet")
+    words, manifest = LabelWords(classes), dataset.file("manifest.parquet")
+    with _opened(manifest) as connection:
+        before = people_say(connection, kept, classes) if kept.exists() else {}
+        define_overrides(connection, given, None, manifest, classes)
+        found = connection.execute(
+            f"SELECT o.sample_id, o.label, coalesce(m.content, '') FROM overrides o JOIN {read_parquet(manifest)} m "
+            "USING (sample_id)"
+        ).fetchall()
+    added = {sample: Said(words.written(label), label, content=content) for sample, label, content in found}
+    rows = [(sample, said.text, said.content) for sample, said in sorted({**before, **added}.items())]
+    write_atomically(kept, csv_text((*NEEDED, *OPTIONAL), rows))
+    with _opened(manifest) as connection:  # read back as the selection reads it
+        unmatched = define_overrides(connection, None, None, manifest, classes, kept)
+        in_force = fetch_number(connection, "SELECT count(*) FROM overrides")
+    old = [(before[sample], said) for sample, said in added.items() if sample in before]
+    changed = sum((one.label, one.problem) != (said.label, said.problem) for one, said in old)
+    return Applied(in_force, len(added) - len(old), changed, unmatched)
+
+
+@contextmanager
+def _opened(manifest: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     with tempfile.TemporaryDirectory() as folder, open_duckdb(Path(folder)) as connection:
         define_excluded(connection, manifest)
-        define_overrides(connection, path, None, manifest, classes)
-        rows = connection.execute("SELECT sample_id, label FROM overrides ORDER BY sample_id").fetchall()
-    return {sample: REJECT if label is None else classes[label] for sample, label in rows}
+        yield connection

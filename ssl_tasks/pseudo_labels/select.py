@@ -69,9 +69,10 @@ def select(context: StageContext) -> StageResult:
     predictions = Predictions.open(context.inputs["predictions"].path)
     check_same_images(predictions, context.inputs["dataset"])
     with open_duckdb(context.scratch / "duckdb", context.runtime.memory_gb, context.runtime.threads) as connection:
-        stats = Selecting(context, settings, predictions, connection).run()
+        stats, unmatched = Selecting(context, settings, predictions, connection).run()
     write_atomically(context.output / STATS, json.dumps(stats, indent=1, sort_keys=True) + "\n")
-    return StageResult(summary={name: value for name, value in stats.items() if name != "classes"})
+    summary = {name: value for name, value in stats.items() if name != "classes"}
+    return StageResult(summary=summary | ({"unmatched_corrections": unmatched} if unmatched else {}))
 
 
 def check_same_images(predictions: Predictions, dataset: Artifact) -> None:
@@ -92,9 +93,9 @@ class Selecting:
     predictions: Predictions
     connection: duckdb.DuckDBPyConnection
 
-    def run(self) -> dict[str, Any]:
-        """Who may be chosen, by which thresholds, how many of each class, and what came of it."""
-        forgotten = self.define_tables()
+    def run(self) -> tuple[dict[str, Any], list[str]]:
+        """The numbers of stats.json, and why people's corrections are not used, where some are not."""
+        unmatched = self.define_tables()
         fixed = self.settings.threshold or 0.0
         histogram = candidates.measure(self.connection, self.num_classes, fixed, self.settings)
         held_out = thresholds.read_held_out(self.connection, self.predictions.folder / VALIDATION, self.settings)
@@ -103,7 +104,8 @@ class Selecting:
         self.choose(plan, histogram, chosen.thresholds)
         self.write()
         per_class = self.per_class(chosen, histogram, held_out)
-        return {**self.totals(histogram), "forgotten_overrides": forgotten, "classes": per_class}
+        stats = {**self.totals(histogram), "forgotten_overrides": overrides.count_of(unmatched), "classes": per_class}
+        return stats, overrides.sentences_of(unmatched)
 
     @property
     def num_classes(self) -> int:
@@ -113,17 +115,17 @@ class Selecting:
     def manifest(self) -> Path:
         return self.context.inputs["dataset"].file("manifest.parquet")
 
-    def define_tables(self) -> int:
-        """Who may be chosen, and what people said; returns how many old corrections are forgotten."""
+    def define_tables(self) -> list[overrides.Misfit]:
+        """Who may be chosen, and what people said; returns the corrections that do not fit the data any more."""
         candidates.define_excluded(self.connection, self.manifest)
         previous = self.context.inputs.get("previous_selection")
         carried = previous.file(OVERRIDES) if previous and previous.file(OVERRIDES).exists() else None
         corrections = self.settings.corrections if isinstance(self.settings, CorrectedSettings) else None
-        forgotten = overrides.define_overrides(
+        unmatched = overrides.define_overrides(
             self.connection, self.settings.overrides, carried, self.manifest, self.predictions.classes, corrections
         )
         candidates.define_candidates(self.connection, self.predictions, self.settings)
-        return forgotten
+        return unmatched
 
     def plan(self, histogram: Histogram, least: NDArray[np.float32]) -> Plan:
         """How many of each class, from how many there are."""

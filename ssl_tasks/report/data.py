@@ -106,6 +106,7 @@ class RoundPage:
     copies: int | None = None
     overrides: int = 0
     rejected: int = 0
+    unmatched_corrections: int = 0  # by people, that do not fit the data any more
     unreadable: int = 0
     right: int | None = None  # of the kept ones, where truth is known
     known: int | None = None

@@ -130,6 +130,7 @@ def selection_facts(one: RoundArtifacts, labeled: tuple[int, ...], questions: Qu
     detailed = (questions.rounds - one.round) * questions.num_classes < MOST_BALANCES
     right, known = questions.right_by_class()
     facts |= {name: int(stats.get(name, 0)) for name in ("kept", "copies", "overrides", "rejected")}
+    facts["unmatched_corrections"] = int(stats.get("forgotten_overrides", 0))
     facts["balance"] = (
         ()
         if not detailed

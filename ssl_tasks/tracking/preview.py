@@ -1,6 +1,7 @@
 """A CSV of some rows of a pseudo-label table, because MLflow shows no Parquet."""
 
 from ssl_tasks.artifacts import Artifact
+from ssl_tasks.csv_text import frame_text
 
 ROWS = 1_000
 TABLES = {  # the table of a stage (of several shards the first), and the columns that a person reads
@@ -21,4 +22,4 @@ def preview_csv(artifact: Artifact, rows: int = ROWS) -> str | None:
         quota = max(1, rows // max(1, table["label"].nunique(dropna=False)))
         table = table.sort_values(["confidence", "sample_id"], ascending=[False, True], kind="stable")
         table = table.groupby("label", dropna=False, sort=False).head(quota).head(rows)
-    return table.sort_values(["label", "confidence"], ascending=[True, False], kind="stable").to_csv(index=False)
+    return frame_text(table.sort_values(["label", "confidence"], ascending=[True, False], kind="stable"))

@@ -10,6 +10,7 @@ import pytest
 
 from ssl_tasks.data.check import check_data
 from ssl_tasks.data.dataset import Dataset
+from ssl_tasks.data.fingerprint import fingerprint
 from ssl_tasks.data.inspect_folder import suggest_settings
 from ssl_tasks.data.settings import DataSettings, FolderSource, TableSource
 from ssl_tasks.errors import DataError
@@ -149,3 +150,36 @@ def test_nothing_to_suggest_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             suggest_settings(tmp_path / place)
+
+
+def test_hidden_images_and_classes_that_look_alike_are_counted_and_named(
+    pets: Path, cache: Path, paint: Painter
+) -> None:
+    for name in (".bird/0.png", "..owl/0.png", "cat/.blurred.png", "cat/sub/..twice.png", "test/.dog/0.png"):
+        paint(pets / name, 7)
+    for name in ("cat/.DS_Store", "cat/._00.png", ".gitignore"):
+        (pets / name).write_bytes(b"")
+    paint(pets / "Cat" / "cat..1.jpg", 8)
+    paint(pets / "unlabeled" / "...png", 9, format="PNG")
+    source = {"name": "folder", "path": pets}
+    notes = (
+        "3 entries passed over: hidden files that are no images",
+        "6 entries passed over: hidden, because the name begins with a dot: "
+        "cat/.blurred.png, pets/..owl, pets/.bird, sub/..twice.png, test/.dog, unlabeled/...png",
+        "2 classes differ only in case or blanks: 'Cat', 'cat'",
+    )
+    settings = DataSettings.model_validate({"source": source, "split": {"validation": 0}})
+    report = check_data(settings, cache)
+    assert report.notes == notes
+    assert report.counts["unlabeled"]["images"] == 6
+    assert suggest_settings(pets).notes == notes
+    said: list[str] = []
+    fingerprint(settings, cache, said.append)
+    assert tuple(said) == notes
+
+
+def test_a_table_s_classes_that_look_alike_are_named(pets: Path, cache: Path) -> None:
+    rows = [f"cat/{n:02}.png,Cat\ndog/{n:02}.png,dog\ndog/{n + 6:02}.png,cat\n" for n in range(6)]
+    (pets / "list.csv").write_text("image,label\n" + "".join(rows))
+    settings = DataSettings.model_validate({"source": {"name": "table", "path": pets / "list.csv"}})
+    assert check_data(settings, cache).notes == ("2 classes differ only in case or blanks: 'Cat', 'cat'",)

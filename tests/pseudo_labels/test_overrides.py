@@ -9,7 +9,7 @@ import pytest
 from ssl_tasks.artifacts import digest_file
 from ssl_tasks.errors import DataError
 from ssl_tasks.pseudo_labels.engine import open_duckdb
-from ssl_tasks.pseudo_labels.overrides import meanings, read_rows
+from ssl_tasks.pseudo_labels.overrides import read_rows
 from ssl_tasks.pseudo_labels.settings import CorrectedSettings, SelectSettings
 from ssl_tasks.stages import select_request
 from tests.pseudo_labels.tables import Row, Tables, run_select, selected, stats
@@ -166,12 +166,7 @@ def test_ids_that_look_like_comments_and_folders_that_look_like_columns_are_read
     folder.mkdir()
     path = csv(folder, "#1,class-2", "s0,class-0")
     with open_duckdb(tmp_path / "spill") as connection:
-        assert sorted(read_rows(connection, path)) == [("#1", "class-2"), ("s0", "class-0")]
-
-
-def test_a_class_that_is_called_reject_can_be_given() -> None:
-    assert meanings(("keep", "reject")) == {"keep": 0, "reject": 1}
-    assert meanings(("keep",)) == {"keep": 0, "reject": None}
+        assert sorted(read_rows(connection, path)) == [("#1", "class-2", ""), ("s0", "class-0", "")]
 
 
 @pytest.mark.parametrize(

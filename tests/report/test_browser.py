@@ -1,8 +1,11 @@
 """The report in a real browser: quiet, alone, usable, and what is clicked is what is downloaded."""
 
+import csv
+import itertools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -10,8 +13,12 @@ import pytest
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.execute import Request, execute
-from ssl_tasks.pseudo_labels.overrides import REJECT, read_rows
+from ssl_tasks.pseudo_labels.label_words import REJECT, LabelWords
+from ssl_tasks.pseudo_labels.overrides import read_rows
 from ssl_tasks.pseudo_labels.settings import SelectSettings
+from ssl_tasks.report.collect import report_data
+from ssl_tasks.report.data import RoundPage
+from ssl_tasks.report.page import render
 from ssl_tasks.runs import Run
 from tests.report.conftest import Browser
 from tests.report.hostile import CLASSES
@@ -77,6 +84,34 @@ def test_names_do_not_run_and_are_read_as_they_are(opened: Browser) -> None:
     assert CLASSES[1] in text
     assert "\u202e" not in text  # what turns the writing direction is spelled out
     assert "\\u202e" in text
+
+
+def test_a_report_in_mid_run_says_what_is_known_so_far(browser: Browser, run: Run, tmp_path: Path) -> None:
+    data = report_data(run)
+    teacher, student, _ = data.rounds
+    computing = replace(data.stages[0], name="student-1", state="running")
+    untrained = replace(student, architecture="", validation=None, test=None)
+    page = tmp_path / "mid.html"
+
+    def lede(state: str, *rounds: RoundPage, best: int | None = 0) -> str:
+        now = {**data.run, "state": state}
+        stages = (*data.stages, computing) if state == "running" else data.stages
+        page.write_text(render(replace(data, run=now, rounds=rounds, stages=stages, best_round=best)))
+        browser.open(page)
+        return browser.run("return document.querySelector('.lede').textContent")
+
+    begun = "The run is not finished; it computes student-1. So far: "
+    for rounds in ((teacher,), (teacher, untrained)):
+        said = lede("running", *rounds)
+        assert said.startswith(f"{begun}One model, trained from 12 labelled images: test accuracy ")
+        assert said.endswith("No student has been measured yet.")
+    assert lede("running", best=None) == begun + "There is no trained model yet."
+    unmeasured = replace(teacher, validation=None, test=None)
+    assert lede("running", unmeasured, best=None).endswith("1 model trained on 12 labelled images; not measured yet.")
+    said = lede("running", teacher, student)
+    assert "no student is better than the teacher on validation (1 student measured)" in said
+    assert "No student has been measured." in lede("failed", teacher, untrained)
+    assert "no student was better than the teacher" in lede("done", teacher, student)
 
 
 def test_dark_mode_is_dark_and_has_contrast(browser: Browser, page: Path) -> None:
@@ -216,7 +251,7 @@ def test_corrections_are_downloaded_and_change_the_selection(opened: Browser, ru
     assert "3 corrections: 1 right, 1 wrong, 1 another class" in opened.run(text)
     path = download(opened)
     with duckdb.connect() as connection:
-        assert dict(read_rows(connection, path)) == expected
+        assert {sample: label for sample, label, _ in read_rows(connection, path)} == expected
     artifact = select_again(run, path, tmp_path)
     with duckdb.connect() as connection:
         rows = connection.execute(
@@ -226,6 +261,31 @@ def test_corrections_are_downloaded_and_change_the_selection(opened: Browser, ru
     names = sorted(CLASSES)
     for sample, label in expected.items():
         assert chosen.get(sample) == (None if label == REJECT else (names.index(label), "override"))
+
+
+def test_odd_names_come_back_from_a_download_and_no_cell_is_a_formula(
+    browser: Browser, run: Run, tmp_path: Path
+) -> None:
+    classes = ("=cmd|' calc'!A0", "reject", " lead ")
+    data = report_data(run)
+    heads = itertools.cycle(["a\rb", "=1+1", "'=x", "\t,", "class:"])
+    samples = tuple(replace(one, id=f"{next(heads)}{at}") for at, one in enumerate(data.gallery.samples))
+    page = tmp_path / "odd.html"
+    page.write_text(render(replace(data, classes=classes, gallery=replace(data.gallery, samples=samples))))
+    browser.open(page)
+    expected: dict[str, int | None] = {}
+    for at, one in enumerate(browser.run(SHOWN)[:10]):
+        kind = "wrong" if at % 4 == 3 else "right"
+        browser.run(f"document.querySelectorAll('.card')[{at}].querySelector('[data-kind={kind}]').click()")
+        expected[one["sample"]] = None if kind == "wrong" else classes.index(one["label"])
+    path = download(browser)
+    with duckdb.connect() as connection:
+        said = {sample: LabelWords(classes).meaning(text) for sample, text, _ in read_rows(connection, path)}
+    assert said == expected
+    with path.open(newline="") as file:
+        assert not [
+            cell for row in csv.reader(file) for cell in row if cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+        ]
 
 
 def select_again(run: Run, corrections: Path, workspace: Path) -> Artifact:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_tasks.pseudo_labels.overrides import REJECT
+from ssl_tasks.pseudo_labels.label_words import REJECT
 from ssl_tasks.report.page import write_report
 from ssl_tasks.runs import Run, find_run
 from tests.flows.tiny import selftrain, states

@@ -55,6 +55,11 @@ class ImageSource(ABC):
     flip: bool = True  # whether a mirrored image is still of its class
     shape: tuple[int, int] | None = None  # (image size, channels) where all images are alike
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the source: what was passed over, and classes that look alike."""
+        return ()
+
     @abstractmethod
     def fingerprint(self, files: "FileDigests") -> str:
         """A digest of all that the source holds; cheap where nothing changed."""

@@ -8,8 +8,9 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
+from ssl_tasks.csv_text import brief
 from ssl_tasks.data.file_digests import FileDigests
-from ssl_tasks.data.labels import sort_classes
+from ssl_tasks.data.labels import lookalikes, sort_classes
 from ssl_tasks.data.settings import FolderSource
 from ssl_tasks.data.sources.base import ImageSource, Listing
 from ssl_tasks.data.sources.places import SUFFIXES, Places, below, existing
@@ -41,6 +42,31 @@ class Rows:
             error = "the file's name is not UTF-8; rename it"
         for column, value in zip(vars(self).values(), (id, label, split, uri, error), strict=True):
             column.append(value)
+
+
+class Notes(Counter[str]):
+    """How many entries were passed over for each reason, and the names of those that a person may miss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, list[str]] = {}
+
+    def hidden(self, entry: os.DirEntry[str]) -> None:
+        """Notes an entry whose name begins with a dot. A `._` file is what a Mac adds to each file, and no image."""
+        image = entry.name.lower().endswith(tuple(SUFFIXES)) and not entry.name.startswith("._")
+        if image or is_folder(entry):
+            reason = "hidden, because the name begins with a dot"
+            self.names.setdefault(reason, []).append(as_text("/".join(Path(entry.path).parts[-2:])))
+        else:
+            reason = "hidden files that are no images"
+        self[reason] += 1
+
+    def lines(self) -> tuple[str, ...]:
+        """A sentence for each reason."""
+        return tuple(
+            f"{count} entries passed over: {why}" + (f": {brief(sorted(self.names[why]))}" if why in self.names else "")
+            for why, count in sorted(self.items())
+        )
 
 
 class Folder(ImageSource):
@@ -78,7 +104,7 @@ class Folder(ImageSource):
 
     @cached_property
     def _listing(self) -> Listing:
-        rows, notes, roots = Rows(), Counter[str](), self._places.roots
+        rows, notes, roots = Rows(), Notes(), self._places.roots
         classes = self._class_folders()
         for label in classes:
             for name in image_files(roots["images"] / label, notes):
@@ -89,10 +115,13 @@ class Folder(ImageSource):
             for label in sort_classes(subfolders(roots[split])) if split in roots else ():
                 for name in image_files(roots[split] / label, notes):
                     rows.add(f"{split}/{label}/{name}", label, split, f"{split}:{label}/{name}")
-        if strays := self._strays():
+        if strays := self._strays(notes):
             notes["images in no class folder"] = strays
-        passed = tuple(f"{count} entries passed over: {why}" for why, count in sorted(notes.items()))
-        return Listing.of(**vars(rows), classes=classes, notes=passed)
+        return Listing.of(**vars(rows), classes=classes, notes=(*notes.lines(), *lookalikes(classes)))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._listing.notes
 
     def _class_folders(self) -> tuple[str, ...]:
         path, roots = self._places.roots["images"], self._places.roots
@@ -112,7 +141,7 @@ class Folder(ImageSource):
             )
         return sort_classes(names)
 
-    def _add_unlabeled(self, rows: Rows, place: Path, notes: Counter[str]) -> None:
+    def _add_unlabeled(self, rows: Rows, place: Path, notes: Notes) -> None:
         if place.is_dir():
             for name in image_files(place, notes):
                 rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}")
@@ -126,10 +155,14 @@ class Folder(ImageSource):
                 name, error = below(place.parent, line)
                 rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}", error)
 
-    def _strays(self) -> int:
-        """How many image files lie beside the class folders, and are not read."""
+    def _strays(self, notes: Notes) -> int:
+        """How many image files lie beside the class folders, and are not read; hidden entries are noted."""
         roots, unlabeled = self._places.roots, self._reading.roots.get("unlabeled")
         places = [roots[name] for name in ("images", *HELD_OUT) if name in roots]
+        for place in places:
+            for entry in os.scandir(place):
+                if entry.name.startswith("."):
+                    notes.hidden(entry)
         return sum(
             is_image(entry)
             for place in places
@@ -172,16 +205,18 @@ def as_text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def image_files(root: Path, notes: Counter[str]) -> list[str]:
+def image_files(root: Path, notes: Notes) -> list[str]:
     """Every image file below a folder, by its suffix, as a sorted list of paths below it."""
     return sorted(_walk(root, "", notes, frozenset({os.path.realpath(root)})))
 
 
-def _walk(folder: Path, prefix: str, notes: Counter[str], above: frozenset[str]) -> Iterator[str]:
+def _walk(folder: Path, prefix: str, notes: Notes, above: frozenset[str]) -> Iterator[str]:
     for entry in os.scandir(folder):
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
+        if entry.name.startswith("."):
+            notes.hidden(entry)
+        elif entry.name == "__MACOSX":
             continue
-        if is_folder(entry):
+        elif is_folder(entry):
             real = os.path.realpath(entry.path)
             if real in above or os.path.realpath(folder).startswith(real.rstrip("/") + "/"):
                 notes["links that lead in a circle"] += 1

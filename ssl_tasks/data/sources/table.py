@@ -10,7 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from ssl_tasks.csv_text import FORMULA
 from ssl_tasks.data.file_digests import FileDigests
+from ssl_tasks.data.labels import lookalikes
 from ssl_tasks.data.settings import TableSource
 from ssl_tasks.data.sources.base import SPLITS, ImageSource, Listing
 from ssl_tasks.data.sources.blobs import Blobs
@@ -76,7 +78,7 @@ class Table(ImageSource):
                 wanted.remove(self.settings.image)
             table = pq.read_table(path, columns=wanted)
         else:
-            table = _read_csv(path, wanted)
+            table = read_csv_columns(path, wanted)
         return pa.table({name: as_text(table[name], name, path) for name in wanted})
 
     def listing(self) -> Listing:
@@ -84,7 +86,12 @@ class Table(ImageSource):
         ids, labels, splits, uris, errors = (
             pa.chunked_array(columns, pa.string()).combine_chunks() for columns in zip(*parts, strict=True)
         )
-        return Listing(ids, labels, splits, uris, errors)
+        return Listing(ids, labels, splits, uris, errors, notes=self.notes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        labels = pc.unique(_labels(self._tables["rows"][self.settings.label]))
+        return lookalikes([name for name in labels.to_pylist() if name is not None])
 
     def _part(self, part: str) -> tuple[pa.Array, ...]:
         table, settings = self._tables[part], self.settings
@@ -161,15 +168,17 @@ def _parquet_schema(path: Path) -> pa.Schema:
         raise DataError(f"{path} is not a Parquet file ({error}); expected one by its name") from error
 
 
-def _read_csv(path: Path, wanted: list[str]) -> pa.Table:
-    """The columns as the text that they are: a label 007 stays 007."""
+def read_csv_columns(path: Path, wanted: list[str]) -> pa.Table:
+    """The columns as the text that they are: a label 007 stays 007. The apostrophes of `csv_text` are taken away."""
     options = pa.csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False)
     try:
         table = pa.csv.read_csv(path, parse_options=LINE_BREAKS, convert_options=options)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
     _require(wanted, table.column_names, path)
-    return table
+    return pa.table(
+        {name: pc.replace_substring_regex(table[name], f"^'({FORMULA})", r"\1", max_replacements=1) for name in wanted}
+    )
 
 
 def _require(wanted: list[str], there: list[str], path: Path) -> None:

@@ -1,11 +1,14 @@
 // What a person says of single samples, kept in memory, given back as the CSV that `selftrain labels apply` reads.
 
-const REJECT = 'reject';
-const corrections = new Map(); // sample id → {kind: right, wrong or other; label: as the CSV says it}
-const listeners = [];
+// Words of `ssl_tasks/pseudo_labels/label_words.py`: a class whose name could mean something else is written with `class:`.
+const REJECT = data.classes.some(name => name.includes('reject')) ? '(reject)' : 'reject';
+const classWord = name => (/^\s*(class:|\(reject\)\s*$|reject\s*$)/.test(name) ? `class:${name}` : name);
 
-// A class of that name takes precedence where the CSV is read, so "wrong" could not be said.
-const canReject = !data.classes.includes(REJECT);
+// As in `ssl_tasks/csv_text.py`: a spreadsheet takes a text that begins like this for a formula.
+const FORMULA = /^'*(?: *[=+\-@＝＋－＠]|[\t\r\n])/;
+
+const corrections = new Map(); // sample id → {kind: right, wrong or other; label: the class's name}
+const listeners = [];
 
 function mark(id, kind, label) {
   const before = corrections.get(id);
@@ -15,8 +18,8 @@ function mark(id, kind, label) {
 }
 
 function csv() {
-  const quote = text => `"${text.replaceAll('"', '""')}"`;
-  return ['sample_id,label', ...[...corrections].map(([id, { label }]) => `${quote(id)},${quote(label)}`)].join('\n') + '\n';
+  const quote = text => `"${(FORMULA.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
+  return ['sample_id,label', ...[...corrections].map(([id, { kind, label }]) => `${quote(id)},${quote(kind === 'wrong' ? REJECT : classWord(label))}`)].join('\n') + '\n';
 }
 
 function basket() {
@@ -41,7 +44,8 @@ function basket() {
     try {
       await navigator.clipboard.writeText(csv());
       said.textContent = 'Copied.';
-    } catch { // a sandboxed frame has no clipboard of its own
+    } catch { // a sandboxed frame has no clipboard of its own; a text area would turn a carriage return into a line feed
+      document.addEventListener('copy', event => { event.clipboardData.setData('text/plain', csv()); event.preventDefault(); }, { once: true });
       said.textContent = document.execCommand('copy') ? 'Copied.' : 'Select the text and copy it.';
     }
   }

@@ -162,7 +162,7 @@ function markButtons(sample, opinion) {
     words[0], el('span', {}, words.slice(1)));
   return [
     button('right', '✓ right', 'the label is right', () => mark(sample.id, 'right', name)),
-    button('wrong', '✗ wrong', canReject ? 'no label is to be learned for this picture' : 'a class is called “reject”, so this cannot be said: choose the right class', () => mark(sample.id, 'wrong', REJECT), !canReject),
+    button('wrong', '✗ wrong', 'no label is to be learned for this picture', () => mark(sample.id, 'wrong', REJECT)),
     button('other', '≠ other', 'it is of another class', () => openSample(sample, opinion, true)),
   ];
 }
@@ -206,7 +206,7 @@ function openSample(sample, opinion, choosing = false) {
     table('What every round said', columns, sample.opinions),
     el('div', { class: 'row' },
       el('button', { type: 'button', autofocus: true, click: () => done('right', data.classes[labelOf(opinion)]) }, `✓ ${className(labelOf(opinion))} is right`),
-      el('button', { type: 'button', disabled: !canReject, click: () => done('wrong', REJECT) }, '✗ wrong, learn nothing'),
+      el('button', { type: 'button', click: () => done('wrong', REJECT) }, '✗ wrong, learn nothing'),
       el('label', {}, 'another class', choice),
       el('button', { type: 'button', click: () => { mark(sample.id); dialog.close(); } }, 'no judgement'),
       el('button', { type: 'button', click: () => dialog.close() }, 'Close')),

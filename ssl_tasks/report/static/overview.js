@@ -27,16 +27,28 @@ function stopWord(run) {
 }
 
 function outcome() {
+  const going = ['running', 'waiting'].includes(data.run.state), found = result(going);
+  if (!going) return found;
+  const now = data.stages.filter(one => one.state === 'running').map(one => visible(one.name));
+  return `The run is not finished${now.length ? `; it computes ${now.join(', ')}` : ''}. So far: ${found}`;
+}
+
+/** What the trained models achieved; students may still be to come. */
+function result(going) {
   const [first] = data.rounds, best = bestPage();
-  if (!first) return 'There is no trained model yet.';
+  const models = data.rounds.filter(one => one.architecture);
+  if (!models.length) return 'There is no trained model yet.';
+  const from = plural(first.labeled, 'labelled image');
   const split = best.test && first.test ? 'test' : 'validation';
-  if (!best[split] || !first[split]) return `${plural(data.rounds.length, 'model')} trained on ${plural(first.labeled, 'labelled image')}; nothing to measure them on.`;
-  const from = `${plural(first.labeled, 'labelled image')}`;
-  if (data.rounds.length === 1) return `One model, trained from ${from}: ${split} accuracy ${percent(first[split].accuracy)}.`;
+  if (!best[split] || !first[split]) return `${plural(models.length, 'model')} trained on ${from}; ${going ? 'not measured yet' : 'nothing to measure them on'}.`;
+  const one = `One model, trained from ${from}: ${split} accuracy ${percent(first[split].accuracy)}.`;
+  if (data.rounds.length === 1 && !going) return one;
+  const students = data.rounds.filter(page => page.round > 0 && known(page[split]));
+  if (!students.length) return `${one} No student has been measured${going ? ' yet' : ''}.`;
   const change = best[split].accuracy - first[split].accuracy;
   const verb = change > 0 ? 'rose' : change < 0 ? 'fell' : 'stayed';
   return best.round === 0
-    ? `From ${from}, no student was better than the teacher on validation: ${split} accuracy ${percent(first[split].accuracy)}.`
+    ? `From ${from}, no student ${going ? 'is' : 'was'} better than the teacher on validation${going ? ` (${plural(students.length, 'student')} measured)` : ''}: ${split} accuracy ${percent(first[split].accuracy)}.`
     : `From ${from}, ${plural(best.round, 'round')} of invented labels: ${split} accuracy ${verb} from ${percent(first[split].accuracy)} to ${percent(best[split].accuracy)}.`;
 }
 

@@ -47,6 +47,7 @@ function story(page) {
   if (known(page.known)) parts.push(`, ${percent(page.right / page.known)} of them right where the truth is known`);
   parts.push('.');
   if (page.overrides || page.rejected) parts.push(` People set ${plural(page.overrides, 'label')} and rejected ${count(page.rejected)}.`);
+  if (page.unmatched_corrections) parts.push(` ${plural(page.unmatched_corrections, 'correction')} by people did not fit the data any more and ${page.unmatched_corrections === 1 ? 'was' : 'were'} not used: an image or a class is gone, or an image has changed.`);
   if (page.unreadable) parts.push(` ${plural(page.unreadable, 'image')} could not be read.`);
   return parts.join('');
 }

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from threading import BoundedSemaphore
 
-from flows.commands.tables import printable
 from flows.progress import Show, display
 from flows.self_training import Pending
 from ssl_tasks.artifacts import Artifact, Store, write_atomically
@@ -57,7 +56,7 @@ class Conductor:
         from ssl_tasks.data.fingerprint import fingerprint
 
         def say(note: str) -> None:
-            log.warning("data: %s", printable(note))
+            log.warning("data: %s", note)
 
         return fingerprint(config.data, self.run_record.workspace / "cache", say)
 

@@ -1,7 +1,8 @@
 """Image files through a trained network: read as in training, decoded by threads while the batch before is computed."""
 
+import logging
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ssl_tasks.data.decode import Decoded, Decoder, quiet_decoding, reason
-from ssl_tasks.data.sources.folder import image_files
+from ssl_tasks.data.sources.folder import Notes, image_files
 from ssl_tasks.data.sources.places import existing
 from ssl_tasks.errors import DataError
 from ssl_tasks.trained import Trained
 
+log = logging.getLogger("selftrain")
 AHEAD = 2  # batches that are decoded while one is computed
 PROBABILITY = "p_"  # columns p_cat, p_dog, …
 
@@ -23,13 +25,16 @@ PROBABILITY = "p_"  # columns p_cat, p_dog, …
 def listed_images(paths: Sequence[Path]) -> list[Path]:
     """Files as they are named, and every image file below the folders, in the order in which they were asked for."""
     found: list[Path] = []
+    notes = Notes()
     for path in paths:
         if existing(path, "the image").is_dir():
-            found += [path / name for name in image_files(path, Counter())]
+            found += [path / name for name in image_files(path, notes)]
         elif path.is_file():
             found.append(path)
         else:
             raise DataError(f"{path} is neither a file nor a folder; expected images or folders of images")
+    for note in notes.lines():
+        log.warning("%s", note)
     if not found:
         places = ", ".join(map(str, paths))
         raise DataError(f"no image in {places}; expected files such as .png and .jpg, in it or below")

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, TextIO
 from ssl_tasks.errors import DataError
 
 if TYPE_CHECKING:
+    import _csv
+
     import pandas as pd
 
 FORMULA = r"'*(?: *[=+\-@＝＋－＠]|[\t\r\n])"  # also in report/static/corrections.js
@@ -46,7 +48,7 @@ def write_frame(frame: "pd.DataFrame", file: TextIO) -> None:
     safe = frame.copy(deep=False)
     for at, kind in enumerate(frame.dtypes):
         if kind.kind == "O":
-            safe.isetitem(at, frame.iloc[:, at].astype(object).map(guarded))
+            safe.isetitem(at, [guarded(value) for value in frame.iloc[:, at]])
     safe.columns = [guarded(str(name)) for name in frame.columns]
     safe.to_csv(_LineFeeds(file), index=False, lineterminator="\r\n")
 
@@ -86,7 +88,10 @@ def read_csv(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> 
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from error
     except csv.Error as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}; expected quotes as RFC 4180 has them") from error
+        raise DataError(
+            f"{path} cannot be read as CSV ({one_line(str(error))}); a text in quotes ends with a quote, and "
+            "a quote within it is written twice"
+        ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -122,7 +127,7 @@ def _places(header: list[str], names: Sequence[str], optional: Sequence[str], pa
     return [header.index(name) if name in header else -1 for name in (*names, *optional)]
 
 
-def _rows(reader: "csv._reader", width: int, places: list[int], path: Path) -> Iterator[list[str]]:
+def _rows(reader: "_csv._reader", width: int, places: list[int], path: Path) -> Iterator[list[str]]:
     for row in reader:
         if not any(row):
             continue

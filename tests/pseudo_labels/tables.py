@@ -56,6 +56,7 @@ class Tables:
     validation: Sequence[Held] = ()
     shards: int = 1
     top_k: int | None = None
+    names: Sequence[str] = ()  # of the classes; default class-0, class-1, …
     parts: dict[str, str] = field(default_factory=lambda: dict(PARTS))
 
     def write(self) -> tuple[Artifact, Artifact]:
@@ -93,7 +94,7 @@ class Tables:
         self._shard(folder, shards, [row for row in self.rows if row.error is not None], None)
         description = {
             "schema": schema.SCHEMA_VERSION,
-            "classes": [f"class-{number}" for number in range(self.classes)],
+            "classes": list(self.names) or [f"class-{number}" for number in range(self.classes)],
             "stored_classes": self.top_k or self.classes,
             "dataset": "d",
             "parts": PARTS,

@@ -8,7 +8,7 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from ssl_tasks.csv_text import brief
+from ssl_tasks.csv_text import brief, one_line
 from ssl_tasks.data.file_digests import FileDigests
 from ssl_tasks.data.labels import lookalikes, sort_classes
 from ssl_tasks.data.settings import FolderSource
@@ -64,7 +64,8 @@ class Notes(Counter[str]):
     def lines(self) -> tuple[str, ...]:
         """A sentence for each reason."""
         return tuple(
-            f"{count} entries passed over: {why}" + (f": {brief(sorted(self.names[why]))}" if why in self.names else "")
+            f"{count} entries passed over: {one_line(why)}"
+            + (f": {brief(sorted(self.names[why]))}" if why in self.names else "")
             for why, count in sorted(self.items())
         )
 

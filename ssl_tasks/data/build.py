@@ -26,7 +26,7 @@ def build_dataset(context: StageContext) -> StageResult:
     found = survey(settings, context.cache, context.runtime, context.progress)
     if found.problems:
         raise DataError("\n".join(found.problems))
-    mean, std = pixel_statistics(found, context)
+    mean, std = pixel_statistics(found, context) if settings.standardise else unchanged(found.decoder.channels)
     identity: dict[str, Any] = {
         "classes": list(found.classes),
         "channels": found.decoder.channels,
@@ -52,6 +52,11 @@ def build_dataset(context: StageContext) -> StageResult:
     left_out = {key: sum(entry[key] for entry in counts.values()) for key in ("unreadable", "in_held_out")}
     summary |= {"classes": len(found.classes), **left_out, "decoded": found.swept.decoded}
     return StageResult(summary, part_digests(table, identity, includes))
+
+
+def unchanged(channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that leave pixels in 0 … 1."""
+    return [0.0] * channels, [1.0] * channels
 
 
 def pixel_statistics(found: Survey, context: StageContext) -> tuple[list[float], list[float]]:

@@ -123,6 +123,7 @@ class DataSettings(Section):
         "shorter side, 224 at the most",
     )
     channels: Literal[1, 3] | None = Field(None, description="default 1 where the labelled images are grey, else 3")
+    standardise: bool = Field(True, description="pixels less their mean, over their deviation; false: in 0 … 1")
     max_unreadable: float = Field(0.01, ge=0, le=1, description="share of unreadable images above which a run fails")
     max_pixels: int = Field(100_000_000, ge=1, description="larger images are refused unread")
 

@@ -4,11 +4,18 @@ Each unlabelled image's label is the network's own argmax at the current weights
 loss = CE(labelled) + α(t) · CE(unlabelled, argmax), with α 0 before T1, then linear, and α_f from T2 on.
 
 `weight` α_f; `ramp_start` T1 and `ramp_end` T2 as shares of the run (Lee: epochs 100 and 600); `threshold` 0 lets
-every image count, as Lee does; the `pseudo-label` baselines of later papers use .95.
+every image count, as Lee does; the `pseudo-label` baselines of later papers use .95. `units: sigmoid` is Lee's
+output: one sigmoid for each class, and CE is the sum over classes of their binary cross-entropies; later papers have
+`softmax`. Weight 0 with sigmoid units is Lee's supervised network. The mean is over all unlabelled images, those below
+the threshold included as zeros (as MixMatch's and FixMatch's baseline).
 
-Deviations: softmax and cross-entropy where Lee has sigmoid units and one binary cross-entropy per class.
-The mean is over all unlabelled images, those below the threshold included as zeros (as FixMatch's baseline).
+Deviations: where a model is evaluated, probabilities are the softmax of its outputs whatever its units are; the
+predicted classes are the same.
 """
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from models.classifier import Classifier
 from ssl_tasks.batch import Batch, Views
@@ -16,6 +23,13 @@ from ssl_tasks.functional import confident, pseudo_label_logs, weighted_cross_en
 from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
 from ssl_tasks.methods.settings import PseudoLabelSettings
 from ssl_tasks.schedules import linear_ramp
+
+
+def binary_cross_entropies(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean over the batch of weight · the sum over classes of each sigmoid's binary cross-entropy."""
+    targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+    return losses.mean() if weights is None else (weights * losses).mean()
 
 
 class PseudoLabel(Method):
@@ -26,13 +40,18 @@ class PseudoLabel(Method):
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         settings = self.settings
-        if settings.weight == 0:
+        if settings.weight == 0 and settings.units == "softmax":
             return supervised_alone(student, batch)
+        if settings.weight == 0:
+            supervised = binary_cross_entropies(student(batch.labeled[0]).float(), batch.labels, batch.label_weights)
+            return Losses(supervised, {"supervised": supervised.detach()})
+        cross_entropy = weighted_cross_entropy if settings.units == "softmax" else binary_cross_entropies
         logits, logits_unlabeled = forward_together(student, *batch.labeled, *batch.unlabeled)
-        probs = logits_unlabeled.detach().softmax(dim=1)
+        outputs = logits_unlabeled.detach()
+        probs = outputs.softmax(dim=1) if settings.units == "softmax" else torch.sigmoid(outputs)
         labels, mask = probs.argmax(dim=1), confident(probs, settings.threshold)
-        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
-        unsupervised = weighted_cross_entropy(logits_unlabeled, labels, mask)
+        supervised = cross_entropy(logits, batch.labels, batch.label_weights)
+        unsupervised = cross_entropy(logits_unlabeled, labels, mask)
         alpha = settings.weight * linear_ramp(progress, settings.ramp_end - settings.ramp_start, settings.ramp_start)
         logs = pseudo_label_logs(labels, mask, batch.unlabeled_truth, self.problem.num_classes)
         return combine(supervised, unsupervised, alpha, (logits, logits_unlabeled), logs)

@@ -33,6 +33,9 @@ class PseudoLabelSettings(Section):
     ramp_start: Probability = Field(1 / 6, description="T1 as a share of the run")
     ramp_end: Probability = Field(1.0, description="T2 as a share of the run")
     threshold: Probability = Field(0.0, description="0 is Lee's: every image counts")
+    units: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="of the outputs; sigmoid, with a binary cross-entropy for each class, is Lee's"
+    )
 
     @model_validator(mode="after")
     def _ramp_rises(self) -> "PseudoLabelSettings":

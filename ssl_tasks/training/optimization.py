@@ -17,6 +17,8 @@ def learning_rate(train: TrainSettings, step: int) -> float:
     progress = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
     if train.schedule == "constant":
         return train.learning_rate
+    if train.schedule == "exponential":
+        return train.learning_rate * train.final_rate**progress
     if train.schedule == "cosine":
         return train.learning_rate * (1 + math.cos(math.pi * progress)) / 2
     return train.learning_rate * math.cos(7 * math.pi * progress / 16)  # FixMatch's, which ends at 0.195
@@ -40,7 +42,15 @@ def build_optimizer(train: TrainSettings, parameters: Iterable[nn.Parameter]) ->
     return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum, nesterov=nesterov, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """One rate for all groups."""
+def momentum(train: TrainSettings, step: int) -> float:
+    """At step 0 … steps - 1: from .5 straight to the settings' over the warm-up (Hinton 2012, arXiv 1207.0580)."""
+    share = min(1.0, step / train.momentum_warmup_steps) if train.momentum_warmup_steps else 1.0
+    return share * train.momentum + (1 - share) * 0.5
+
+
+def set_rates(optimizer: torch.optim.Optimizer, train: TrainSettings, step: int) -> None:
+    """One learning rate for all groups; and one momentum, where it rises."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = learning_rate(train, step)
+        if train.momentum_warmup_steps:
+            group["momentum"] = group["dampening"] = momentum(train, step)

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from ssl_tasks.section import Section
 
+Schedule = Literal["constant", "cosine", "cosine_7_16", "exponential"]
+
 
 class TrainSettings(Section):
     """The optimisation of one network."""
@@ -18,7 +20,13 @@ class TrainSettings(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(5e-4, ge=0, description="on kernels alone; AdamW's is decoupled")
-    schedule: Literal["constant", "cosine", "cosine_7_16"] = "cosine_7_16"
+    momentum_warmup_steps: int = Field(
+        0,
+        ge=0,
+        description="steps over which momentum rises from 0.5, and a gradient counts 1 - momentum, as Hinton 2012",
+    )
+    schedule: Schedule = "cosine_7_16"
+    final_rate: float = Field(0.01, gt=0, le=1, description="of exponential: the last learning rate over the first")
     warmup_steps: int = Field(0, ge=0)
     clip_gradient: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
     accumulate: int = Field(1, ge=1, description="micro-batches a step: less memory, the same batch (but batch norm's)")
@@ -50,6 +58,15 @@ class TrainSettings(Section):
         return self
 
     @model_validator(mode="after")
+    def _momentum_that_rises_is_plain_sgds(self) -> Self:
+        if self.momentum_warmup_steps and (self.optimizer != "sgd" or self.nesterov):
+            raise ValueError(
+                f"momentum_warmup_steps is {self.momentum_warmup_steps}, with {self.optimizer} and nesterov "
+                f"{str(self.nesterov).lower()}; expected optimizer: sgd and nesterov: false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _micro_batches_are_alike(self) -> Self:
         if self.batch_size % self.accumulate:
             raise ValueError(
@@ -64,7 +81,7 @@ class FineTuneTrainSettings(TrainSettings):
 
     steps: int = Field(200, ge=1)
     learning_rate: float = Field(0.001, gt=0)
-    schedule: Literal["constant", "cosine", "cosine_7_16"] = "cosine"
+    schedule: Schedule = "cosine"
     ema_decay: float = Field(0.0, ge=0, lt=1, description="0 evaluates the network itself")
     evaluate_every: int = Field(50, ge=1)
 

@@ -14,7 +14,7 @@ from ssl_tasks.methods.base import Losses
 from ssl_tasks.seeds import derive_seed
 from ssl_tasks.training.ema import move_average, warmed_decay
 from ssl_tasks.training.learnt_augmentation import learn_augmentation
-from ssl_tasks.training.optimization import learning_rate, set_learning_rate
+from ssl_tasks.training.optimization import set_rates
 from ssl_tasks.training.precision import autocast
 from ssl_tasks.training.run import TrainingRun
 
@@ -32,7 +32,7 @@ def take_step(run: TrainingRun, batch: Batch) -> None:
     state, train = run.state, run.learner.train
     state.student.train()
     seed_step(run.seed, state.step)
-    set_learning_rate(state.optimizer, learning_rate(train, state.step))
+    set_rates(state.optimizer, train, state.step)
     progress = state.step / max(1, train.steps - 1)
     own_step = getattr(state.method, "train_step", None)
     if own_step is None:

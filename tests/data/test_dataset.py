@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.data.dataset import Dataset, PoolName
+from ssl_tasks.data.loading import normalise
 from ssl_tasks.data.settings import DataSettings, SplitSettings
 
 BODY = "ssl_tasks.data.build:build_dataset"
@@ -48,3 +50,18 @@ def test_hidden_labels_are_in_the_truth_and_nowhere_else(digits: Artifact, works
     assert pool.truth().min() == 0
     digits.file("truth.parquet").write_bytes(b"")
     Dataset.open(digits, workspace / "cache").pool("unlabeled").images(np.arange(len(pool)))  # needs no truth
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_pixels_are_standardised_or_stay_between_zero_and_one(
+    run_stage: Callable[..., Artifact], workspace: Path, standardise: bool
+) -> None:
+    data = DataSettings(split=SplitSettings(labels_per_class=5), standardise=standardise)
+    dataset = Dataset.open(run_stage(BODY, data), workspace / "cache")
+    assert ((dataset.mean, dataset.std) == ((0.0,), (1.0,))) != standardise
+    pool = dataset.pool("labeled")
+    images = torch.from_numpy(pool.images(np.arange(len(pool))))
+    pixels = normalise(images, torch.device("cpu"), dataset.mean, dataset.std)
+    assert (pixels.min().item(), pixels.max().item()) == (
+        (0, 1) if not standardise else pytest.approx((-0.8, 1.8), abs=0.2)
+    )

@@ -1,6 +1,7 @@
 """Lee's pseudo-label: own argmax, ramped up."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ LABELED, UNLABELED = [[1.0, 0.0, 0.0, 0.0]], [[2.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0
 BATCH = pixel_batch([pixels(*LABELED)], [1], [pixels(*UNLABELED)])
 
 
-def total(progress: float, **knobs: float) -> float:
+def total(progress: float, **knobs: Any) -> float:
     trial = Trial(PseudoLabelSettings(**knobs), student=pixel_student())
     return trial.method.loss(trial.student, BATCH, progress).total.item()
 
@@ -52,3 +53,17 @@ def test_the_label_carries_no_gradient() -> None:
 def test_a_ramp_that_ends_before_it_starts_is_refused() -> None:
     with pytest.raises(ValidationError, match="swap them"):
         PseudoLabelSettings(ramp_start=0.5, ramp_end=0.2)
+
+
+def test_sigmoid_units_have_lees_loss() -> None:
+    def bce(logits: list[list[float]], labels: list[int]) -> float:
+        f, y = 1 / (1 + np.exp(-np.array(logits))), np.eye(4)[labels]
+        return float(-(y * np.log(f) + (1 - y) * np.log(1 - f)).sum(1).mean())
+
+    supervised, unsupervised = bce(LABELED, [1]), bce(UNLABELED, [0, 3])
+    assert total(1.0, units="sigmoid") == pytest.approx(supervised + 3 * unsupervised)
+    assert total(7 / 12, units="sigmoid") == pytest.approx(supervised + 1.5 * unsupervised)
+    assert total(1.0, units="sigmoid", weight=0.0) == pytest.approx(supervised)
+    sure = 1 / (1 + math.exp(-2.0))  # the largest output of the first image; of the second it is .62
+    half = np.array([bce([UNLABELED[0]], [0]), 0.0]).mean()
+    assert total(1.0, units="sigmoid", threshold=sure - 1e-6) == pytest.approx(supervised + 3 * half)

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from ssl_tasks.training.optimization import build_optimizer, learning_rate, parameter_groups
+from ssl_tasks.training.optimization import build_optimizer, learning_rate, parameter_groups, set_rates
 from ssl_tasks.training.settings import TrainSettings
 
 
@@ -70,3 +71,34 @@ def test_adamw_decays_beside_the_gradient() -> None:
     weight.grad = torch.tensor([[7.0]])
     optimizer.step()
     assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1 * 1.0)  # Adam's first step is the rate itself
+
+
+def test_an_exponential_rate_ends_at_its_final_share() -> None:
+    expected = [0.1, 0.1 * 0.04**0.5, 0.1 * 0.04]
+    assert rates([0, 50, 100], schedule="exponential", final_rate=0.04) == pytest.approx(expected)
+
+
+def test_momentum_that_rises_is_hintons_update() -> None:
+    train = TrainSettings(
+        steps=6, learning_rate=1.5, schedule="constant", momentum=0.99, momentum_warmup_steps=4, nesterov=False,
+        weight_decay=0,
+    )  # fmt: skip
+    weight = nn.Parameter(torch.tensor([2.0, -1.0]))
+    optimizer = build_optimizer(train, [weight])
+    expected, change = weight.detach().clone(), torch.zeros(2)
+    for step in range(6):
+        set_rates(optimizer, train, step)
+        optimizer.zero_grad()
+        (weight.square() / 2).sum().backward()  # the gradient is the weight
+        optimizer.step()
+        p = 0.5 + 0.49 * min(1, step / 4)
+        share = 1 - p if step else 1.0  # torch's first step counts the gradient whole
+        change = p * change - share * 1.5 * expected
+        expected = expected + change
+        assert weight.tolist() == pytest.approx(expected.tolist(), rel=1e-5), step
+
+
+@pytest.mark.parametrize("wrong", [{"optimizer": "adamw", "nesterov": False}, {"nesterov": True}])
+def test_momentum_rises_with_plain_sgd_alone(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=r"momentum_warmup_steps is 5, with .* expected optimizer: sgd"):
+        TrainSettings.model_validate({"momentum_warmup_steps": 5, **wrong})

@@ -22,6 +22,7 @@ from flows.environment import refusal, workspace_folder
 from flows.interruption import SAID, end_on_signals
 from ssl_tasks.collection import own_process
 from ssl_tasks.errors import Interrupted, SelftrainError, StageFailed
+from ssl_tasks.process_lock import release
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         sys.stdout.flush()
         sys.stderr.flush()
+        release()
         os._exit(code)
     return code
 

@@ -68,6 +68,8 @@ def leave() -> None:
     """Ends the process now."""
     with contextlib.suppress(OSError):
         os.write(2, f"selftrain: {SAID}\n".encode())
+    if (locks := sys.modules.get("ssl_tasks.process_lock")) is not None:
+        locks.release()
     os._exit(EXIT_CODE)
 
 

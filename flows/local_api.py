@@ -1,13 +1,16 @@
 """Prefect's API inside our own process: no server to start, no port to choose, no orphan left after a kill."""
 
 import contextlib
+import logging
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from flows.prefect_database import prepare_database
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.collection import uncollected
 from ssl_tasks.errors import SelftrainError
@@ -42,7 +45,8 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
         from prefect.server.api.server import create_app  # not public: the version is pinned, a test guards it
         from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-        with file_lock(workspace / "prefect.lock"):  # two processes must not migrate a fresh database together
+        prepare_database()
+        with file_lock(workspace / "prefect.lock"):  # two processes must not set a fresh workspace up together
             listener = socket.socket()
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", port))
@@ -51,8 +55,9 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
             thread = threading.Thread(
                 target=server.run, kwargs={"sockets": [listener]}, daemon=True, name="prefect-api"
             )
-            thread.start()
-            _wait_until_started(server, thread)
+            with _complaints() as complaints:
+                thread.start()
+                _wait_until_started(server, thread, complaints)
     os.environ["PREFECT_API_URL"] = url  # children inherit it
     try:
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -70,12 +75,34 @@ def server_in_use(workspace: Path) -> str:
     return "" if own else without_password(os.environ.get("PREFECT_API_URL", ""))
 
 
-def _wait_until_started(server: object, thread: threading.Thread) -> None:
+def _wait_until_started(server: object, thread: threading.Thread, complaints: list[str]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not getattr(server, "started", False):
         if not thread.is_alive() or time.monotonic() > deadline:
-            raise SelftrainError("Prefect's API did not start inside this process; `selftrain doctor` looks further")
+            reason = complaints[0] if complaints else f"no answer within {START_SECONDS:g} s"
+            raise SelftrainError(f"Prefect's API did not start: {reason}. `selftrain doctor` looks further")
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What the server logs as errors, a line each: of a traceback, the exception. None of it reaches the terminal."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines = self.format(record).strip().splitlines()
+            # SQLAlchemy adds the statement, and a link, in further lines.
+            said.extend([line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)][-1:] or lines[-1:])
+
+    logger, listener = logging.getLogger("uvicorn.error"), Listener(level=logging.ERROR)
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(listener)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = before
 
 
 def check_reachable(url: str) -> None:

@@ -29,11 +29,19 @@ def held_lock(workspace: Path) -> dict[str, str]:
         name = _held.setdefault((os.getpid(), folder), uuid.uuid4().hex[:12])
         if not (path := folder / name).exists():
             folder.mkdir(parents=True, exist_ok=True)
-            # Never closed: that would free it.
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            atexit.register(_remove, path, os.getpid())
+            while not _taken(path):
+                continue
+            atexit.register(release)
+            if _believed(file_system(folder)):
+                _remove_dead(folder)
     return {"lock": name, "locks_on": file_system(folder)}
+
+
+def release() -> None:
+    """Removes the files of this process's locks. For its end, which may come without Python's own clean-up."""
+    for (pid, folder), name in _held.items():
+        if pid == os.getpid():
+            (folder / name).unlink(missing_ok=True)
 
 
 def freed(info: Mapping[str, Any], workspace: Path) -> bool:
@@ -69,6 +77,35 @@ def _believed(kind: str) -> bool:
     return kind in OF_ONE_KERNEL or kind == "nfs4, locked by its server"
 
 
-def _remove(path: Path, pid: int) -> None:
-    if os.getpid() == pid:
-        path.unlink(missing_ok=True)
+def _taken(path: Path) -> bool:
+    """Creates and locks the file; False where another process took it for a dead one's in between, and removed it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if _is_at(path, descriptor):
+        return True  # and the file is never closed: that would free the lock
+    os.close(descriptor)
+    return False
+
+
+def _remove_dead(folder: Path) -> None:
+    """The files of killed processes; each is locked while it is removed, so that no process takes it meanwhile."""
+    for path in folder.iterdir():
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # removed just now, or another user's
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, descriptor):
+                path.unlink(missing_ok=True)
+        except OSError:  # its process lives, or the file is another user's
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

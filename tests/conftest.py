@@ -1,5 +1,6 @@
 """Shared fixtures. Every test runs offline, on one thread, in a folder of its own."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -7,7 +8,7 @@ import signal
 os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", DO_NOT_TRACK="true", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nets this small only lose by more
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from ssl_tasks.training.settings import RuntimeSettings
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell has it for what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as nohup has it; what we start would inherit it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,6 +43,24 @@ def pytest_collection_finish() -> None:
     """From here on the collector looks at what tests make, not at half a million objects of torch's and Prefect's."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """What a failed test has started and not ended must not disturb another test."""
+    report = yield
+    if report.when == "call" and report.failed:
+        kill_what_was_started_by(item.nodeid)
+    return report
+
+
+def kill_what_was_started_by(test: str) -> None:
+    """Ends every process that has inherited the name of the test from pytest's environment."""
+    mark = f"PYTEST_CURRENT_TEST={test} (call)".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in path.read_bytes().split(b"\0"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def pytest_sessionfinish() -> None:

@@ -105,3 +105,56 @@ def test_a_process_that_ends_leaves_no_lock(tmp_path: Path) -> None:
     words = LEAVE_RECORDS.replace("time.sleep(600)", "")
     subprocess.run([sys.executable, "-c", words, str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
     assert list((tmp_path / process_lock.FOLDER).iterdir()) == []
+
+
+def test_a_command_that_ends_leaves_no_lock(tmp_path: Path) -> None:
+    """It ends without Python's own clean-up, which takes a second."""
+    code = """
+import sys
+from flows import cli
+from ssl_tasks.process_lock import held_lock
+from pathlib import Path
+cli.answer = lambda _: held_lock(Path(sys.argv[1])) and 0
+cli.main()
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
+    assert list((tmp_path / process_lock.FOLDER).iterdir()) == []
+
+
+def test_locks_of_killed_processes_are_removed_and_those_of_living_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    believed(monkeypatch, tmp_path)
+    folder = tmp_path / process_lock.FOLDER
+    with elsewhere(tmp_path):
+        (living,) = folder.iterdir()
+        (folder / "dead").touch()
+        take = """
+import sys
+from pathlib import Path
+from ssl_tasks import process_lock as p
+p.OF_ONE_KERNEL = {p.file_system(Path(sys.argv[1]))}
+p.held_lock(Path(sys.argv[1]))
+print(*Path(sys.argv[2]).iterdir())
+"""
+        words = [sys.executable, "-c", take, str(tmp_path), str(folder)]
+        left = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+        assert str(living) in left
+        assert len(left) == 2, "its own, too"
+
+
+def test_many_processes_that_take_locks_and_remove_dead_ones_never_lose_their_own(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from ssl_tasks import process_lock as p
+folder = Path(sys.argv[1])
+p.OF_ONE_KERNEL = {p.file_system(folder)}
+for at in range(200):
+    lock = p.held_lock(folder / "w")["lock"]
+    assert (folder / "w" / p.FOLDER / lock).exists()
+    p.release()
+"""
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    racing = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [one.communicate()[1] for one in racing] == [""] * 4

@@ -13,8 +13,8 @@ import pytest
 
 from flows.interruption import interruptible
 from ssl_tasks.errors import Interrupted
-from tests.clock import HANG
-from tests.flows.claims import assert_nobody_is_left, kill_marked
+from tests.clock import HANG, until
+from tests.flows.claims import assert_nobody_is_left, kill_marked, marked
 from tests.flows.test_kills import start
 from tests.flows.test_up import addresses, up
 from tests.flows.tiny import command, environment, last
@@ -140,9 +140,23 @@ def test_a_run_whose_terminal_ends_is_interrupted(fresh: Path, recipe: str) -> N
     while run.poll() is None and not list(fresh.glob("store/attempts/train-*/scratch/*")):  # its first checkpoint
         time.sleep(0.05)
     os.killpg(run.pid, signal.SIGHUP)
-    assert run.wait(120) == 130
+    assert run.wait(HANG) == 130
     assert_nobody_is_left(str(fresh))
     assert (last(fresh).info["state"], last(fresh).stage("teacher").state) == ("interrupted", "interrupted")
+
+
+@pytest.mark.slow
+def test_under_nohup_a_run_and_its_stages_survive_the_end_of_the_terminal(copy: Path, recipe: str) -> None:
+    words = command(copy, "run", recipe, "--set", "rounds=[]", "--set", "teacher.train.steps=300")
+    given = environment(SELFTRAIN_TEST=str(copy))
+    nohup = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"]
+    run = subprocess.Popen([*nohup, *words], env=given, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until(lambda: run.poll() is not None or list(copy.glob("store/attempts/train-*/scratch/*")), "a checkpoint")
+    for one in marked(str(copy)):  # a stage has a group of its own; `nohup` is for all that comes from it
+        one.send_signal(signal.SIGHUP)
+    said = run.communicate(timeout=HANG)[1]
+    assert run.returncode == 0, said
+    assert last(copy).stage("teacher").state == "computed"
 
 
 @pytest.mark.slow
@@ -151,7 +165,7 @@ def test_no_server_outlives_the_command_that_started_it(fresh: Path, number: sig
     with up(fresh, fresh.parent) as process:
         addresses(process)
         process.send_signal(number)
-        assert process.wait(120) == (130 if number == signal.SIGHUP else -number)
+        assert process.wait(HANG) == (130 if number == signal.SIGHUP else -number)
         assert_nobody_is_left(str(fresh))
 
 
@@ -160,4 +174,4 @@ def test_mlflows_server_ends_when_its_parent_does_even_before_it_serves(tmp_path
     child = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True, cwd=tmp_path)
     assert child.stdin is not None
     child.stdin.close()
-    assert child.wait(60) == -signal.SIGKILL
+    assert child.wait(HANG) == -signal.SIGKILL

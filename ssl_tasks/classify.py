@@ -1,5 +1,6 @@
 """Image files through a trained network: read as in training, decoded by threads while the batch before is computed."""
 
+import logging
 import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -14,22 +15,27 @@ from ssl_tasks.data.decode import Decoded, Decoder, quiet_decoding, reason
 from ssl_tasks.data.sources.folder import image_files
 from ssl_tasks.data.sources.places import existing
 from ssl_tasks.errors import DataError
+from ssl_tasks.regular_file import read_regular
 from ssl_tasks.trained import Trained
 
+MAX_FILE_MB = 256  # a larger image file is not read
+log = logging.getLogger("selftrain")
 AHEAD = 2  # batches that are decoded while one is computed
 PROBABILITY = "p_"  # columns p_cat, p_dog, …
 
 
 def listed_images(paths: Sequence[Path]) -> list[Path]:
     """Files as they are named, and every image file below the folders, in the order in which they were asked for."""
-    found: list[Path] = []
+    found, notes = list[Path](), Counter[str]()
     for path in paths:
         if existing(path, "the image").is_dir():
-            found += [path / name for name in image_files(path, Counter())]
+            found += [path / name for name in image_files(path, notes, (os.path.realpath(path),))]
         elif path.is_file():
             found.append(path)
         else:
             raise DataError(f"{path} is neither a file nor a folder; expected images or folders of images")
+    for note in (note for note in notes if note.startswith("links")):
+        log.warning("%d entries passed over: %s", notes[note], note)
     if not found:
         places = ", ".join(map(str, paths))
         raise DataError(f"no image in {places}; expected files such as .png and .jpg, in it or below")
@@ -66,7 +72,7 @@ def decoded_batches(
 def read_image(file: Path, decoder: Decoder) -> Decoded:
     """One file as training would see it, or why it cannot be used."""
     try:
-        data = file.read_bytes()
+        data = read_regular(file, MAX_FILE_MB * 1_000_000)
     except OSError as error:
         return Decoded(error=reason(error))
     return decoder(data)

@@ -13,13 +13,13 @@ TEMPLATE = BUILT_IN / "image_folder.yaml"
 LARGE_SIDE = 96  # beyond it, networks for small images are slow
 
 
-def write_recipe(data: Path, output: Path) -> list[str]:
+def write_recipe(data: Path, output: Path, follow_links: bool = False) -> list[str]:
     """Writes a recipe that reads `data`; returns what was found, line by line. Never overwrites a file."""
     from ssl_tasks.data.inspect_folder import suggest_settings
 
     if output.exists():
         raise ConfigError(f"{output} exists already; name another file with --output")
-    found = suggest_settings(data)
+    found = suggest_settings(data, follow_links)
     source = {
         name: str(value.absolute()) if isinstance(value, Path) else value
         for name, value in found.settings.source.model_dump(exclude_defaults=True).items()

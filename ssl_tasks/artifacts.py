@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_tasks.errors import DamagedArtifact
+from ssl_tasks.regular_file import open_regular
 
 MANIFEST = "artifact.json"
 CHUNK = 1 << 20
@@ -27,7 +28,8 @@ def digest_json(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     """sha256 of a file's bytes."""
-    with path.open("rb") as file:
+    file, _ = open_regular(path)
+    with file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

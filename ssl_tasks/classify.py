@@ -15,8 +15,10 @@ from ssl_tasks.data.decode import Decoded, Decoder, quiet_decoding, reason
 from ssl_tasks.data.sources.folder import Notes, image_files
 from ssl_tasks.data.sources.places import existing
 from ssl_tasks.errors import DataError
+from ssl_tasks.regular_file import read_regular
 from ssl_tasks.trained import Trained
 
+MAX_FILE_MB = 256  # a larger image file is not read
 log = logging.getLogger("selftrain")
 AHEAD = 2  # batches that are decoded while one is computed
 PROBABILITY = "p_"  # columns p_cat, p_dog, …
@@ -28,7 +30,7 @@ def listed_images(paths: Sequence[Path]) -> list[Path]:
     notes = Notes()
     for path in paths:
         if existing(path, "the image").is_dir():
-            found += [path / name for name in image_files(path, notes)]
+            found += [path / name for name in image_files(path, notes, (os.path.realpath(path),))]
         elif path.is_file():
             found.append(path)
         else:
@@ -71,7 +73,7 @@ def decoded_batches(
 def read_image(file: Path, decoder: Decoder) -> Decoded:
     """One file as training would see it, or why it cannot be used."""
     try:
-        data = file.read_bytes()
+        data = read_regular(file, MAX_FILE_MB * 1_000_000)
     except OSError as error:
         return Decoded(error=reason(error))
     return decoder(data)

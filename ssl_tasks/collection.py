@@ -28,3 +28,8 @@ def own_process() -> None:
     """
     global _own_process
     _own_process = True
+
+
+def is_own_process() -> bool:
+    """Whether this process is the command line's own."""
+    return _own_process

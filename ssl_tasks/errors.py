@@ -8,6 +8,7 @@
     ├── StageFailed                exit code 3   carries stage, reason and log file
     ├── TrainingDiverged           exit code 3   a loss that is not a number, or that grows without bound
     ├── OutOfMemory                exit code 3   says what to lower
+    ├── QueryTimeout               exit code 3   a query took longer than its time limit
     ├── DamagedArtifact            exit code 3   a file is not what its digest says
     ├── Transient                  exit code 3   may succeed when tried again: the only errors that are retried
     └── Interrupted                exit code 130 a person or a scheduler asked us to stop; a checkpoint was written
@@ -57,6 +58,10 @@ class TrainingDiverged(SelftrainError):
 
 class OutOfMemory(SelftrainError):
     """An accelerator's memory, or the host's, was not enough."""
+
+
+class QueryTimeout(SelftrainError):
+    """A query took longer than its time limit."""
 
 
 class DamagedArtifact(SelftrainError):

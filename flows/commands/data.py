@@ -20,6 +20,7 @@ def add_init(verbs: Verbs) -> None:
     verb = verbs.add("init", _init, "write a recipe for a folder or table of your own images")
     verb.add_argument("data", metavar="DIR", type=Path, help="class folders (and unlabeled/, test/), or a table")
     verb.add_argument("--output", metavar="FILE", type=Path, help="default selftrain.yaml")
+    verb.add_argument("--follow-links", action="store_true", help="follow links to folders outside DIR")
 
 
 def add_doctor(verbs: Verbs) -> None:
@@ -70,7 +71,7 @@ def _init(options: Namespace) -> None:
     from flows.starting import write_recipe
 
     output = options.output or Path("selftrain.yaml")
-    found = write_recipe(options.data, output)
+    found = write_recipe(options.data, output, options.follow_links)
     for line in found:
         print(printable(line))
     print(f"\nwrote {output}; next:\n  selftrain data {output}\n  selftrain run {output}")

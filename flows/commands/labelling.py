@@ -14,6 +14,10 @@ from ssl_tasks.runs import Run, find_run
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_ROWS = 1000  # of an answer on a terminal
+MOST_LETTERS = 2000  # of a cell on a terminal
+TIMEOUT = 600.0  # seconds for a query
+MOST_SECONDS = 10_000_000  # a timer does not take much more
 ACTIONS = ("diff", "review", "apply")
 
 
@@ -41,6 +45,16 @@ def add_sql(verbs: Verbs) -> None:
     verb = verbs.add("sql", _sql, "ask DuckDB: views manifest, predictions, selection, rounds over all rounds")
     verb.add_argument("run", metavar="RUN")
     verb.add_argument("query", metavar="QUERY", help='"select label, count(*) from selection group by label"')
+    verb.add_argument(
+        "--limit", type=int, metavar="N", help=f"write at most N rows (default all; {MOST_ROWS:,} on a terminal)"
+    )
+    verb.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        default=TIMEOUT,
+        help=f"end the query after SECONDS with exit code 3 (default {TIMEOUT:g}; 0 for no limit)",
+    )
     add_outputs(verb)
 
 
@@ -118,10 +132,16 @@ def _apply(run: Run, words: list[str]) -> None:
 
 
 def _sql(options: Namespace) -> None:
+    from flows.commands.answers import show_answer
     from flows.labels import tables_of
-    from ssl_tasks.pseudo_labels.views import sql
 
-    show_frame(sql(tables_of(find_run(workspace_folder(options.workspace), options.run)), options.query), options)
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"--limit is {options.limit}; expected at least 1")
+    if not 0 <= options.timeout <= MOST_SECONDS:
+        raise ConfigError(f"--timeout is {options.timeout:g}; expected seconds from 0 (no limit) to {MOST_SECONDS:,}")
+    check_writable(options.csv, options.json, options.parquet)
+    tables = tables_of(find_run(workspace_folder(options.workspace), options.run))
+    show_answer(tables, options, options.limit or MOST_ROWS)
 
 
 def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
@@ -135,7 +155,7 @@ def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
     elif options.parquet:
         frame.to_parquet(options.parquet, index=False)
     else:
-        _print_frame(frame)
+        print_frame(frame)
     written = [path for path in (options.csv, options.json, options.parquet) if path and str(path) != "-"]
     if written:
         print(f"wrote {written[0]}: {len(frame):,} rows", file=sys.stderr)
@@ -160,7 +180,8 @@ def check_writable(*paths: Path | None) -> None:
             raise ConfigError(f"cannot write {path}: it is a folder; expected the name of a file")
 
 
-def _print_frame(frame: "pd.DataFrame") -> None:
+def print_frame(frame: "pd.DataFrame") -> None:
+    """Prints a data frame as a table, without its empty columns."""
     shown = frame.dropna(axis="columns", how="all")
     if {"uri", "sample_id"} <= set(shown.columns) and shown["uri"].equals(shown["sample_id"]):
         shown = shown.drop(columns="uri")  # the same text twice; a file has both
@@ -172,7 +193,10 @@ def _print_frame(frame: "pd.DataFrame") -> None:
 def _cell(value: object) -> object:
     if isinstance(value, float):
         return "" if value != value else f"{value:.4g}"
-    return "" if value is None else value
+    text = str(value)
+    if value is None or text in ("<NA>", "NaT"):
+        return ""
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
 
 
 VERBS = [add_labels, add_sql]

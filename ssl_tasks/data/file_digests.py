@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssl_tasks.artifacts import write_atomically
+from ssl_tasks.regular_file import open_regular
 
 RACY_NS = 2_000_000_000  # a file touched this shortly before it was read may change again under the same time stamp
+CHUNK = 1 << 20
 COLUMNS = ("size", "mtime", "ctime", "inode")
 
 
@@ -25,14 +27,17 @@ class FileDigests:
         self.folder = cache / "digests"
         self.read = 0  # files read because they were new or changed
 
-    def of(self, root: Path, names: Sequence[str]) -> list[bytes | None]:
-        """The sha256 of each file `root/name`; None where it cannot be read."""
+    def of(self, root: Path, names: Sequence[str], most_bytes: int | None = None) -> list[bytes | None]:
+        """The sha256 of each file `root/name`; None where it cannot be read or has more than `most_bytes`."""
         now = time.time_ns()
         stats = np.array([_stat(root / name) for name in names], np.int64).reshape(len(names), len(COLUMNS))
         memory = self.folder / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:32]}.parquet"
         remembered = _recall(memory)
         found = _known(remembered, names, stats)
-        unknown = [position for position, digest in enumerate(found) if digest is None and stats[position, 0] >= 0]
+        too_large = stats[:, 0] > most_bytes if most_bytes is not None else np.zeros(len(names), bool)
+        found = [None if large else digest for digest, large in zip(found, too_large, strict=True)]
+        known = [large or digest is not None for digest, large in zip(found, too_large, strict=True)]
+        unknown = [position for position, sure in enumerate(known) if not sure and stats[position, 0] >= 0]
         with ThreadPoolExecutor() as threads:
             for position, digest in zip(
                 unknown, threads.map(lambda at: _digest(root / names[at]), unknown), strict=True
@@ -56,10 +61,13 @@ def _stat(path: Path) -> tuple[int, int, int, int]:
 
 def _digest(path: Path) -> bytes | None:
     try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        file, left = open_regular(path)
+        digest = hashlib.sha256()
+        with file:
+            while left and (chunk := file.read(min(left, CHUNK))):  # no more than it had: it may grow for ever
+                digest.update(chunk)
+                left -= len(chunk)
+        return digest.digest()
     except OSError:
         return None
 

@@ -34,10 +34,13 @@ class FoundData:
     notes: tuple[str, ...] = field(default=())
 
 
-def suggest_settings(place: Path) -> FoundData:
+def suggest_settings(place: Path, follow_links: bool = False) -> FoundData:
     """The settings for a folder of class folders, a folder with one table, or a table. No image is decoded."""
     existing(place, "the folder")
-    settings = DataSettings(source=_suggest_source(place))
+    suggested = _suggest_source(place)
+    if follow_links and isinstance(suggested, FolderSource):
+        suggested = suggested.model_copy(update={"follow_links": True})
+    settings = DataSettings(source=suggested)
     source = open_source(settings.source, Path())  # nothing here is cached
     listing = source.listing()
     splits = [split or "labeled" for split in listing.splits.to_pylist()]

@@ -14,6 +14,12 @@ class DigitsSource(Section):
     name: Literal["digits"] = "digits"
 
 
+MaxFile = Annotated[
+    int,
+    Field(ge=1, le=100_000, description="a larger image file is not read, in MB", json_schema_extra={"key": False}),
+]
+
+
 class FolderSource(Section):
     """Class folders of images; unlabelled ones in `unlabeled/` or in a list of paths."""
 
@@ -34,6 +40,12 @@ class FolderSource(Section):
         description="class folders of the test set; default test/ if there is one",
         json_schema_extra={"key": False},
     )
+    follow_links: bool = Field(
+        False,
+        description="follow links to folders outside the folders above; links within them are always followed",
+        json_schema_extra={"key": False},
+    )
+    max_file_mb: MaxFile = 256
 
 
 class TableSource(Section):
@@ -55,6 +67,7 @@ class TableSource(Section):
     test_path: RecipePath | None = Field(
         None, description="a second table whose rows are the test set", json_schema_extra={"key": False}
     )
+    max_file_mb: MaxFile = 256
 
 
 class TorchvisionSource(Section):

@@ -1,7 +1,6 @@
 """Files of people's corrections: validated against the data before any run meets them, merged, and counted."""
 
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import duckdb
 from ssl_tasks.artifacts import Artifact, write_atomically
 from ssl_tasks.csv_text import csv_text
 from ssl_tasks.pseudo_labels.candidates import define_excluded
-from ssl_tasks.pseudo_labels.engine import fetch_number, open_duckdb, read_parquet
+from ssl_tasks.pseudo_labels.engine import fetch_number, open_spilling, read_parquet
 from ssl_tasks.pseudo_labels.label_words import LabelWords
 from ssl_tasks.pseudo_labels.overrides import (
     NEEDED,
@@ -61,6 +60,6 @@ def add_corrections(kept: Path, given: Path, dataset: Artifact) -> Applied:
 
 @contextmanager
 def _opened(manifest: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with tempfile.TemporaryDirectory() as folder, open_duckdb(Path(folder)) as connection:
+    with open_spilling() as connection:
         define_excluded(connection, manifest)
         yield connection

@@ -4,17 +4,31 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
+import socket
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
+import pandas  # noqa: F401 - if DuckDB imports it during a query, what a signal's handler raises is lost
+import pyarrow.dataset  # noqa: F401 - the same
 from numpy.typing import NDArray
 
-from ssl_tasks.errors import OutOfMemory, SelftrainError
+from ssl_tasks.errors import Interrupted, OutOfMemory, SelftrainError
+from ssl_tasks.pseudo_labels.spill import spill_folder
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def open_spilling(memory_gb: float = 2.0) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An in-memory database that spills to a folder of its own, which is removed at the end."""
+    with spill_folder() as folder, open_duckdb(folder, memory_gb) as connection:
+        yield connection
 
 
 @contextlib.contextmanager
@@ -32,9 +46,46 @@ def open_duckdb(
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
     }
-    with duckdb.connect(config=settings) as connection, saying_what_is_full(temporary):
+    with duckdb.connect(config=settings) as connection, saying_what_is_full(temporary), _interruptible(connection):
         connection.execute("SET enable_progress_bar = false")
         yield connection
+
+
+@contextlib.contextmanager
+def _interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """A signal that asks to stop ends the running query.
+
+    DuckDB looks at signals between its tasks alone, which can take hours, and loses what a handler raises. So a thread
+    is told of signals by the interpreter, and interrupts the query until the handler can run.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+    hears, tells = socket.socketpair()
+    tells.setblocking(False)
+    ended = threading.Event()
+
+    def pass_on() -> None:
+        while (number := hears.recv(1)) and number[0] not in STOPPING:
+            pass
+        while number and not ended.wait(0.05):
+            connection.interrupt()
+
+    before = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    except (duckdb.InterruptException, RuntimeError) as error:
+        if not isinstance(error, duckdb.InterruptException) and str(error) != "Query interrupted":
+            raise
+        raise Interrupted("interrupted while a query ran; run the same command again") from error
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        tells.close()
+        thread.join()
+        hears.close()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The stage `select`: which pseudo-labels are believed, how often each is shown, and why."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def select(context: StageContext) -> StageResult:
     assert isinstance(settings, SelectSettings)
     predictions = Predictions.open(context.inputs["predictions"].path)
     check_same_images(predictions, context.inputs["dataset"])
+    shutil.rmtree(context.scratch / "duckdb", ignore_errors=True)  # what a killed attempt spilled
     with open_duckdb(context.scratch / "duckdb", context.runtime.memory_gb, context.runtime.threads) as connection:
         stats, unmatched = Selecting(context, settings, predictions, connection).run()
     write_atomically(context.output / STATS, json.dumps(stats, indent=1, sort_keys=True) + "\n")

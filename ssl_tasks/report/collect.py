@@ -1,16 +1,14 @@
 """From a run's records and artifacts to the report's values."""
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from ssl_tasks.pseudo_labels.engine import open_duckdb
+from ssl_tasks.pseudo_labels.engine import open_spilling
 from ssl_tasks.pseudo_labels.views import RoundTables, RunTables, view_queries
 from ssl_tasks.report.data import Gallery, ReportData, RoundPage, Stage
 from ssl_tasks.report.embedding import size
@@ -63,10 +61,7 @@ def look(
         ],
     )
     picks, pages = Picks({}, {}), []
-    with (
-        tempfile.TemporaryDirectory(prefix="selftrain-report-") as scratch,
-        open_duckdb(Path(scratch), MEMORY_GB) as db,
-    ):
+    with open_spilling(MEMORY_GB) as db:
         define_views(db, tables, rounds, len(labeled))
         of_round = {one.round: one for one in tables.rounds}
         for one in rounds:

@@ -19,17 +19,19 @@ ROWS = 1024  # of a batch
 class Blobs:
     """The bytes of one column by row number. `<cache>/tables/` can be deleted: it is unpacked again."""
 
-    def __init__(self, table: Path, column: str, cache: Path) -> None:
-        self.table, self.column, self.cache = table, column, cache
+    def __init__(self, table: Path, column: str, cache: Path, most_bytes: int) -> None:
+        self.table, self.column, self.cache, self.most_bytes = table, column, cache, most_bytes
 
     def read(self, row: int) -> bytes:
         """One row's bytes; OSError where it has none."""
         starts, columns = self._mapped
         batch = bisect.bisect_right(starts, row) - 1
-        value = columns[batch][row - starts[batch]].as_py()
-        if value is None:
+        value = columns[batch][row - starts[batch]]
+        if not value.is_valid:
             raise OSError("no image in this row")
-        return value
+        if (size := value.as_buffer().size) > self.most_bytes:
+            raise OSError(f"the image has {size:,} bytes, more than the {self.most_bytes:,} that are read")
+        return value.as_py()
 
     @cached_property
     def _mapped(self) -> tuple[list[int], list[pa.Array]]:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -15,6 +15,7 @@ from ssl_tasks.data.settings import FolderSource
 from ssl_tasks.data.sources.base import ImageSource, Listing
 from ssl_tasks.data.sources.places import SUFFIXES, Places, below, existing
 from ssl_tasks.errors import DataError
+from ssl_tasks.regular_file import read_regular
 
 HELD_OUT = ("validation", "test")
 ROLES = {  # what folders of images that are no class are called
@@ -22,6 +23,7 @@ ROLES = {  # what folders of images that are no class are called
     "validation": ("validation", "valid", "val"),
     "test": ("test", "testing"),
 }
+MOST_LINKS = 3  # on the way to an image: folders of links to each other have a number of ways that grows without end
 NOT_CLASSES = frozenset({"unlabeled", *HELD_OUT, "__MACOSX"})
 
 
@@ -95,26 +97,46 @@ class Folder(ImageSource):
                     )
             elif (path / name).is_dir():
                 roots[name] = path / name
-        return Places(roots)
+                self._refuse_links(path, [name])
+        return Places(roots, self.settings.max_file_mb)
+
+    def _refuse_links(self, folder: Path, names: Iterable[str]) -> None:
+        """A class is not left out without a word: its folder may be a link only where that is allowed."""
+        root = os.path.realpath(self.settings.path)
+        inside = (root, os.path.realpath(folder))
+        for name in names:
+            if not self.settings.follow_links and leaves(target := os.path.realpath(folder / name), inside):
+                raise DataError(
+                    f"{folder / name} is a link to {target}, outside the image folder; expected a folder inside it. "
+                    "To follow such links, set data.source.follow_links to true (selftrain init DIR --follow-links)"
+                )
+
+    @cached_property
+    def _inside(self) -> tuple[str, ...] | None:
+        """The folders that links may lead to; None for any."""
+        return None if self.settings.follow_links else tuple(map(os.path.realpath, self._places.roots.values()))
 
     @cached_property
     def _reading(self) -> Places:
         """The places that uris start from: a list's paths start from the list's folder."""
         roots = self._places.roots
-        return Places({name: root.parent if root.is_file() else root for name, root in roots.items()})
+        places = {name: root if root.is_dir() else root.parent for name, root in roots.items()}
+        return Places(places, self.settings.max_file_mb)
 
     @cached_property
     def _listing(self) -> Listing:
         rows, notes, roots = Rows(), Notes(), self._places.roots
         classes = self._class_folders()
         for label in classes:
-            for name in image_files(roots["images"] / label, notes):
+            for name in image_files(roots["images"] / label, notes, self._inside):
                 rows.add(f"{label}/{name}", label, None, f"images:{label}/{name}")
         if "unlabeled" in roots:
             self._add_unlabeled(rows, roots["unlabeled"], notes)
         for split in HELD_OUT:
-            for label in sort_classes(subfolders(roots[split])) if split in roots else ():
-                for name in image_files(roots[split] / label, notes):
+            labels = sort_classes(subfolders(roots[split])) if split in roots else ()
+            self._refuse_links(roots.get(split, Path()), labels)
+            for label in labels:
+                for name in image_files(roots[split] / label, notes, self._inside):
                     rows.add(f"{split}/{label}/{name}", label, split, f"{split}:{label}/{name}")
         if strays := self._strays(notes):
             notes["images in no class folder"] = strays
@@ -140,15 +162,20 @@ class Folder(ImageSource):
             raise DataError(
                 f"{path} has no class folders; expected one folder of images per class, such as {path}/cat/"
             )
+        self._refuse_links(path, names)
         return sort_classes(names)
 
     def _add_unlabeled(self, rows: Rows, place: Path, notes: Notes) -> None:
         if place.is_dir():
-            for name in image_files(place, notes):
+            for name in image_files(place, notes, self._inside):
                 rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}")
             return
         try:
-            lines = place.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_regular(place, self._places.most_bytes).decode("utf-8-sig").splitlines()
+        except OSError as error:
+            raise DataError(
+                f"{place} cannot be read ({error.strerror or error}); expected a file with one path a line"
+            ) from error
         except UnicodeDecodeError as broken:
             raise DataError(f"{place} is not UTF-8 text ({broken}); expected one path a line") from broken
         for line in lines:
@@ -168,7 +195,7 @@ class Folder(ImageSource):
             is_image(entry)
             for place in places
             if unlabeled is None or not place.resolve().is_relative_to(unlabeled.resolve())  # else they may be listed
-            for entry in os.scandir(place)
+            for entry in entries(place)
         )
 
     def check(self) -> None:
@@ -194,7 +221,7 @@ class Folder(ImageSource):
 
 def subfolders(path: Path) -> list[str]:
     """The names of the folders in a folder, links to folders included, sorted."""
-    names = sorted(entry.name for entry in os.scandir(path) if is_folder(entry) and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in entries(path) if is_folder(entry) and not entry.name.startswith("."))
     for name in names:
         if (text := as_text(name)) != name:
             raise DataError(f"the folder {path / text} has a name that is not UTF-8; rename it")
@@ -206,27 +233,76 @@ def as_text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def image_files(root: Path, notes: Notes) -> list[str]:
-    """Every image file below a folder, by its suffix, as a sorted list of paths below it."""
-    return sorted(_walk(root, "", notes, frozenset({os.path.realpath(root)})))
+def image_files(root: Path, notes: Notes, inside: tuple[str, ...] | None = None) -> list[str]:
+    """Every image file below a folder, by its suffix, as a sorted list of paths below it.
 
-
-def _walk(folder: Path, prefix: str, notes: Notes, above: frozenset[str]) -> Iterator[str]:
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            notes.hidden(entry)
-        elif entry.name == "__MACOSX":
-            continue
-        elif is_folder(entry):
-            real = os.path.realpath(entry.path)
-            if real in above or os.path.realpath(folder).startswith(real.rstrip("/") + "/"):
+    Links to folders outside `inside` are not followed.
+    """
+    found: list[str] = []
+    outside: list[str] = []
+    real = os.path.realpath(root)
+    waiting = [_Folder("", real, frozenset({real}))]
+    while waiting:
+        folder = waiting.pop()
+        for entry in entries(root / folder.prefix):
+            if entry.name.startswith("."):
+                notes.hidden(entry)
+                continue
+            if entry.name == "__MACOSX":
+                continue
+            if not is_folder(entry):
+                if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                    found.append(folder.prefix + entry.name)
+                else:
+                    notes[f"not images by their suffix '{os.path.splitext(entry.name)[1]}'"] += 1
+                continue
+            inner = folder.enter(entry)
+            if inner.real in folder.above or folder.real.startswith(inner.real.rstrip("/") + "/"):
                 notes["links that lead in a circle"] += 1
+            elif inner.links > folder.links and inside is not None and leaves(inner.real, inside):
+                outside.append(inner.prefix.rstrip("/"))
+            elif inner.links > MOST_LINKS:
+                notes[f"links to folders below {MOST_LINKS} other links"] += 1
             else:
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", notes, above | {real})
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            yield prefix + entry.name
-        else:
-            notes[f"not images by their suffix '{os.path.splitext(entry.name)[1]}'"] += 1
+                waiting.append(inner)
+    if outside:
+        first = as_text(os.path.join(root, min(outside)))
+        remedy = "to follow them, set data.source.follow_links, or name the folder that they lead to"
+        notes[f"links to folders outside the image folder, such as {first}; {remedy}"] += len(outside)
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder on the way: where it is, where it really is, the real folders above it and the links among them."""
+
+    prefix: str
+    real: str
+    above: frozenset[str]
+    links: int = 0
+
+    def enter(self, entry: os.DirEntry[str]) -> "_Folder":
+        """A folder in it."""
+        link = entry.is_symlink()
+        real = os.path.realpath(entry.path) if link else os.path.join(self.real, entry.name)
+        return _Folder(f"{self.prefix}{entry.name}/", real, self.above | {real}, self.links + link)
+
+
+def leaves(real: str, inside: Iterable[str]) -> bool:
+    """Whether a real path lies in none of these folders."""
+    return not any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in inside)
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError as error:
+        raise DataError(
+            f"the folder {as_text(str(folder))} cannot be read ({error.strerror}); expected one that may be read. "
+            "Change its permissions, or move it"
+        ) from error
 
 
 def is_image(entry: os.DirEntry[str]) -> bool:

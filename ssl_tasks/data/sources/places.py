@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ssl_tasks.data.file_digests import FileDigests
 from ssl_tasks.errors import DataError
+from ssl_tasks.regular_file import read_regular
 
 SUFFIXES = frozenset(
     [
@@ -38,6 +39,12 @@ class Places:
     """Folders by a short name; an image's uri is `name:path below that folder`, the same wherever the folder lies."""
 
     roots: Mapping[str, Path]
+    max_file_mb: int
+
+    @property
+    def most_bytes(self) -> int:
+        """The size of the largest file that is read."""
+        return self.max_file_mb * 1_000_000
 
     def read(self, uri: str) -> bytes:
         """The bytes of an image file."""
@@ -45,7 +52,7 @@ class Places:
         path = self.roots[place] / name
         if not path.is_file():  # a folder, a pipe, a link to nowhere or in a circle
             raise FileNotFoundError(2, "no such file")
-        return path.read_bytes()
+        return read_regular(path, self.most_bytes)
 
     def digests(self, uris: Sequence[str], errors: Sequence[str | None], files: FileDigests) -> list[bytes | None]:
         """The sha256 of each file; None where it cannot be read."""
@@ -56,7 +63,7 @@ class Places:
                 by_place.setdefault(uri.partition(":")[0], []).append(at)
         for place, members in by_place.items():
             names = [uris[at].partition(":")[2] for at in members]
-            for at, digest in zip(members, files.of(self.roots[place], names), strict=True):
+            for at, digest in zip(members, files.of(self.roots[place], names, self.most_bytes), strict=True):
                 digests[at] = digest
         return digests
 
@@ -74,6 +81,14 @@ def below(root: Path, written: str) -> tuple[str, str | None]:
     if normal == ".." or normal.startswith("../"):
         return name, "the path lies outside the root folder"
     return normal, "no path" if normal == "." else None
+
+
+def regular(path: Path, what: str, expected: str) -> Path:
+    """The path, if it is a regular file; a pipe or a device might never end."""
+    if existing(path, what).is_dir() or not path.is_file():
+        kind = "a folder" if path.is_dir() else "not a regular file"
+        raise DataError(f"{what} {path} is {kind}; expected {expected}")
+    return path
 
 
 def existing(path: Path, what: str) -> Path:

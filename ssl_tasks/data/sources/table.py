@@ -16,7 +16,7 @@ from ssl_tasks.data.labels import lookalikes
 from ssl_tasks.data.settings import TableSource
 from ssl_tasks.data.sources.base import SPLITS, ImageSource, Listing
 from ssl_tasks.data.sources.blobs import Blobs
-from ssl_tasks.data.sources.places import Places, below, existing
+from ssl_tasks.data.sources.places import Places, below, existing, regular
 from ssl_tasks.errors import DataError, nearest
 
 TO_BE_DRAWN = ("train", "")  # in a split column
@@ -34,9 +34,10 @@ class Table(ImageSource):
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        files = {"rows": existing(self.settings.path, "the table")}
+        expected = "a CSV or Parquet file"
+        files = {"rows": regular(self.settings.path, "the table", expected)}
         if self.settings.test_path is not None:
-            files["test"] = existing(self.settings.test_path, "the test table")
+            files["test"] = regular(self.settings.test_path, "the test table", expected)
         return files
 
     @cached_property
@@ -49,12 +50,12 @@ class Table(ImageSource):
         root = self.settings.root
         if root is not None:
             existing(root, "the root of the table's paths")
-        return Places({part: root or path.parent for part, path in self._files.items()})
+        return Places({part: root or path.parent for part, path in self._files.items()}, self.settings.max_file_mb)
 
     @cached_property
     def _blobs(self) -> dict[str, Blobs]:
         return {
-            part: Blobs(path, self.settings.image, self.cache)
+            part: Blobs(path, self.settings.image, self.cache, self._places.most_bytes)
             for part, path in self._files.items()
             if self.settings.image not in self._tables[part].column_names
         }

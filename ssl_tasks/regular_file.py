@@ -1,0 +1,28 @@
+"""Reads files that other programs or people made: regular files only, without blocking, at most so many bytes."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_regular(path: Path, most_bytes: int | None = None) -> tuple[BinaryIO, int]:
+    """An open file and its size in bytes; OSError where it is a pipe, a device, a folder, or larger than allowed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # a pipe would block
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("not a regular file")
+        if most_bytes is not None and found.st_size > most_bytes:
+            raise OSError(f"the file has {found.st_size:,} bytes, more than the {most_bytes:,} that are read")
+        return open(descriptor, "rb"), found.st_size
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """The bytes of a file, no more than it had when it was opened: it may grow, and files of /proc have no size."""
+    file, size = open_regular(path, most_bytes)
+    with file:
+        return file.read(size)

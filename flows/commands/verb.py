@@ -43,7 +43,7 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
 class Verbs:
     """`verbs.add("status", function, "how a run stands")` returns the verb's parser, for its own arguments."""
 
-    def __init__(self, parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    def __init__(self, parsers: "argparse._SubParsersAction[Parser]") -> None:
         self.parsers = parsers
 
     def add(self, name: str, function: Verb, help_line: str) -> argparse.ArgumentParser:

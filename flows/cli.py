@@ -1,6 +1,6 @@
 """The command `selftrain`: verbs in, one function of `flows.verbs` out.
 
-Exit codes: 0 done · 2 the user's input · 3 a stage failed · 130 interrupted. Logs go to stderr, results to stdout.
+Exit codes are listed in `ssl_tasks.errors`. Logs go to stderr, results to stdout.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from flows import commands
 from flows.commands.tables import printable_lines
-from flows.commands.verb import Verbs
+from flows.commands.verb import Parser, Verbs, Version, add_workspace
 from flows.environment import refusal, workspace_folder
-from flows.interruption import SAID, end_on_signals
+from flows.interruption import end_on_signals
 from ssl_tasks.collection import own_process
 from ssl_tasks.errors import Interrupted, SelftrainError, StageFailed
 from ssl_tasks.process_lock import release
@@ -52,11 +52,10 @@ def answer(arguments: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return code or 0
     except KeyboardInterrupt:
-        return _fail(SAID, 130)
-    except StageFailed as error:
-        return _fail(f"{error}\ngo on with: {_again(arguments)}   (finished stages are reused)", error.exit_code)
+        return _fail(f"interrupted{_how_to_go_on(options, arguments, True)}", 130)
     except SelftrainError as error:
-        return _fail(str(error), error.exit_code)
+        ended = isinstance(error, (StageFailed, Interrupted))
+        return _fail(f"{error}{_how_to_go_on(options, arguments, ended)}", error.exit_code)
     except BrokenPipeError:  # the reader of a pipe (head, less) has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -75,11 +74,13 @@ def answer(arguments: Sequence[str] | None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All verbs; importing nothing heavy, so that --help answers at once."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="selftrain",
         description="A few labelled images and many unlabelled ones in, the best classifier they allow out.",
     )
-    top.add_argument("--workspace", metavar="DIR", help="store, runs and tracking (SELFTRAIN_HOME, or ./.selftrain)")
+    add_workspace(top)
+    top.set_defaults(workspace=None)
+    top.add_argument("--version", action=Version)
     parsers = top.add_subparsers(title="verbs", metavar="VERB", required=True)
     for add in commands.ALL:
         add(Verbs(parsers))
@@ -115,10 +116,20 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _again(arguments: Sequence[str] | None) -> str:
+def _how_to_go_on(options: argparse.Namespace, arguments: Sequence[str] | None, ended: bool) -> str:
+    """The advice about the run that this process made, else, where something was ended, the same command again."""
     import shlex
 
-    return shlex.join(["selftrain", *(sys.argv[1:] if arguments is None else arguments)])
+    from ssl_tasks.advice import advice
+    from ssl_tasks.runs import all_runs, owner
+
+    if getattr(options, "makes_run", False):
+        with contextlib.suppress(SelftrainError, OSError, ValueError):  # it must not hide what has happened
+            ours = [run for run in all_runs(workspace_folder(options.workspace)) if owner().items() <= run.info.items()]
+            if ours and (said := advice(ours[-1])):
+                return f"\n{said}"
+    again = shlex.join(["selftrain", *(sys.argv[1:] if arguments is None else arguments)])
+    return f"\ngo on with: {again}" if ended else ""
 
 
 def _write_crash(workspace: Path) -> Path | None:

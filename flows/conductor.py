@@ -11,6 +11,7 @@ from threading import BoundedSemaphore
 
 from flows.progress import Show, display
 from flows.self_training import Pending
+from ssl_tasks.advice import advice
 from ssl_tasks.artifacts import Artifact, Store, write_atomically
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import Interrupted, StageFailed, UserError
@@ -84,7 +85,7 @@ class Conductor:
         if approval.exists():
             return
         self.run_record.update(state="waiting", waits_for={"round": round_number, "selection": selection.digest})
-        log.warning("round %d waits: look at its labels, then `selftrain approve %s`", round_number, self.run_record.id)
+        log.warning("round %d waits: %s", round_number, advice(self.run_record))
         with self.paused(round_number) as approved:
             while not approval.exists():
                 if approved():
@@ -127,6 +128,7 @@ class Conductor:
             replace(
                 record,
                 state="reused" if outcome.reused else "computed",
+                reason=outcome.replaced,
                 artifact=str(outcome.artifact.path),
                 digest=outcome.artifact.digest,
                 seconds=round(outcome.seconds, 3),
@@ -196,6 +198,8 @@ class Conductor:
 
 def reason_of(error: BaseException) -> str:
     """Why a stage failed, in one line, for a place that has the stage's name already."""
+    if interrupted(error):
+        return str(error) if isinstance(error, Interrupted) else "asked to stop"
     reason = error.reason if isinstance(error, StageFailed) else str(describe(error)["message"])
     return (reason.splitlines() or [""])[0]
 

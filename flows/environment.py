@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 from ssl_tasks.errors import ConfigError, SelftrainError
@@ -10,8 +11,7 @@ from ssl_tasks.recipe_overrides import cut
 
 LEAST_FREE = 8_000_000  # bytes: less does not hold the databases of Prefect and MLflow
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-UNFIT = ("?", "#", "%")  # of an SQLite address
-LONGEST_PATH = 300  # bytes: SQLite takes 512, and what lies within is long too
+LONGEST_PATH = 400  # bytes: SQLite opens files of 512, and the names within are long too
 DEFAULT_WORKSPACE = ".selftrain"
 
 
@@ -20,14 +20,15 @@ def workspace_folder(given: str | Path | None = None) -> Path:
     text = os.path.expanduser(given or os.environ.get("SELFTRAIN_HOME") or DEFAULT_WORKSPACE)
     folder = Path(text).absolute()
     problem = ""
-    if found := next((one for one in UNFIT if one in str(folder)), ""):
-        problem = f"has a {found!r} in its path, which the addresses of its databases cannot hold"
-    elif not str(folder).isprintable():
-        problem = "has a character in its path that is not text, such as a line's end"
+    if "?" in str(folder):
+        problem = "has a ? in its path, which the addresses of its databases cannot hold"
+    elif any(unicodedata.category(letter) in ("Cc", "Cs") for letter in str(folder)):
+        problem = "has a character in its path that is not text, such as the end of a line"
     elif len(os.fsencode(folder)) > LONGEST_PATH or any(len(os.fsencode(one)) > 255 for one in folder.parts):
         problem = f"has a path of {len(os.fsencode(folder))} bytes; expected {LONGEST_PATH} at most, 255 in each folder"
     if problem:
-        raise ConfigError(f"the workspace {cut(str(folder))} {problem}. Name another one: selftrain --workspace DIR …")
+        name = cut(str(folder).encode(errors="backslashreplace").decode())
+        raise ConfigError(f"the workspace {name} {problem}. Name another one: selftrain --workspace DIR …")
     return folder
 
 

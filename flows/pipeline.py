@@ -46,7 +46,7 @@ def run_pipeline(
     conductor = Conductor(run, config, tracker, tracked, force, isolate)
     if prepare is not None:
         prepare(conductor)
-    stopped = "asked to stop; run the same command again to go on"
+    stopped = "asked to stop"
     with at_work(workspace), interruptible(stopped) if own_signals else nullcontext(conductor.asked) as asked:
         try:
             conductor.asked = asked

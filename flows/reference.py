@@ -14,7 +14,11 @@ from ssl_tasks.config import RunConfig
 HEAD = """# Configuration reference
 
 Generated from the typed settings by `selftrain config --reference`; a test keeps it true. Each section of a recipe is a
-table here. `round:` in a recipe holds what every round starts from; `rounds:` says how many, or how each differs.
+table here. `round:` in a recipe holds what every round starts from; `rounds:` says how many (100 at most), or how each
+differs. Rounds count from 1, as in the stages' names: `--set rounds.2.select.threshold=0.9` changes `select-2`, and
+`--set round.select.threshold=0.9` every round. A `--set` that something else overrides is an error.
+A recipe is YAML 1.2: `true` and `false` alone are truth values, `off`, `no` and `12:30` are text, `1e-3` is a number,
+`010` is ten; a key that stands twice is an error. At most 1 MiB, 30 levels of nesting and 100,000 values are read.
 Settings marked ° say where or how fast a stage runs, not what it computes: changing them recomputes nothing.
 """
 

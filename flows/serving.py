@@ -73,7 +73,9 @@ def _known_to_prefect(option: str, text: str) -> bool:
     from prefect.client.schemas.schedules import construct_schedule
 
     try:
-        construct_schedule(**{option: text})
+        if not text:
+            return False
+        construct_schedule(cron=text) if option == "cron" else construct_schedule(rrule=text)
     except ValueError:  # pydantic's own is one
         return False
     return True

@@ -77,16 +77,21 @@ def train(
 
 
 def rerun(
-    run_name: str, stage: str, overrides: Iterable[str] = (), workspace: Workspace = None, prefect: bool = True
+    run_name: str,
+    stage: str | None = None,
+    overrides: Iterable[str] = (),
+    workspace: Workspace = None,
+    prefect: bool = True,
 ) -> Run:
-    """Computes one stage of a run anew, then what depends on it; everything else is reused."""
+    """Goes on with a run and reuses what is done, but for a `stage` to compute anew and what depends on it."""
     folder = workspace_folder(workspace)
     before = find_run(folder, run_name)
     recipe = load_recipe(before.path, overrides)
     known = list(stage_names(recipe.config))
-    if stage not in known:
+    if stage is not None and stage not in known:
         raise NotFound(f"run {before.id} has no stage '{stage}'." + nearest(stage, known))
-    return run(recipe, workspace=folder, prefect=prefect, force=[stage], command=f"rerun {before.id} {stage}")
+    force = [] if stage is None else [stage]
+    return run(recipe, workspace=folder, prefect=prefect, force=force, command=" ".join(["rerun", before.id, *force]))
 
 
 def plan(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> list[PlannedStage]:

@@ -13,6 +13,12 @@
     ├── Transient                  exit code 3   may succeed when tried again: the only errors that are retried
     └── Interrupted                exit code 130 a person or a scheduler asked us to stop; a checkpoint was written
 
+The command `selftrain` ends with
+    0    done
+    2    the input is wrong, the command line included
+    3    a stage failed, or something failed that is not the user's input
+    130  interrupted by Ctrl-C, SIGTERM or the end of the terminal
+
 A message says what was found, what was expected and what to do. The command line prints it alone.
 """
 

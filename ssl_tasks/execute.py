@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -52,8 +53,10 @@ class Outcome:
     artifact: Artifact
     reused: bool
     seconds: float
+    replaced: str = ""  # where a damaged artifact was set aside: what was wrong with it
 
 
+log = logging.getLogger("selftrain")
 Runner = Callable[[Request, StageContext], StageResult]
 
 
@@ -80,19 +83,22 @@ def execute(
     started, runtime = time.monotonic(), runtime or RuntimeSettings()
     store, key, mirror = Store(workspace / "store"), request.key, mirror_of(runtime)
     with store.lock(request.stage, key):
+        replaced = ""
         if force:
             store.quarantine(request.stage, key)
         try:
             found = store.find(request.stage, key)
-        except DamagedArtifact:
-            store.quarantine(request.stage, key)
+        except DamagedArtifact as error:
+            aside = store.quarantine(request.stage, key)
+            replaced = f"the stored artifact was damaged ({error}) and is in {aside} now"
+            log.warning("%s is computed anew: %s", request.name, replaced)
             found = None
         if found is not None and mirror is not None:
             mirror.offer(found)  # where an earlier run could not
         elif mirror is not None and not force:
             found = mirror.fetch(store, request.stage, key)
         if found is not None:
-            return Outcome(found, True, time.monotonic() - started)
+            return Outcome(found, True, time.monotonic() - started, replaced)
         attempt = store.attempt(request.stage, key)
         shutil.rmtree(attempt / "output", ignore_errors=True)  # half of an attempt that died; its scratch is kept
         for folder in (attempt / "output", attempt / "scratch", workspace / "cache"):
@@ -125,4 +131,4 @@ def execute(
         artifact = store.commit(request.stage, key, manifest)
         if mirror is not None:
             mirror.offer(artifact, replace=force)
-        return Outcome(artifact, False, seconds)
+        return Outcome(artifact, False, seconds, replaced)

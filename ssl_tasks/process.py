@@ -189,7 +189,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, (ConnectionError, TimeoutError, BlockingIOError)):
         return {"error": "Transient", "message": f"{type(error).__name__}: {error}"}
     lines = str(error).strip().splitlines() or [""]
-    return {"error": "SelftrainError", "message": f"{type(error).__name__}: {lines[0]}"}
+    return {"error": "SelftrainError", "message": f"{type(error).__name__}: {lines[0]}".removesuffix(": ")}
 
 
 def out_of_space(error: BaseException) -> bool:

@@ -129,8 +129,10 @@ def _at(values: Any, path: Sequence[str]) -> Any:
 
 def _holds(found: Any, asked: Any) -> bool:
     """Whether a value is there, with everything that it says; sections may hold more."""
-    if isinstance(found, dict) and (asked is None or isinstance(asked, dict)):
-        return all(name in found and _holds(found[name], asked[name]) for name in asked or ())
+    if isinstance(found, dict) and asked is None:
+        return True
+    if isinstance(found, dict) and isinstance(asked, dict):
+        return all(name in found and _holds(found[name], value) for name, value in asked.items())
     if isinstance(asked, list) and isinstance(found, list):
         return len(found) == len(asked) and all(_holds(*pair) for pair in zip(found, asked, strict=True))
     return type(found) is type(asked) and bool(found == asked or (found != found and asked != asked))

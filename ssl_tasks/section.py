@@ -47,7 +47,8 @@ class Section(BaseModel):
 
 
 def _number(field: FieldInfo) -> bool:
-    return any(_takes(field.annotation, kind) for kind in (int, float)) and not _takes(field.annotation, bool)
+    kinds: Any = field.annotation
+    return any(_takes(kinds, kind) for kind in (int, float)) and not _takes(kinds, bool)
 
 
 @cache

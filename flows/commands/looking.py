@@ -42,6 +42,7 @@ def add_config(verbs: Verbs) -> None:
 
 def _status(options: Namespace) -> None:
     from flows import verbs
+    from ssl_tasks.advice import UNFINISHED, advice
     from ssl_tasks.runs import find_run
 
     if options.all:
@@ -74,8 +75,10 @@ def _status(options: Namespace) -> None:
     print_table(rows, right=("time",))
     print(printable(f"{run.id}: {run.info['state']}" + (f" · {run.info['stopped']}" if run.info["stopped"] else "")))
     for stage in stages:
-        if stage.state in ("failed", "crashed"):
-            print(f"log of {stage.name}: {stage.log}\ngo on with: selftrain rerun {run.id} {stage.name}")
+        if stage.state in UNFINISHED:
+            print(f"log of {stage.name}: {stage.log}")
+    if said := advice(run):
+        print(said)
 
 
 def _progress_words(done: "Progress | None") -> str:

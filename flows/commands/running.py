@@ -23,6 +23,7 @@ def add_how(verb: ArgumentParser) -> None:
     """What every verb that runs a pipeline takes."""
     verb.add_argument("--json", action="store_true", help="end with one JSON object")
     verb.add_argument("--no-prefect", action="store_true", help="plain functions, without Prefect")
+    verb.set_defaults(makes_run=True)
 
 
 def add_run(verbs: Verbs) -> None:
@@ -40,9 +41,10 @@ def add_train(verbs: Verbs) -> None:
 
 
 def add_rerun(verbs: Verbs) -> None:
-    verb = verbs.add("rerun", _rerun, "compute one stage anew, then what depends on it")
+    verb = verbs.add("rerun", _rerun, "go on with a run, or compute one of its stages anew and what depends on it")
     verb.add_argument("run", metavar="RUN", help="id, unique prefix, name or last")
-    verb.add_argument("stage", metavar="STAGE", help="as `status` names it: teacher, select-1, student-2")
+    words = "the stage to compute anew, as `status` names it: teacher, select-1, student-2; without it, all is reused"
+    verb.add_argument("stage", metavar="STAGE", nargs="?", help=words)
     verb.add_argument("--set", action="append", default=[], metavar="A.B=C")
     add_how(verb)
 

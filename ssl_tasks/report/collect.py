@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from ssl_tasks.advice import advice
 from ssl_tasks.pseudo_labels.engine import open_spilling
 from ssl_tasks.pseudo_labels.views import RoundTables, RunTables, view_queries
 from ssl_tasks.report.data import Gallery, ReportData, RoundPage, Stage
@@ -28,6 +29,7 @@ def report_data(run: Run, links: Links | None = None) -> ReportData:
     """Everything the report shows of a run, finished or not. `links`: MLflow's pages by artifact digest and run id."""
     info = run.info
     shown = {name: info[name] for name in SHOWN_OF_RUN if name in info}
+    shown["advice"] = advice(run)
     shown["link"] = (links or {}).get(run.id)
     stages = read_stages(run, links or {})
     if run.dataset is None:

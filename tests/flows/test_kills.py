@@ -162,7 +162,7 @@ def test_ctrl_c_checkpoints_and_says_how_to_go_on(fresh: Path, recipe: str) -> N
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 130, errors
-    assert "run the same command again to go on" in errors
+    assert f"go on with: selftrain --workspace {fresh} rerun {last(fresh).id}" in errors
     assert_nobody_is_left(str(fresh))
     assert last(fresh).info["state"] == "interrupted"
     assert list(fresh.glob("store/attempts/train-*/scratch/*")), "the checkpoint is kept"

@@ -10,6 +10,7 @@ function overview() {
     el('h1', {}, visible(run.id)),
     el('p', { class: 'lede' }, outcome()),
     el('p', {}, el('strong', {}, stopWord(run)), ' ', visible(run.stopped || '')),
+    run.advice ? el('p', {}, visible(run.advice)) : null,
   );
   const started = new Date(run.created * 1000).toISOString().slice(0, 16).replace('T', ' ');
   const part = el('section', { id: 'summary', class: 'first', 'aria-labelledby': 'summary-title' },

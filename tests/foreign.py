@@ -1,5 +1,7 @@
 """What strangers try: a web page of another origin, and requests that come from nowhere good."""
 
+import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,6 +114,15 @@ def listeners(process: psutil.Process) -> list[tuple[str, int]]:
     for one in (process, *process.children(recursive=True)):
         found += [tuple(at.laddr) for at in one.net_connections("inet") if at.status == psutil.CONN_LISTEN]
     return sorted(set(found))
+
+
+def is_deaf(address: tuple[str, int]) -> bool:
+    """Whether it hangs up on who does not know the token: Prefect's runner has such a channel to its flow runs."""
+    with socket.create_connection(address, timeout=60) as connection:
+        connection.sendall(b"GET /api/health HTTP/1.1\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            return connection.recv(1) == b""
+        return True
 
 
 def tellers(process: psutil.Process, workspace: Path, password: str) -> list[str]:

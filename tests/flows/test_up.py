@@ -153,8 +153,8 @@ def open_both_in_a_browser(prefect: Server, mlflow: Server, browser: Browser) ->
             browser.driver.get(f"{prefect.address}/deployments")
         eventually(lambda seen=seen: seen in str(browser.run("return document.body.innerText")))
         assert "#selftrain:" not in browser.driver.current_url
-        refused = [one for one in browser.complaints() if "40" in one and server.address in one]
-        assert refused == []
+        refused = [one for one in browser.complaints() if "(Unauthorized)" in one or "(Forbidden)" in one]
+        assert [one for one in refused if not one.startswith(f"{server.address}/ - ")] == []  # which the link asks for
 
 
 @pytest.mark.slow
@@ -170,7 +170,8 @@ def test_a_deployment_runs_for_those_who_know_the_password_and_a_signal_ends_it_
         assert foreign.raw_requests(prefect.address, prefect.password) == foreign.LET_IN
         refuse_strangers_in_mlflow(mlflow)
         ports = {("127.0.0.1", urlsplit(server.address).port) for server in (prefect, mlflow)}
-        assert set(foreign.listeners(psutil.Process(process.pid))) == ports
+        found = foreign.listeners(psutil.Process(process.pid))
+        assert {one for one in found if not foreign.is_deaf(one)} == ports
         open_both_in_a_browser(prefect, mlflow, browser)
         short = asked.run(steps=20)
         assert eventually(partial(asked.ended, short), process)["type"] == "COMPLETED"

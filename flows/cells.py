@@ -17,7 +17,8 @@ from ssl_tasks.recipes import Recipe
 from ssl_tasks.runs import Run, find_run
 from ssl_tasks.tracking.spool import without_password
 
-TOLD = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")  # to Ray's workers; credentials are in their own environment
+TOLD = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")  # to Ray's workers; a server's password is in their environment
+PASSWORD = "PREFECT_API_AUTH_STRING"  # told where the API is our own: it is made anew for each start
 
 
 def run_cells(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]:
@@ -35,13 +36,16 @@ def run_cells(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[R
 
 def by_ray(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]:
     """Every cell as a task of the cluster, which shares the workspace with us."""
+    from flows.local_api import server_in_use
+
     mark = workspace / f"seen-{uuid4().hex}"
+    told = TOLD if server_in_use(workspace) else (*TOLD, PASSWORD)
     shared = {
         "workspace": str(workspace.absolute()),
         "mark": mark.name,
         "prefect": prefect,
         "parent": flow_run_of_ours() if prefect else "",
-        "environment": {name: os.environ[name] for name in TOLD if name in os.environ},
+        "environment": {name: os.environ[name] for name in told if name in os.environ},
     }
     asked = [(number, cell.config.model_dump(mode="json")) for number, cell in enumerate(cells)]
     mark.touch()

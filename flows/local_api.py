@@ -1,10 +1,12 @@
-"""Prefect's API inside our own process: no server to start, no port to choose, no orphan left after a kill."""
+"""Prefect's API inside our own process: no server to start, no port to choose, no orphan left after a kill.
+
+It asks for a password, which our child processes find in the environment.
+"""
 
 import contextlib
 import logging
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from flows.prefect_database import prepare_database
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.collection import uncollected
 from ssl_tasks.errors import SelftrainError
+from ssl_tasks.listening import HOST, Guard, listen, own_password
 from ssl_tasks.tracking.spool import without_password
 
 # The catalogue of block types, for the UI's forms: two seconds in a fresh database, and the import of every plugin.
@@ -42,31 +45,60 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
         os.environ.update(PREFECT__SERVER_EPHEMERAL="1", **WITHOUT_BLOCKS)
     with uncollected():
         import uvicorn
+        from prefect import settings
         from prefect.server.api.server import create_app  # not public: the version is pinned, a test guards it
-        from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+        password = (
+            settings.PREFECT_SERVER_API_AUTH_STRING.value()
+            or settings.PREFECT_API_AUTH_STRING.value()
+            or own_password()
+        )
+        known = {
+            settings.PREFECT_SERVER_API_AUTH_STRING: password,
+            settings.PREFECT_API_AUTH_STRING: password,
+            settings.PREFECT_SERVER_CORS_ALLOWED_ORIGINS: "",  # the UI's requests are of the same origin
+            settings.PREFECT_UI_API_URL: "/api",
+        }
         prepare_database()
-        with file_lock(workspace / "prefect.lock"):  # two processes must not set a fresh workspace up together
-            listener = socket.socket()
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("127.0.0.1", port))
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-            server = uvicorn.Server(uvicorn.Config(create_app(), log_level="error", lifespan="on"))
-            thread = threading.Thread(
-                target=server.run, kwargs={"sockets": [listener]}, daemon=True, name="prefect-api"
-            )
+        # Two processes must not set up a fresh workspace together.
+        with file_lock(workspace / "prefect.lock"), settings.temporary_settings(known):
+            listener = listen(port)
+            port = listener.getsockname()[1]
+            app = Guard(create_app(), port)
+            server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on", proxy_headers=False))
+
+            def answer() -> None:
+                with settings.temporary_settings(known):  # a thread begins without its starter's settings
+                    server.run(sockets=[listener])
+
+            thread = threading.Thread(target=answer, daemon=True, name="prefect-api")
             with _complaints() as complaints:
                 thread.start()
                 _wait_until_started(server, thread, complaints)
-    os.environ["PREFECT_API_URL"] = url  # children inherit it
+    url = f"http://{HOST}:{port}/api"
+    no_heartbeat = {settings.PREFECT_API_URL: url, settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with in_environment(PREFECT_API_URL=url, PREFECT_API_AUTH_STRING=password):  # children inherit them
+        try:
+            with settings.temporary_settings({**known, **no_heartbeat}):
+                yield url
+        finally:
+            _drain()
+            server.should_exit = True
+            thread.join(10)
+
+
+@contextlib.contextmanager
+def in_environment(**variables: str) -> Iterator[None]:
+    """Sets variables for the time of the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield url
+        yield
     finally:
-        _drain()
-        server.should_exit = True
-        thread.join(10)
-        os.environ.pop("PREFECT_API_URL", None)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def server_in_use(workspace: Path) -> str:

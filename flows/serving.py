@@ -5,10 +5,10 @@ for every scheduled run. Ctrl-C, SIGTERM or the end of the terminal ends them al
 """
 
 import contextlib
+import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +23,7 @@ from flows.local_api import prefect_api, server_in_use
 from flows.reaper import mend_dead_runs, tell_prefect
 from ssl_tasks.config import RunConfig
 from ssl_tasks.errors import ConfigError
+from ssl_tasks.listening import HOST, entrance, listen, own_password
 from ssl_tasks.parent import parent_of_mine
 from ssl_tasks.recipe_overrides import cut
 from ssl_tasks.safe_path import folder_hides_us, safe_path
@@ -88,15 +89,16 @@ def up(
     workspace.mkdir(parents=True, exist_ok=True)
     set_environment(workspace)
     mend_dead_runs(workspace)
-    port = free_port(port)
-    os.environ["PREFECT_SERVER_UI_API_URL"] = f"http://127.0.0.1:{port}/api"
     with (
         prefect_api(workspace, services=True, port=port) as api,
         mlflow_ui(workspace, mlflow_port) as ui,
         announced(workspace, ui),
     ):
         tell_prefect(workspace, server_in_use(workspace))
-        print(f"Prefect  {api.removesuffix('/api')}\nMLflow   {without_password(ui)}", flush=True)
+        known = os.environ.get("PREFECT_API_AUTH_STRING") == own_password()  # else the password is the person's own
+        prefect = api.removesuffix("/api")
+        print(f"Prefect  {entrance(prefect) if known else without_password(prefect)}", flush=True)
+        print(f"MLflow   {without_password(ui) if ui == default_uri(workspace) else entrance(ui)}", flush=True)
         serve(workspace, recipes, schedule)
 
 
@@ -155,19 +157,33 @@ def mlflow_ui(workspace: Path, port: int) -> Iterator[str]:
         yield uri
         return
     connect(uri, workspace)  # sets a fresh database up, alone
-    port = free_port(port)
-    command = [sys.executable, "-m", "ssl_tasks.tracking.server", "server", "--host", "127.0.0.1"]
-    command += ["--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
-    command += ["--artifacts-destination", str(artifact_folder(workspace))]
-    environment = {**os.environ, **safe_path(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     path = workspace / "logs" / "mlflow.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as output:
+    with listen(port) as listener, path.open("a") as output:
+        port, number = listener.getsockname()[1], listener.fileno()
+        ours = f"{HOST}:{port},localhost:{port},[::1]:{port}"  # by default also `10.*`, as in 10.evil.example
+        protected = {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "false",
+            "MLFLOW_SERVER_ALLOWED_HOSTS": ours,
+            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",
+        }
         child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+            [sys.executable, "-m", "ssl_tasks.tracking.server"],
+            env={**os.environ, **safe_path(), **protected},
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            pass_fds=[number],
+            start_new_session=True,
         )
+    told = {"uri": uri, "folder": str(artifact_folder(workspace)), "socket": number, "password": own_password()}
     try:
-        yield f"http://127.0.0.1:{port}"
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; its log says why
+            child.stdin.write(json.dumps(told).encode() + b"\n")
+            child.stdin.flush()
+        yield f"http://{HOST}:{port}"
     finally:
         _end(child)
 
@@ -180,13 +196,3 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
             child.wait(GRACE_SECONDS)
         os.killpg(child.pid, signal.SIGKILL)
     child.communicate()
-
-
-def free_port(wanted: int) -> int:
-    """The wanted port where it is free, else one that the system chooses."""
-    for port in (wanted, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return int(probe.getsockname()[1])
-    raise ConfigError(f"no free port on 127.0.0.1; port {wanted} was asked for")

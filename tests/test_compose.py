@@ -88,6 +88,21 @@ def test_no_password_stands_in_the_file() -> None:
     assert not re.search(r"://\w+:[^$@/]+@", TEXT)
 
 
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_no_password_stands_on_a_command_line(name: str) -> None:
+    """`ps` shows it to every user of the host. `$${NAME}` is the shell's, in the container."""
+    service = SERVICES[name]
+    lines = [service.get("command"), service.get("entrypoint"), service.get("healthcheck", {}).get("test")]
+    lines += [service.get("labels"), service.get("build", {})]  # `docker inspect` and the image's history show these
+    assert [one for one in variables(json.dumps(lines)) if SECRET.search(one)] == []
+
+
+def test_servers_without_a_password_are_bound_to_their_container() -> None:
+    assert "-ip.bind=127.0.0.1" in SERVICES["s3"]["command"].split()
+    assert SERVICES["worker-cpu"]["environment"]["PREFECT_WORKER_WEBSERVER_HOST"] == "127.0.0.1"
+    assert SERVICES["worker-gpu"]["environment"].items() >= SERVICES["worker-cpu"]["environment"].items()
+
+
 def test_volumes_are_named_and_all_of_them_used() -> None:
     used = {mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])}
     assert set(COMPOSE["volumes"]) == {name for name in used if not name.startswith("$")}

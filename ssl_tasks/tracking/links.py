@@ -55,7 +55,7 @@ def run_links(run: Run, patience: float = 0.0) -> dict[str, str]:
     deadline = time.monotonic() + patience
     wanted = {stage.digest for stage in run.stages() if stage.digest}
     try:
-        client = connect(address, run.workspace)
+        client = connect(default_uri(run.workspace), run.workspace)  # the server of `up` serves that database
         while not wanted <= set(found := find_pages(client, address, run)) and time.monotonic() < deadline:
             time.sleep(PAUSE)
     except Exception as error:  # noqa: BLE001 - whatever MLflow or a socket raises: a page without links is a page too

@@ -23,6 +23,7 @@ from ssl_tasks.training.settings import RuntimeSettings
 
 ALIVE, INVITATION = "alive.lock", "invitation.json"
 WORKER = "ssl_tasks.training.worker"
+MEETING = "SELFTRAIN_MEETING"  # where the workers of a single host meet
 JOIN_SECONDS = 600  # that the first host waits for the others
 log = logging.getLogger("selftrain")
 
@@ -43,20 +44,28 @@ class Group:
         return self.nodes * self.processes
 
     def start(self, host: bool) -> subprocess.Popen[bytes]:
-        """This machine's share of the group; on one of the machines the hosts meet."""
-        meeting = [
-            f"--nnodes={self.nodes}",
-            "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={self.endpoint}",
-            f"--rdzv-id={self.id}",
-            f"--rdzv-conf=is_host={int(host)},join_timeout={JOIN_SECONDS}",
-        ]
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={self.processes}"]
+        """This machine's share of the group; on one of the machines the hosts meet.
+
+        On a single host nobody else is to reach the processes: they meet in files, and talk over loopback. (torch's
+        `--standalone` listens on all addresses.)
+        """
         threads = max(1, (self.threads or os.cpu_count() or 1) // self.processes)
-        return subprocess.Popen(
-            [*launcher, *(["--standalone"] if self.nodes == 1 else meeting), "-m", WORKER, self.context],
-            env={**os.environ, **safe_path(), "OMP_NUM_THREADS": str(threads)},
-        )
+        variables = {**os.environ, **safe_path(), "OMP_NUM_THREADS": str(threads)}
+        endpoint, how = self.endpoint, f"is_host={int(host)},join_timeout={JOIN_SECONDS}"
+        if self.nodes == 1:
+            meeting = Path(self.context).with_name(f"meeting-{self.id}")
+            endpoint, how = str(meeting), "store_type=file"
+            loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+            variables |= {
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+                "GLOO_SOCKET_IFNAME": loopback,
+                "NCCL_SOCKET_IFNAME": loopback,
+                MEETING: f"file://{meeting}-of-workers",
+            }
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={self.processes}"]
+        launcher += [f"--nnodes={self.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={self.id}"]
+        launcher += [f"--rdzv-endpoint={endpoint}", f"--rdzv-conf={how}"]
+        return subprocess.Popen([*launcher, "-m", WORKER, self.context], env=variables)
 
 
 def train_in_processes(context: StageContext) -> StageResult:
@@ -64,7 +73,7 @@ def train_in_processes(context: StageContext) -> StageResult:
     folder, runtime = context.scratch / "processes", context.runtime
     refuse_unequal_slices(context)
     folder.mkdir(exist_ok=True)
-    for stale in folder.glob("*.json"):
+    for stale in (*folder.glob("*.json"), *folder.glob("meeting-*")):
         stale.unlink()
     asked = folder / "context.json"
     write_atomically(asked, json.dumps(to_json(context)))

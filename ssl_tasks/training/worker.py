@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from ssl_tasks.artifacts import file_lock, write_atomically
 from ssl_tasks.process import describe
-from ssl_tasks.training.launch import ALIVE, answer_path, from_json
+from ssl_tasks.training.launch import ALIVE, MEETING, answer_path, from_json
 from ssl_tasks.training.precision import resolve_device
 from ssl_tasks.training.stage import train_here
 
@@ -37,7 +37,12 @@ def main(path: Path) -> int:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=os.environ.get(MEETING, "env://"),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
     try:
         result = train_here(context, device)
         answer: dict[str, Any] = {"summary": dict(result.summary), "parts": dict(result.parts)}

@@ -1,6 +1,7 @@
 """A person between the rounds: the run waits, the person corrects and approves, the corrections count."""
 
 import json
+import os
 import subprocess
 import time
 from datetime import UTC, datetime, timedelta
@@ -72,9 +73,10 @@ def test_a_held_run_is_paused_in_prefect_and_resume_approves_it(copy: Path, reci
     words = command(copy, "run", recipe, "--set", "rounds.1.hold=true", "--set", "rounds=1")
     before = last(copy).id
     with prefect_api(tmp_path / "server") as url, httpx.Client(base_url=url, timeout=30) as prefect:
-        run = subprocess.Popen(
-            words, env=environment(PREFECT_API_URL=url), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        password = os.environ["PREFECT_API_AUTH_STRING"]
+        prefect.auth = httpx.BasicAuth(*password.split(":", 1))
+        told = environment(PREFECT_API_URL=url, PREFECT_API_AUTH_STRING=password)
+        run = subprocess.Popen(words, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
         def paused() -> list[dict[str, Any]]:
             return prefect.post(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.serving import mlflow_ui
+from ssl_tasks.listening import entrance
 from ssl_tasks.report.page import write_report
 from ssl_tasks.runs import Run
 from ssl_tasks.tracking.client import connect, default_uri
@@ -49,6 +50,8 @@ def test_it_is_drawn_on_the_artifact_page_and_links_back(
     mlflow_id = track(run, page)
     with mlflow_ui(run.workspace, 0) as base, announced(run.workspace, base):
         until(lambda: answers(f"{base}/health"), 240)
+        browser.open_address(entrance(base))
+        until(lambda: browser.driver.current_url.startswith(f"{base}/#"), 120)
         pages = run_links(run)
         assert pages[run.id].endswith(f"/runs/{mlflow_id}")
         browser.open_address(f"{pages[run.id]}/artifacts/report.html")

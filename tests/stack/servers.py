@@ -106,7 +106,9 @@ class Stack:
         given = COMPOSE["services"][service]["command"]
         words = shlex.split(self.filled(given)) if isinstance(given, str) else [self.filled(word) for word in given]
         text = [re.sub(rf"^({PORTED})$", lambda found: str(self.ports[int(found[1])]), word) for word in words]
-        return ["127.0.0.1" if word == "0.0.0.0" else word for word in text]
+        text = ["127.0.0.1" if word == "0.0.0.0" else word for word in text]
+        configs = {one["target"]: one["source"] for one in COMPOSE["services"][service].get("configs", [])}
+        return [str(self._config(configs[word])) if word in configs else word for word in text]
 
     def filled(self, text: str) -> str:
         """Compose's interpolation."""

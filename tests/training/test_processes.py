@@ -22,6 +22,7 @@ from ssl_tasks.errors import ConfigError, Interrupted, SelftrainError, TrainingD
 from ssl_tasks.stage import StageContext
 from ssl_tasks.training.checkpoints import checkpoint_files
 from ssl_tasks.training.launch import answer_path, free_port, from_json, read_answers, to_json
+from tests.foreign import listeners
 from tests.training.small_runs import folder_of, history_of, learner, train_apart, train_in, weights_of
 
 
@@ -103,6 +104,8 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path, dataset: A
     wait_for(lambda: checkpoint_files(folder_of(tmp_path, section, dataset)))
     ranks = ranks_below(process.pid)
     assert len(ranks) == 2
+    hosts = {host for host, _ in listeners(psutil.Process(process.pid))}
+    assert hosts <= {"127.0.0.1", "::1"}, "on one host, the ranks meet in a file and talk over loopback"
     process.kill()
     wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in ranks))
 

@@ -55,9 +55,11 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
             thread = threading.Thread(
                 target=server.run, kwargs={"sockets": [listener]}, daemon=True, name="prefect-api"
             )
-            with _complaints() as complaints:
+            with contextlib.ExitStack() as on_failure, _complaints() as complaints:
+                on_failure.callback(listener.close)
                 thread.start()
                 _wait_until_started(server, thread, complaints)
+                on_failure.pop_all()
     os.environ["PREFECT_API_URL"] = url  # children inherit it
     try:
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):

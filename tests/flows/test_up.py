@@ -73,7 +73,7 @@ class Asked:
         by_name = f"{api}/deployments/name/self-training/tiny"
         self.deployment = eventually(partial(get, by_name), process).json()
 
-    def run(self, steps: int) -> str:
+    def run(self, steps: int, name: str | None = None) -> str:
         """Asks for a run whose first student learns for so long."""
         config = self.deployment["parameters"]["config"]
         config["rounds"][0]["student"]["train"]["steps"] = steps
@@ -81,7 +81,7 @@ class Asked:
 
         def answer() -> httpx.Response | None:
             """Prefect's own client asks again, too, where its server's SQLite is busy."""
-            found = httpx.post(url, json={"parameters": {"config": config}}, timeout=60)
+            found = httpx.post(url, json={"parameters": {"config": config}, "name": name}, timeout=60)
             return None if found.status_code == 503 else found
 
         found = eventually(answer, self.process)
@@ -105,9 +105,12 @@ def test_a_deployment_runs_when_it_is_asked_to_and_a_signal_ends_it_all(
         for url in at.values():
             assert "<html" in eventually(partial(get, url), process).text
         asked = Asked(f"{at['Prefect']}/api", process)
-        short = asked.run(steps=20)
+        short = asked.run(steps=20, name="of-monday")
         assert eventually(partial(asked.ended, short), process)["type"] == "COMPLETED"
         assert last(copy).info["prefect_flow_run"] == short
+        page = get(f"{at['Prefect']}/api/flow_runs/{short}")
+        assert page is not None
+        assert page.json()["name"] == "of-monday"
         computed = {name for name, state in states(last(copy)).items() if state == "computed"}
         assert computed == {"student-1", "evaluate-1", "gate-1"}
         asked.run(steps=1_000_000)

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from ssl_tasks.errors import ConfigError
 from ssl_tasks.tracking.client import check_server, connect, default_uri
 from ssl_tasks.tracking.spool import spools
 from ssl_tasks.tracking.tracker import Report, Tracker, sync
-from tests.clock import own_seconds
+from tests.clock import own_seconds, until
 from tests.local_servers import free_port, mlflow_server
 from tests.tracking.observed import runs_by_name
 
@@ -129,10 +128,7 @@ def test_a_server_that_dies_in_the_middle_delays_nothing_and_loses_nothing(
         stage = tracker.start_stage(run, "teacher")
         tracker.log_metrics(stage, {"loss": 1.0}, step=1)
         client = MlflowClient(uri)
-        deadline = time.monotonic() + 60
-        while "teacher" not in runs_by_name(client):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        until(lambda: "teacher" in runs_by_name(client), "the stage's run", pause=0.2)
     started = own_seconds()
     tracker.log_metrics(stage, {"loss": 0.5}, step=2)
     tracker.finish_stage(stage, artifacts["teacher"])

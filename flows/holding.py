@@ -2,19 +2,24 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.objects import State
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.runtime import flow_run
 from prefect.states import Paused
 
+from ssl_tasks.runs import Run
+
 log = logging.getLogger("selftrain")
+PAUSE_SECONDS = 2.0  # between two looks at a paused run
+PAUSED = "paused in Prefect; Resume there lets it go on"
 
 
 @contextlib.contextmanager
@@ -41,6 +46,33 @@ def paused(round_number: int) -> Iterator[Callable[[], bool]]:
         with _patient("cannot be resumed"):
             if pause is not None and not resumed():
                 client.resume_flow_run(identity)
+
+
+def wait_while_paused(run: Run) -> None:
+    """Begins no stage while a person has paused the flow run; a stage that computes already ends first.
+
+    The run's own pause, for a round that waits for approval, is left to `paused`.
+    """
+    identity, told = UUID(flow_run.get_id()), False
+    with get_client(sync_client=True) as client:
+        while (state := _state(client, identity)) is not None and state.is_paused() and not run.info.get("waits_for"):
+            if not told:
+                told = True
+                log.warning("%s is paused in Prefect: the next stage begins after Resume there", run.id)
+                run.update(state="waiting", stopped=PAUSED)
+                with _patient("cannot be told so"):  # the person sees it on the run's page
+                    message = f"{PAUSED}; no stage computes now"
+                    client.set_flow_run_state(identity, state.model_copy(update={"message": message}), force=True)
+            time.sleep(PAUSE_SECONDS)
+    if told:
+        run.update(state="running", stopped="")
+
+
+def _state(client: SyncPrefectClient, identity: UUID) -> State[Any] | None:
+    """The flow run's state, None where the server is away."""
+    with _patient("cannot be asked for its state"):
+        return client.read_flow_run(identity).state
+    return None
 
 
 def followed_by_running(states: Sequence[State[Any]], pause: State[Any]) -> bool:

@@ -72,9 +72,11 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
                     server.run(sockets=[listener])
 
             thread = threading.Thread(target=answer, daemon=True, name="prefect-api")
-            with _complaints() as complaints:
+            with contextlib.ExitStack() as on_failure, _complaints() as complaints:
+                on_failure.callback(listener.close)
                 thread.start()
                 _wait_until_started(server, thread, complaints)
+                on_failure.pop_all()
     url = f"http://{HOST}:{port}/api"
     no_heartbeat = {settings.PREFECT_API_URL: url, settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
     with in_environment(PREFECT_API_URL=url, PREFECT_API_AUTH_STRING=password):  # children inherit them

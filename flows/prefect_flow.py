@@ -21,9 +21,10 @@ from prefect.states import Completed
 from flows.conductor import Conductor
 from flows.environment import set_environment, workspace_folder
 from flows.events import CHAMPION, NOTHING_NEW, RESTARTED
-from flows.holding import paused
+from flows.holding import paused, wait_while_paused
 from flows.local_api import check_reachable, server_in_use
 from flows.pipeline import run_pipeline
+from flows.prefect_names import flow_run_name
 from flows.prefect_page import publish
 from flows.reaper import process_tag
 from flows.tasks import as_task, gpu_slots
@@ -40,7 +41,7 @@ WRITTEN: ContextVar[Mapping[str, Any] | None] = ContextVar("written", default=No
 RETRIES = 4  # of a request, with growing pauses: a server that restarts has half a minute
 
 
-@flow(name="self-training", flow_run_name="{config.name}", persist_result=False, validate_parameters=True)
+@flow(name="self-training", flow_run_name=flow_run_name, persist_result=False, validate_parameters=True)
 def self_training_flow(config: RunConfig, workspace: Path | None = None, force: tuple[str, ...] = ()) -> State[Any]:
     """Teacher → pseudo-labels → student, round by round, on the data of `config`.
 
@@ -123,6 +124,7 @@ def _within_prefect(conductor: Conductor) -> None:
 
     def around(request: Request, round_number: int, answer: Callable[[], Outcome]) -> Outcome:
         # Stages that run at the same time do so in threads, which must find the flow run too.
+        context.copy().run(wait_while_paused, conductor.run_record)
         return context.copy().run(as_task, request, round_number, answer, runtime.retries)
 
     conductor.around, conductor.paused = around, paused

@@ -19,6 +19,7 @@ from ssl_tasks.process import run_isolated
 from ssl_tasks.stages import VERSIONS
 from ssl_tasks.training.settings import RuntimeSettings
 from tests.bodies import Behaviour
+from tests.clock import HANG
 
 UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,MIG-GPU-4106c12f/1/0"
 
@@ -120,7 +121,7 @@ def test_several_processes_wait_until_each_has_a_gpu(locks: Path) -> None:
         assert got == []
         with leased("cuda:0") as (_, held):
             assert held == ["0"], "who waits keeps nobody from the other"
-    waiter.join(30)
+    waiter.join(HANG)
     assert got == [["0", "1"]]
 
 
@@ -143,7 +144,7 @@ def test_two_that_want_all_gpus_have_them_one_after_the_other() -> None:
     for one in pair:
         one.start()
     for one in pair:
-        one.join(60)
+        one.join(HANG)
     assert (len(most), max(most)) == (40, 1)
 
 

@@ -1,7 +1,11 @@
 """A connection to MLflow: a database of ours is set up once and moves with its workspace, a server is checked."""
 
+import contextlib
 import json
+import logging
 import os
+import sqlite3
+import time
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +20,7 @@ from ssl_tasks.tracking.spool import without_password
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+log = logging.getLogger("selftrain")
 REQUEST_SECONDS, FIRST_SECONDS = 10, 3
 SQLITE = "sqlite:///"
 QUIET = {
@@ -85,9 +90,37 @@ def _connect_database(uri: str, workspace: Path) -> "MlflowClient":
             before = _read(ready).get("folder")
             if database.exists() and before and before != state["folder"]:
                 relocate_database(database, Path(before), database.parent)
-            MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
+            _make_ready(database)
             write_atomically(ready, json.dumps(state))
     return MlflowClient(uri, registry_uri=uri)
+
+
+def _make_ready(database: Path) -> None:
+    """MLflow's tables. Killed while it makes them in place, MLflow could never use them again: ours are made beside it.
+
+    Half a database that such a kill left is set aside, unless it holds a run.
+    """
+    from mlflow import MlflowClient
+
+    if database.exists() and not (_rows(database, "runs") or _rows(database, "alembic_version")):
+        aside = database.with_name(f"{database.name}.broken-{time.strftime('%Y%m%d-%H%M%S')}")
+        database.rename(aside)
+        log.warning("%s was never set up to its end; it is now %s, and a new one begins", database, aside)
+    if database.exists():
+        MlflowClient(f"{SQLITE}{database}").search_experiments(max_results=1)
+        return
+    building = database.with_name(f"{database.name}.new")
+    for part in ("", "-journal"):  # what a killed process left
+        building.with_name(building.name + part).unlink(missing_ok=True)
+    MlflowClient(f"{SQLITE}{building}").search_experiments(max_results=1)
+    building.replace(database)
+
+
+def _rows(database: Path, table: str) -> bool:
+    """Whether the database has the table, and a row in it."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        return found is not None and connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None
 
 
 def experiment_id(client: "MlflowClient", name: str, workspace: Path) -> str:

@@ -17,6 +17,7 @@ from ssl_tasks.data.settings import AugmentSettings
 from ssl_tasks.data.stream import BatchStream
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.training.settings import TrainSettings
+from tests.clock import HANG
 from tests.data.fakes import FakeDataset
 
 FIXMATCH = Views(labeled=("weak",), unlabeled=("weak", "strong"))
@@ -73,7 +74,7 @@ def test_no_worker_outlives_its_iterator() -> None:
     workers = set(psutil.Process().children()) - before
     assert len(workers) == 2
     del batches
-    assert psutil.wait_procs(workers, timeout=5)[1] == []
+    assert psutil.wait_procs(workers, timeout=HANG)[1] == []
 
 
 def test_a_signal_to_all_leaves_the_workers_at_work() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from ssl_tasks.artifacts import file_lock
+from tests.clock import HANG
 from tests.flows.tiny import selftrain
 
 GPU = {"CUDA_VISIBLE_DEVICES": "0"}  # pretended, so that there is a lease to be held
@@ -63,7 +64,7 @@ def marked(mark: str) -> list[psutil.Process]:
 
 def assert_nobody_is_left(mark: str) -> None:
     """All of them end by themselves, soon."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while left := marked(mark):
         assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.2)

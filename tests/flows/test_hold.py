@@ -18,6 +18,7 @@ from flows.holding import followed_by_running
 from flows.local_api import prefect_api
 from ssl_tasks.occupancy import alone
 from ssl_tasks.runs import find_run
+from tests.clock import HANG
 from tests.flows.tiny import command, environment, last, selftrain
 
 
@@ -25,7 +26,7 @@ def test_a_held_run_waits_takes_corrections_and_goes_on(copy: Path, recipe: str,
     words = command(copy, "run", recipe, "--set", "rounds.1.hold=true", "--set", "rounds=1", "--no-prefect")
     before = last(copy).id
     run = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG
     while time.monotonic() < deadline and (last(copy).id == before or last(copy).info["state"] != "waiting"):
         time.sleep(0.2)
     waiting = last(copy)
@@ -40,13 +41,13 @@ def test_a_held_run_waits_takes_corrections_and_goes_on(copy: Path, recipe: str,
     corrections.write_text(f"sample_id,label\n{wrong.sample_id},{(wrong.label + 1) % 10}\n")
     assert selftrain(copy, "labels", "apply", waiting.id, str(corrections)).returncode == 0
     assert selftrain(copy, "approve", waiting.id).returncode == 0
-    assert run.wait(timeout=120) == 0
+    assert run.wait(timeout=HANG) == 0
     second = find_run(copy, waiting.id).artifact("select-1")
     assert second is not None
     assert second.digest != first.digest
     corrected = pd.read_parquet(second.file("selection.parquet")).set_index("sample_id").loc[wrong.sample_id]
     assert (corrected.label, corrected.source) == ((wrong.label + 1) % 10, "override")
-    again = subprocess.run(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
+    again = subprocess.run(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=HANG)
     assert again.returncode == 0, "what was approved is not asked again"
 
 
@@ -83,7 +84,7 @@ def test_a_held_run_is_paused_in_prefect_and_resume_approves_it(copy: Path, reci
                 "/flow_runs/filter", json={"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}}
             ).json()
 
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANG
         while time.monotonic() < deadline and not paused():
             assert run.poll() is None
             time.sleep(0.2)
@@ -93,7 +94,7 @@ def test_a_held_run_is_paused_in_prefect_and_resume_approves_it(copy: Path, reci
         time.sleep(3 * APPROVAL_SECONDS)
         assert paused(), "it waits for a person"
         assert prefect.post(f"/flow_runs/{held['id']}/resume").json()["status"] == "ACCEPT"
-        assert run.wait(timeout=120) == 0
+        assert run.wait(timeout=HANG) == 0
         states = prefect.get("/flow_run_states/", params={"flow_run_id": held["id"]}).json()
     names = [state["name"] for state in sorted(states, key=lambda state: state["timestamp"])]
     assert names[-4:] == ["Running", "Paused", "Running", "NothingNew"]  # all was computed by the finished run

@@ -13,6 +13,7 @@ import pytest
 
 from ssl_tasks.gpus import visible_gpus
 from ssl_tasks.runs import Run, all_runs
+from tests.clock import HANG
 from tests.flows.claims import GPU, assert_nobody_is_left, claims_to_run, marked, nobody_holds_the_gpu
 from tests.flows.tiny import STAGES, command, environment, last, outcome, selftrain
 
@@ -152,12 +153,12 @@ def test_ctrl_c_checkpoints_and_says_how_to_go_on(fresh: Path, recipe: str) -> N
     changes = {"SELFTRAIN_TEST": str(fresh)}
     run = subprocess.Popen(words, env=environment(**changes), stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + HANG
         while not list(fresh.glob("store/attempts/train-*/scratch/*")) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert len(marked(str(fresh))) > 2, "the stage, the fork server and what ships to MLflow"
         os.kill(run.pid, signal.SIGINT)
-        errors = run.communicate(timeout=90)[1]
+        errors = run.communicate(timeout=HANG)[1]
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)

@@ -10,6 +10,7 @@ import pytest
 
 from flows import progress
 from flows.progress import Lines
+from tests.clock import HANG
 
 ON_A_TERMINAL = """
 import logging, time
@@ -35,7 +36,7 @@ def test_on_a_terminal_each_stage_at_work_has_a_bar() -> None:
         stdout=subprocess.PIPE,
         stderr=theirs,
         env=environment,
-        timeout=60,
+        timeout=HANG,
         check=True,
     )
     os.close(theirs)

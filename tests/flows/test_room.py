@@ -18,8 +18,9 @@ from ssl_tasks.recipes import parse_recipe
 from ssl_tasks.runs import Run
 from ssl_tasks.stage import StageContext, StageResult
 from ssl_tasks.stages import dataset_request
+from tests.clock import HANG
 
-PATIENCE = 60  # seconds for what must happen
+PATIENCE = HANG
 SUMMARIES: Mapping[str, dict[str, Any]] = {
     "dataset": {"labeled": 1},
     "select": {"kept": 1},

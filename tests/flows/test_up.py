@@ -97,7 +97,7 @@ class Asked:
         by_name = "/api/deployments/name/self-training/tiny"
         self.deployment = eventually(partial(prefect.get, by_name), process).json()
 
-    def run(self, steps: int) -> str:
+    def run(self, steps: int, name: str | None = None) -> str:
         """Asks for a run whose first student learns for so long."""
         config = self.deployment["parameters"]["config"]
         config["rounds"][0]["student"]["train"]["steps"] = steps
@@ -105,7 +105,7 @@ class Asked:
 
         def answer() -> httpx.Response | None:
             """Prefect's own client asks again, too, where its server's SQLite is busy."""
-            found = self.prefect.request("POST", path, json={"parameters": {"config": config}})
+            found = self.prefect.request("POST", path, json={"parameters": {"config": config}, "name": name})
             return None if found.status_code == 503 else found
 
         found = eventually(answer, self.process)
@@ -173,9 +173,10 @@ def test_a_deployment_runs_for_those_who_know_the_password_and_a_signal_ends_it_
         found = foreign.listeners(psutil.Process(process.pid))
         assert {one for one in found if not foreign.is_deaf(one)} == ports
         open_both_in_a_browser(prefect, mlflow, browser)
-        short = asked.run(steps=20)
+        short = asked.run(steps=20, name="of-monday")
         assert eventually(partial(asked.ended, short), process)["type"] == "COMPLETED"
         assert last(copy).info["prefect_flow_run"] == short
+        assert prefect.get(f"/api/flow_runs/{short}").json()["name"] == "of-monday"
         computed = {name for name, state in states(last(copy)).items() if state == "computed"}
         assert computed == {"student-1", "evaluate-1", "gate-1"}
         asked.run(steps=1_000_000)

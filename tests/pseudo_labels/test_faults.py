@@ -17,12 +17,13 @@ from ssl_tasks.artifacts import Artifact, digest_file
 from ssl_tasks.data.permutation import key_of
 from ssl_tasks.errors import SelftrainError
 from ssl_tasks.pseudo_labels.settings import SelectSettings
+from tests.clock import HANG
 from tests.pseudo_labels.predict_once import SHARD_SIZE, predict_once
 from tests.pseudo_labels.tables import Row, Tables, run_select
 from tests.pseudo_labels.teachers import synthetic, teacher
 
 IMAGES = 1600
-WAIT_SECONDS = 120
+WAIT_SECONDS = HANG
 forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(["tests.pseudo_labels.predict_once"])
 

@@ -1,13 +1,16 @@
 """The first connection, a moved workspace, a server of another version, and a server that comes and goes."""
 
 import base64
+import contextlib
 import http.server
 import json
+import logging
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from ssl_tasks.errors import ConfigError
 from ssl_tasks.tracking.client import check_server, connect, default_uri
 from ssl_tasks.tracking.spool import spools
 from ssl_tasks.tracking.tracker import Report, Tracker, sync
-from tests.clock import own_seconds
+from tests.clock import own_seconds, until
 from tests.local_servers import free_port, mlflow_server
 from tests.tracking.observed import runs_by_name
 
@@ -49,6 +52,45 @@ print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
     experiments = {one.name: one.experiment_id for one in client.search_experiments()}
     assert sorted(experiments) == ["Default", "selftrain"]
     assert len(client.search_runs([experiments["selftrain"]])) == 8
+
+
+def test_a_database_whose_first_set_up_was_killed_is_set_up_by_the_next_process(tmp_path: Path) -> None:
+    code = """
+import os, pathlib, signal, sys
+from mlflow.store.db import utils
+from ssl_tasks.tracking.client import connect, default_uri
+utils._upgrade_db = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # its tables are there, their version is not
+connect(default_uri(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[1]))
+"""
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "mlflow.db").exists()
+    assert connect(default_uri(tmp_path), tmp_path).search_experiments()
+    assert sorted(path.name for path in tmp_path.glob("mlflow.db*")) == [
+        "mlflow.db",
+        "mlflow.db.lock",
+        "mlflow.db.ready",
+    ]
+
+
+def test_half_a_database_without_runs_is_set_aside_and_one_with_runs_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = tmp_path / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(half)) as database:
+        database.execute("CREATE TABLE metrics (key TEXT, step INT)")
+    with caplog.at_level(logging.WARNING, "selftrain"):
+        assert connect(default_uri(tmp_path), tmp_path).search_experiments()
+    assert len(list(tmp_path.glob("mlflow.db.broken-*"))) == 1
+    assert "was never set up to its end" in caplog.text
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    with contextlib.closing(sqlite3.connect(kept / "mlflow.db")) as database, database:
+        database.execute("CREATE TABLE runs (id TEXT)")
+        database.execute("INSERT INTO runs VALUES ('1')")
+    with pytest.raises(Exception, match="no such"):
+        connect(default_uri(kept), kept)
+    assert not list(kept.glob("mlflow.db.broken-*"))
 
 
 def test_a_moved_workspace_finds_its_files_again(workspace: Path, artifacts: dict[str, Artifact]) -> None:
@@ -129,10 +171,7 @@ def test_a_server_that_dies_in_the_middle_delays_nothing_and_loses_nothing(
         stage = tracker.start_stage(run, "teacher")
         tracker.log_metrics(stage, {"loss": 1.0}, step=1)
         client = MlflowClient(uri)
-        deadline = time.monotonic() + 60
-        while "teacher" not in runs_by_name(client):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        until(lambda: "teacher" in runs_by_name(client), "the stage's run", pause=0.2)
     started = own_seconds()
     tracker.log_metrics(stage, {"loss": 0.5}, step=2)
     tracker.finish_stage(stage, artifacts["teacher"])

@@ -13,6 +13,7 @@ from ssl_tasks.tracking import follower
 from ssl_tasks.tracking.follower import Follower, metric_name
 from ssl_tasks.tracking.spool import Spool
 from ssl_tasks.training.settings import TrainSettings
+from tests.clock import until
 
 
 @pytest.fixture
@@ -40,10 +41,7 @@ def test_metrics_are_spooled_while_the_stage_runs(spool: Spool, stage: StageCont
     following = Follower(spool, "run", stage.events)
     following.start()
     stage.metrics(1, {"loss": 0.5, "accuracy": 0.25})
-    deadline = time.monotonic() + 10
-    while not rows(spool, "run"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: rows(spool, "run"), "the first metrics")
     stage.progress(3, 10, "steps")
     stage.metrics(2, {"loss": 0.25})
     following.stop()

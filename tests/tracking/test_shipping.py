@@ -4,8 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,6 +15,7 @@ from ssl_tasks.tracking import operations
 from ssl_tasks.tracking.client import connect, default_uri
 from ssl_tasks.tracking.spool import Sent, Spool, spool_folder, spools
 from ssl_tasks.tracking.tracker import Tracker, start_ahead, sync
+from tests.clock import until
 from tests.tracking.observed import everything, runs_by_name
 from tests.tracking.telling import send, spool_only, track_round
 
@@ -130,7 +129,7 @@ time.sleep(60)
     shipper_pid = int(process.stdout.readline())
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    wait_for(lambda: not psutil.pid_exists(shipper_pid), 20)
+    until(lambda: not psutil.pid_exists(shipper_pid))
     assert sync(workspace).left == 0
     runs = runs_by_name(client)
     assert {name: found[0].info.status for name, found in runs.items()} == {"killed": "KILLED", "teacher": "KILLED"}
@@ -160,7 +159,7 @@ start_ahead(workspace, default_uri(workspace))
 print(psutil.Process().children()[0].pid)
 """
     done = subprocess.run([sys.executable, "-c", code, str(workspace)], check=True, capture_output=True, text=True)
-    wait_for(lambda: not psutil.pid_exists(int(done.stdout)), 60)
+    until(lambda: not psutil.pid_exists(int(done.stdout)))
 
 
 def test_a_live_run_is_not_touched_by_sync(workspace: Path) -> None:
@@ -234,11 +233,3 @@ def test_an_attempt_names_the_one_it_goes_on_from(workspace: Path, client: Mlflo
     send(workspace)
     runs = runs_by_name(client)
     assert runs["second"][0].data.tags["selftrain.supersedes"] == runs["first"][0].info.run_id
-
-
-def wait_for(ready: Callable[[], bool], seconds: float) -> None:
-    """Fails where it is not so in time."""
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

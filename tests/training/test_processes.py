@@ -22,6 +22,7 @@ from ssl_tasks.errors import ConfigError, Interrupted, SelftrainError, TrainingD
 from ssl_tasks.stage import StageContext
 from ssl_tasks.training.checkpoints import checkpoint_files
 from ssl_tasks.training.launch import answer_path, free_port, from_json, read_answers, to_json
+from tests.clock import HANG
 from tests.foreign import listeners
 from tests.training.small_runs import folder_of, history_of, learner, train_apart, train_in, weights_of
 
@@ -54,7 +55,7 @@ def meanwhile(action: Callable[[], None]) -> Iterator[None]:
 
 def wait_for(what: Callable[[], Any]) -> Any:
     """Until `what` is true."""
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + HANG
     while not (found := what()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -126,7 +127,7 @@ def test_two_hosts_make_what_two_processes_make(tmp_path: Path, dataset: Artifac
         assert told == [f"joining train-{found.key}", f"train-{found.key}: done"]
     finally:
         assistant.terminate()
-        assistant.communicate(timeout=60)
+        assistant.communicate(timeout=HANG)
     assert assistant.returncode == 130
     assert found.digest == train_in(tmp_path / "one", section, {"dataset": dataset}, processes=2).digest
 

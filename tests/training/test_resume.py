@@ -13,6 +13,7 @@ import pytest
 from ssl_tasks.artifacts import Artifact
 from ssl_tasks.config import LearnerSettings
 from ssl_tasks.training.checkpoints import TEMPORARY, checkpoint_files
+from tests.clock import HANG
 from tests.training.moments import MOMENTS, train_until
 from tests.training.small_runs import folder_of, kill, learner, train_apart, train_in
 
@@ -66,7 +67,7 @@ def wait_until_stopped(pid: int) -> None:
 
 def wait_for(what: Callable[[], Any]) -> None:
     """Until something is so."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from ssl_tasks.training import step as training_step
 from ssl_tasks.training.checkpoints import checkpoint_files
 from ssl_tasks.training.precision import computed_by
 from ssl_tasks.training.run import TrainingRun, build_run
+from tests.clock import HANG, until
 from tests.training.small_runs import digits, folder_of, history_of, learner, train_apart, train_in, weights_of
 
 
@@ -271,12 +271,9 @@ def test_terminated_process_ends_in_order(tmp_path: Path, dataset: Artifact) -> 
     section = learner(steps=100_000, evaluate_every=100_000)
     folder = folder_of(tmp_path, section, dataset)
     process = train_apart(tmp_path, section, dataset, checkpoint_every=0.2)
-    deadline = time.monotonic() + 60
-    while not checkpoint_files(folder) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    before = checkpoint_files(folder)[-1]
+    before = until(lambda: checkpoint_files(folder), "a checkpoint")[-1]
     os.kill(process.pid, signal.SIGTERM)
-    process.join(20)
+    process.join(HANG)
     assert process.exitcode == 1  # an Interrupted that nobody caught; not a signal's -15
     assert checkpoint_files(folder)[-1] > before
 

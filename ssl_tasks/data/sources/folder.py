@@ -180,8 +180,8 @@ class Folder(ImageSource):
             raise DataError(f"{place} is not UTF-8 text ({broken}); expected one path a line") from broken
         for line in lines:
             if line.strip():
-                name, error = below(place.parent, line)
-                rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}", error)
+                name, problem = below(place.parent, line)
+                rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}", problem)
 
     def _strays(self, notes: Notes) -> int:
         """How many image files lie beside the class folders, and are not read; hidden entries are noted."""

@@ -1,0 +1,29 @@
+"""What a flow run is called: as the person says who starts it, else as the recipe is."""
+
+import functools
+
+from coolname.data import config as WORDS
+from prefect.context import FlowRunContext
+
+
+def flow_run_name() -> str:
+    """Prefect asks for it within the flow run's context; it replaces the name that the run has been made with."""
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    given = context.flow_run.name
+    return str(context.parameters["config"].name) if is_generated(given) else given
+
+
+def is_generated(name: str) -> bool:
+    """Whether Prefect made it up, as it does where a name was not given: an adjective and an animal of its lists."""
+    adjective, dash, animal = name.partition("-")
+    return not name or (bool(dash) and adjective in _words("adj_any") and animal in _words("subj"))
+
+
+@functools.cache
+def _words(kind: str) -> frozenset[str]:
+    rule = WORDS[kind]
+    if rule["type"] == "words":
+        return frozenset(rule["words"])
+    return frozenset().union(*(_words(part) for part in rule["lists"]))

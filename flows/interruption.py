@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from ssl_tasks.errors import Interrupted
 
@@ -50,7 +51,10 @@ def interruptible(message: str = "asked to stop") -> Iterator[Callable[[], bool]
         return
     if _told:
         raise Interrupted(message)
-    handlers = {signal.SIGTERM: interrupt, signal.SIGHUP: _hang_up}
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], object]] = {
+        signal.SIGTERM: interrupt,
+        signal.SIGHUP: _hang_up,
+    }
     if signal.getsignal(signal.SIGINT) == _end:  # work that has a checkpoint to write is given the time
         handlers[signal.SIGINT] = signal.default_int_handler
     before = {number: signal.getsignal(number) for number in handlers}

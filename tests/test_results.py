@@ -19,6 +19,12 @@ FIGURES: dict[str, Callable[[Record], list[str]]] = {
     "quickstart": lambda r: [f"{r['mean_teacher']:.1f} %", f"{r['mean_last_student']:.1f} %"],
     "methods_digits": lambda r: [f"{error:.1f} %" for error in digits_errors(r)],
     "fixmatch_digits": lambda r: [f"{r['mean_gain']:.1f} points", f"{r['least_gain']:.1f}"],
+    "pseudo_label_digits": lambda r: [
+        f"{r['rows'][0]['gain']:.1f} points",
+        f"{r['rows'][0]['least gain']:.1f}",
+        f"{100 * r['relative_gain']:.0f} %",
+        f"{r['rows'][-1]['gain']:.1f} points",
+    ],
     "target_precision": lambda r: [f"{100 * r['worst_broken']:.0f} %", f"{r['resamplings']}"],
     "selection": lambda r: [f"{side(r)['seconds']:.1f} s", f"{r['peak_gb']:.2f} GB", f"{side(r)['to_bare']:.2f}"],
     "train_step": lambda r: [f"{r['supervised ratio']:.2f}", f"{r['fixmatch ratio']:.2f}"],

@@ -1,12 +1,19 @@
 """Shared fixtures. Every test runs offline, on one thread, in a folder of its own."""
 
+import atexit
 import contextlib
 import gc
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", DO_NOT_TRACK="true", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nets this small only lose by more
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+if "PREFECT_HOME" not in os.environ:  # one for all processes of this session, and never a person's own
+    os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="selftrain-tests-")
+    atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
 from collections.abc import Generator, Mapping
 from pathlib import Path

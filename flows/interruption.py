@@ -64,8 +64,8 @@ def interruptible(message: str = "asked to stop") -> Iterator[Callable[[], bool]
     try:
         yield lambda: came
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def leave() -> None:

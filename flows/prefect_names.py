@@ -1,6 +1,7 @@
 """What a flow run is called: as the person says who starts it, else as the recipe is."""
 
 import functools
+from typing import Any
 
 from coolname.data import config as WORDS
 from prefect.context import FlowRunContext
@@ -11,6 +12,7 @@ def flow_run_name() -> str:
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
+    assert context.parameters is not None
     given = context.flow_run.name
     return str(context.parameters["config"].name) if is_generated(given) else given
 
@@ -23,7 +25,7 @@ def is_generated(name: str) -> bool:
 
 @functools.cache
 def _words(kind: str) -> frozenset[str]:
-    rule = WORDS[kind]
+    rule: dict[str, Any] = dict(WORDS)[kind]  # coolname has no types
     if rule["type"] == "words":
         return frozenset(rule["words"])
     return frozenset().union(*(_words(part) for part in rule["lists"]))

@@ -127,7 +127,7 @@ def _places(header: list[str], names: Sequence[str], optional: Sequence[str], pa
     return [header.index(name) if name in header else -1 for name in (*names, *optional)]
 
 
-def _rows(reader: "_csv._reader", width: int, places: list[int], path: Path) -> Iterator[list[str]]:
+def _rows(reader: "_csv.Reader", width: int, places: list[int], path: Path) -> Iterator[list[str]]:
     for row in reader:
         if not any(row):
             continue

@@ -3,8 +3,10 @@
 import functools
 from typing import Any
 
-from coolname.data import config as WORDS
+from coolname.data import config
 from prefect.context import FlowRunContext
+
+WORDS: dict[str, Any] = dict(config)  # coolname has no types
 
 
 def flow_run_name() -> str:
@@ -25,7 +27,7 @@ def is_generated(name: str) -> bool:
 
 @functools.cache
 def _words(kind: str) -> frozenset[str]:
-    rule: dict[str, Any] = dict(WORDS)[kind]  # coolname has no types
+    rule = WORDS[kind]
     if rule["type"] == "words":
         return frozenset(rule["words"])
     return frozenset().union(*(_words(part) for part in rule["lists"]))

@@ -8,10 +8,9 @@ import psutil
 import pytest
 
 from tests import foreign
+from tests.flows.claims import marked
 from tests.flows.faulty import let_go, run_faulty, wait_for_the_mark
 from tests.flows.tiny import command, environment
-
-PASSWORD = "PREFECT_API_AUTH_STRING"
 
 
 def api_of(process: psutil.Process) -> str:
@@ -27,16 +26,19 @@ def api_of(process: psutil.Process) -> str:
 
 
 @pytest.mark.slow
-def test_the_api_of_a_run_lets_in_its_own_processes_alone(copy: Path, recipe: str) -> None:
-    run = run_faulty(copy, recipe, "held")
-    wait_for_the_mark(copy, run)
-    process = psutil.Process(run.pid)
-    told = [one.environ().get(PASSWORD) for one in process.children(recursive=True)]
-    (password,) = {one for one in told if one}
-    assert foreign.raw_requests(api_of(process), password) == foreign.LET_IN
-    assert foreign.tellers(process, copy, password) == []
-    let_go(copy, run)
-    assert foreign.tellers(psutil.Process(), copy, password) == []
+def test_the_api_of_a_run_lets_in_its_own_processes_alone(copy: Path, recipe: str, tmp_path: Path) -> None:
+    run = run_faulty(copy, recipe, "held", TELL_PASSWORD=str(tmp_path / "password"))
+    try:
+        wait_for_the_mark(copy, run)
+        process, password = psutil.Process(run.pid), (tmp_path / "password").read_text()
+        assert foreign.raw_requests(api_of(process), password) == foreign.LET_IN
+        assert foreign.tellers(process, copy, password) == []
+        assert password not in let_go(copy, run)
+        assert foreign.tellers(psutil.Process(), copy, password) == []
+    finally:
+        for one in marked(str(copy)):
+            one.kill()
+        run.communicate()
 
 
 @pytest.mark.slow

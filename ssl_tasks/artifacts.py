@@ -4,19 +4,25 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import Field, field_validator
+
 from ssl_tasks.errors import DamagedArtifact
+from ssl_tasks.json_file import Malformed, Shape, read_json
 from ssl_tasks.regular_file import open_regular
 
 MANIFEST = "artifact.json"
+REMEDY = "run its recipe again: what is damaged is computed anew, and the old files go to store/quarantine"
+log = logging.getLogger("selftrain")
 CHUNK = 1 << 20
 
 
@@ -96,6 +102,7 @@ class Store:
         """The artifact of a key, or None. With `verify`, every file's digest is checked; sizes always are."""
         artifact = self.unchecked(stage, key)
         if artifact is not None:
+            check_contents(artifact)
             check_files(artifact, verify)
         return artifact
 
@@ -103,9 +110,18 @@ class Store:
         """The same as its manifest tells it, whatever became of its files."""
         path = self.path(stage, key)
         try:
-            return Artifact(path, read_manifest(path))
-        except (FileNotFoundError, NotADirectoryError):
+            artifact = Artifact(path, read_manifest(path))
+        except FileNotFoundError:
+            if path.is_dir():
+                raise DamagedArtifact(f"{path / MANIFEST} is missing; {REMEDY}") from None
             return None
+        except NotADirectoryError:
+            return None
+        if (artifact.stage, artifact.key) != (stage, key):
+            raise DamagedArtifact(
+                f"{path / MANIFEST} is of another artifact: {artifact.stage} {artifact.key}; {REMEDY}"
+            )
+        return artifact
 
     def commit(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
         """Turns an attempt's output into the artifact: digests, flush to disk, one rename."""
@@ -136,24 +152,75 @@ class Store:
         return aside
 
     def artifacts(self) -> Iterator[Artifact]:
-        """Every artifact, unverified, in no promised order."""
+        """Every artifact, unverified, in no promised order. Damaged manifests are passed over and logged."""
+        for folder in self.folders():
+            try:
+                yield Artifact(folder, read_manifest(folder))
+            except DamagedArtifact as error:
+                log.warning("%s", error)
+
+    def folders(self) -> Iterator[Path]:
+        """The folder of every artifact, whatever its manifest says."""
         for path in self.root.glob(f"*/*/{MANIFEST}"):
             if path.parent.parent.name not in {"attempts", "quarantine"}:
-                yield Artifact(path.parent, read_manifest(path.parent))
+                yield path.parent
+
+
+class _File(Shape):
+    sha256: str
+    bytes: int
+
+
+class _Input(Shape):
+    stage: str
+    key: str
+    digest: str
+
+
+class ManifestShape(Shape):
+    """What every manifest holds; tests and notebooks may leave out what has a default."""
+
+    stage: str
+    key: str
+    digest: str
+    files: dict[str, _File]
+    inputs: dict[str, _Input] = Field(default_factory=dict)
+    parts: dict[str, str] = Field(default_factory=dict)
+    summary: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    key_parts: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    seconds: float = 0.0
+    finished: float = 0.0
+
+    @field_validator("files")
+    @classmethod
+    def _names_lead_inside(cls, files: dict[str, _File]) -> dict[str, _File]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+                raise ValueError(f"the file name {name!r} leads out of the artifact")
+        return files
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
     """What an artifact's folder says of itself."""
     try:
-        return json.loads((folder / MANIFEST).read_text())
-    except ValueError as error:
-        raise DamagedArtifact(f"{folder / MANIFEST} is not readable JSON ({error})") from error
+        return read_json(folder / MANIFEST, ManifestShape)
+    except Malformed as error:
+        raise DamagedArtifact(f"{folder / MANIFEST} is damaged ({error}); {REMEDY}") from error
 
 
 def contents_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     """The name of an artifact's contents: the digest of its files' names and digests."""
     # Files under logs/ tell of times and machines: they are kept and checked, but do not change the contents' name.
     return digest_json({name: entry["sha256"] for name, entry in files.items() if not name.startswith("logs/")})
+
+
+def check_contents(artifact: Artifact) -> None:
+    """Raises DamagedArtifact where a manifest names files that do not make up its digest."""
+    if contents_digest(artifact.manifest["files"]) != artifact.digest:
+        raise DamagedArtifact(f"{artifact.file(MANIFEST)} names files that do not make up its digest: it was changed")
 
 
 def check_files(artifact: Artifact, digests: bool = True) -> None:

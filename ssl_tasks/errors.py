@@ -10,6 +10,7 @@
     ├── OutOfMemory                exit code 3   says what to lower
     ├── QueryTimeout               exit code 3   a query took longer than its time limit
     ├── DamagedArtifact            exit code 3   a file is not what its digest says
+    ├── DamagedRecord              exit code 3   a run's record is not as it was written
     ├── Transient                  exit code 3   may succeed when tried again: the only errors that are retried
     └── Interrupted                exit code 130 a person or a scheduler asked us to stop; a checkpoint was written
 
@@ -72,6 +73,10 @@ class QueryTimeout(SelftrainError):
 
 class DamagedArtifact(SelftrainError):
     """A stored file differs from its recorded digest."""
+
+
+class DamagedRecord(SelftrainError):
+    """A record of a run differs from what may stand there."""
 
 
 class Transient(SelftrainError):

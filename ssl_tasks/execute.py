@@ -16,6 +16,7 @@ from ssl_tasks.mirror import mirror_of
 from ssl_tasks.section import Section
 from ssl_tasks.stage import Body, StageContext, StageResult
 from ssl_tasks.training.settings import RuntimeSettings
+from ssl_tasks.verified import verified
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ def execute(
             events=attempt / "events.jsonl",
             seed=request.seed,
         )
+        for artifact in request.inputs.values():
+            verified(artifact)
         result = runner(request, context)
         seconds = time.monotonic() - started
         manifest = {

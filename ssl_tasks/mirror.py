@@ -6,18 +6,26 @@ same time leave one manifest and the files of both. The mirror never stops a run
 it cannot take is offered again by the next run.
 """
 
-import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from ssl_tasks.artifacts import MANIFEST, Artifact, Store, check_files, contents_digest, flush_folder, flush_tree
+from ssl_tasks.artifacts import (
+    MANIFEST,
+    Artifact,
+    ManifestShape,
+    Store,
+    check_contents,
+    check_files,
+    flush_folder,
+    flush_tree,
+)
 from ssl_tasks.errors import ConfigError, DamagedArtifact
+from ssl_tasks.json_file import parse_json
 from ssl_tasks.training.settings import RuntimeSettings
 
 T = TypeVar("T")
@@ -57,7 +65,7 @@ class Mirror:
         folder = store.attempt(stage, key) / "fetched"
         try:
             text = self._patiently(lambda: self.filesystem.cat_file(self._manifest(stage, key)))
-            artifact = Artifact(folder, json.loads(text))
+            artifact = Artifact(folder, parse_json(text, ManifestShape))
             if (artifact.stage, artifact.key) != (stage, key):
                 raise DamagedArtifact(f"it is the manifest of {artifact.stage} {artifact.key}")
             self._download(artifact)
@@ -100,13 +108,12 @@ class Mirror:
         shutil.rmtree(artifact.path, ignore_errors=True)
         artifact.path.mkdir(parents=True)
         for name, entry in artifact.manifest["files"].items():
-            target = artifact.path / _inside(name)
+            target = artifact.path / name
             target.parent.mkdir(parents=True, exist_ok=True)
             source = self._object(entry["sha256"])
             self._patiently(partial(self.filesystem.get_file, source, str(target)))
+        check_contents(artifact)
         check_files(artifact)
-        if contents_digest(artifact.manifest["files"]) != artifact.digest:
-            raise DamagedArtifact("its manifest names another digest than its files have")
 
     def _size(self, path: str) -> int | None:
         """The bytes of an object, None where it is not there."""
@@ -143,11 +150,3 @@ def mirror_of(runtime: RuntimeSettings) -> Mirror | None:
     """The mirror that the recipe or SELFTRAIN_STORE names, if any."""
     url = runtime.store or os.environ.get("SELFTRAIN_STORE")
     return Mirror(url) if url else None
-
-
-def _inside(name: Any) -> str:
-    """A file's name that stays within its artifact, whoever wrote the manifest."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise DamagedArtifact(f"its file name '{name}' leads out of the artifact")
-    return str(Path(path))

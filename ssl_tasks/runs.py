@@ -6,6 +6,7 @@ Everything that looks at a run (status, report, labels, lineage) reads these fil
 """
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -16,14 +17,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from ssl_tasks.artifacts import Artifact, check_files, file_lock, read_manifest, write_atomically
+from ssl_tasks.artifacts import Artifact, file_lock, read_manifest, write_atomically
 from ssl_tasks.config import RunConfig
-from ssl_tasks.errors import DamagedArtifact, NotFound, nearest
+from ssl_tasks.errors import DamagedRecord, NotFound, nearest
+from ssl_tasks.json_file import Malformed, Shape, read_json
 from ssl_tasks.process_lock import freed, held_lock
 from ssl_tasks.recipe_text import dump_values, read_values
+from ssl_tasks.verified import verified
 
 RunState = Literal["running", "waiting", "done", "failed", "interrupted", "crashed"]
+log = logging.getLogger("selftrain")
 RESERVE = 1 << 20  # bytes that a run keeps, to write down how it ended when the disk is full
 StageState = Literal["pending", "running", "computed", "reused", "failed", "crashed", "interrupted"]
 
@@ -96,17 +102,21 @@ class Run:
     @property
     def config(self) -> RunConfig:
         """The configuration as it was resolved when the run began."""
-        return RunConfig.model_validate(read_values((self.path / "config.yaml").read_text()))
+        path = self.path / "config.yaml"
+        try:
+            return RunConfig.model_validate(read_values(path.read_text()))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise damaged(path, error) from error
 
     @property
     def info(self) -> dict[str, Any]:
         """run.json: id, name, created, state, stopped, host, pid, …"""
-        return json.loads((self.path / "run.json").read_text())
+        return read_record(self.path / "run.json", RunShape)
 
     def update(self, **changes: Any) -> None:
         """Changes entries of run.json."""
         path = self.path / "run.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
+        before = self.info if path.exists() else {}
         write_atomically(path, json.dumps({**before, **changes}, indent=1) + "\n")
 
     def free_reserve(self) -> None:
@@ -125,7 +135,7 @@ class Run:
     def stages(self) -> list[StageRecord]:
         """The stages in the order in which the run met them."""
         paths = (self.path / "stages").glob("*.json")
-        records = [StageRecord(**json.loads(path.read_text())) for path in paths]
+        records = [read_stage(path) for path in paths]
         return sorted((self._placed(record, self.workspace) for record in records), key=lambda one: one.order)
 
     @staticmethod
@@ -187,7 +197,7 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """summary.json, empty while the run goes on: what `run --json` ends with."""
         path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_record(path, SummaryShape) if path.exists() else {}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""
@@ -206,19 +216,64 @@ class Run:
         return True
 
 
+class RunShape(Shape):
+    """What run.json must hold."""
+
+    id: str
+    name: str
+    created: float
+    state: RunState
+    stopped: str = ""
+    host: str
+    pid: int
+    pid_started: float
+
+
+class SummaryShape(Shape):
+    """What summary.json must hold."""
+
+    best_round: int | None = None
+
+
+_STAGE = TypeAdapter(StageRecord)
+
+
+def read_record(path: Path, shape: type[Shape]) -> dict[str, Any]:
+    """A record of a run; DamagedRecord where it is not as it was written."""
+    try:
+        return read_json(path, shape)
+    except Malformed as error:
+        raise damaged(path, error) from error
+
+
+def read_stage(path: Path) -> StageRecord:
+    """A stage's record; DamagedRecord where it is not as it was written."""
+    found = read_record(path, Shape)
+    try:
+        return _STAGE.validate_python(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise damaged(path, Malformed(f"entry '{'.'.join(map(str, first['loc']))}': {first['msg']}")) from error
+
+
+def damaged(path: Path, error: Exception) -> DamagedRecord:
+    """Which record is damaged, and how to continue without it."""
+    runs = next(parent for parent in path.parents if parent.name == "runs")
+    run = path.relative_to(runs).parts[0]
+    return DamagedRecord(
+        f"{path} is damaged ({str(error).splitlines()[0]}). Restore it, or move the run's folder out of the workspace "
+        f"(mv {runs / run} ELSEWHERE) and run its recipe again: finished stages are reused"
+    )
+
+
 def dumped(config: RunConfig) -> str:
     """A resolved configuration as the YAML of a run's folder."""
     return dump_values(config.model_dump(mode="json"))
 
 
 def tables_folder(artifact: Artifact) -> Path:
-    """Where its tables are; DamagedArtifact says how to go on where one of them is gone or has another size."""
-    try:
-        check_files(artifact, digests=False)
-    except DamagedArtifact as error:
-        remedy = "run its recipe again: what is damaged is computed anew, and the old files go to store/quarantine"
-        raise DamagedArtifact(f"{error}; {remedy}") from error
-    return artifact.path
+    """Where its tables are; DamagedArtifact says how to continue where one of them is not as it was written."""
+    return verified(artifact).path
 
 
 def corrections_file(workspace: Path, name: str) -> Path | None:
@@ -255,6 +310,7 @@ def alive(info: Mapping[str, Any], workspace: Path | None = None) -> bool:
 def all_runs(workspace: Path) -> Iterator[Run]:
     """Every run of a workspace, in the order in which they were created, whatever the clock said."""
     runs = [Run(path.parent) for path in (workspace / "runs").glob("*/run.json")]
+    runs = [run for run in runs if _readable(run)]
     yield from sorted(runs, key=_order)
 
 
@@ -262,6 +318,15 @@ def _order(run: Run) -> tuple[int, float]:
     """Runs from before runs were numbered come first, in the order of their times."""
     info = run.info
     return info.get("number", 0), info["created"]
+
+
+def _readable(run: Run) -> bool:
+    """A damaged run must not keep the others from being read."""
+    try:
+        return bool(run.info)
+    except DamagedRecord as error:
+        log.warning("%s", error)
+        return False
 
 
 def find_run(workspace: Path, name: str = "last") -> Run:

@@ -1,5 +1,6 @@
 """sha256 of files, remembered by their stat, as git's index does: a file that did not change is not read again."""
 
+import contextlib
 import hashlib
 import os
 import time
@@ -47,7 +48,8 @@ class FileDigests:
         if unknown:
             settled = stats[:, 1:3].max(axis=1, initial=0) < now - RACY_NS
             digests = [digest if ok else None for digest, ok in zip(found, settled, strict=True)]
-            _remember(memory, pa.concat_tables([_table(names, stats, digests), _others(remembered, root, names)]))
+            with contextlib.suppress(OSError):  # read-only, or full: the files are read again next time
+                _remember(memory, pa.concat_tables([_table(names, stats, digests), _others(remembered, root, names)]))
         return found
 
 

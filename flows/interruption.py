@@ -50,13 +50,13 @@ def interruptible(message: str = "asked to stop") -> Iterator[Callable[[], bool]
         return
     if _told:
         raise Interrupted(message)
-    handlers = {signal.SIGTERM: interrupt, signal.SIGHUP: _hang_up}
+    handlers: dict[signal.Signals, Callable[..., object]] = {signal.SIGTERM: interrupt, signal.SIGHUP: _hang_up}
     if signal.getsignal(signal.SIGINT) == _end:  # work that has a checkpoint to write is given the time
         handlers[signal.SIGINT] = signal.default_int_handler
     before = {number: signal.getsignal(number) for number in handlers}
-    for number, handler in handlers.items():
+    for number, listener in handlers.items():
         if before[number] != signal.SIG_IGN:
-            signal.signal(number, handler)
+            signal.signal(number, listener)
     try:
         yield lambda: came
     finally:

@@ -1,9 +1,13 @@
 """What a flow run is called: as the person says who starts it, else as the recipe is."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
-from coolname.data import config as WORDS
+from coolname.data import config
 from prefect.context import FlowRunContext
+
+WORDS: Mapping[str, Any] = config  # of the library from which Prefect has its names
 
 
 def flow_run_name() -> str:
@@ -11,6 +15,7 @@ def flow_run_name() -> str:
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
+    assert context.parameters is not None
     given = context.flow_run.name
     return str(context.parameters["config"].name) if is_generated(given) else given
 
@@ -26,4 +31,4 @@ def _words(kind: str) -> frozenset[str]:
     rule = WORDS[kind]
     if rule["type"] == "words":
         return frozenset(rule["words"])
-    return frozenset().union(*(_words(part) for part in rule["lists"]))
+    return frozenset(word for part in rule["lists"] for word in _words(part))

@@ -17,7 +17,8 @@ from ssl_tasks.execute import Request, execute
 from ssl_tasks.process import run_isolated, stop_all
 from ssl_tasks.training.settings import RuntimeSettings
 from tests.bodies import Behaviour
-from tests.clock import HANG
+from tests.clock import HANG, until
+from tests.conftest import kill_what_was_started_by
 
 BODY = "tests.bodies:behave"
 
@@ -124,3 +125,18 @@ def worker_pid(workspace: Path) -> int:
                 return int(text)
         time.sleep(0.05)
     raise AssertionError("the body never began")
+
+
+def test_what_a_failed_test_has_started_is_ended_and_nothing_else_is() -> None:
+    words = [sys.executable, "-c", "input()"]
+    named = {one: {**os.environ, "PYTEST_CURRENT_TEST": f"tests/test_{one}.py::test (call)"} for one in ("a", "b")}
+    failed, other = (subprocess.Popen(words, env=env, stdin=subprocess.PIPE) for env in named.values())
+    try:
+        until(lambda: b"test_a.py" in Path(f"/proc/{failed.pid}/environ").read_bytes())
+        kill_what_was_started_by("tests/test_a.py::test")
+        assert failed.wait(HANG) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        for one in (failed, other):
+            one.kill()
+            one.communicate()

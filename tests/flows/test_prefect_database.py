@@ -111,6 +111,8 @@ def test_an_older_database_keeps_its_rows(database: Path) -> None:
     assert not list(database.parent.glob("*.broken-*"))
 
 
+# uvicorn ends its thread by SystemExit, of which pytest warns and Python says nothing
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_api_that_does_not_start_says_why(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half_migrated(database)
     monkeypatch.setattr("flows.local_api.prepare_database", lambda: None)

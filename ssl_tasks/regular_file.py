@@ -2,11 +2,11 @@
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
-def open_regular(path: Path, most_bytes: int | None = None) -> tuple[BinaryIO, int]:
+def open_regular(path: Path, most_bytes: int | None = None) -> tuple[BufferedReader, int]:
     """An open file and its size in bytes; OSError where it is a pipe, a device, a folder, or larger than allowed."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # a pipe would block
     try:

@@ -9,7 +9,7 @@ from flows.environment import set_environment, workspace_folder
 from flows.verbs import Workspace
 from ssl_tasks.artifacts import MANIFEST, Artifact, Store, write_atomically
 from ssl_tasks.data.settings import DataSettings
-from ssl_tasks.errors import ConfigError, NotFound, nearest
+from ssl_tasks.errors import ConfigError, DamagedArtifact, NotFound, nearest
 from ssl_tasks.occupancy import at_work
 from ssl_tasks.runs import Run, all_runs, find_run
 from ssl_tasks.trained_files import CARD, WEIGHTS
@@ -159,16 +159,14 @@ def own_teacher(workspace: Path, model: Model) -> Model:
 
 
 def _in_folder(folder: Path) -> Model:
-    from pydantic import ValidationError
-
     from ssl_tasks.trained import load_card
 
     if not (folder / CARD).is_file():
         raise ConfigError(f"{folder} holds {WEIGHTS} but no {CARD}; a model is both files")
     try:
         load_card(folder)
-    except (ValidationError, ValueError) as error:
-        raise ConfigError(f"{folder / CARD} is not a model's card: {str(error).splitlines()[0]}") from error
+    except DamagedArtifact as error:
+        raise ConfigError(f"{error}; expected the one that was written with {WEIGHTS}") from error
     path = folder.absolute()
     inside = (path / MANIFEST).is_file() and path.parent.name in KINDS
     artifact = Store(path.parent.parent).find(path.parent.name, path.name) if inside else None

@@ -21,4 +21,4 @@ def _answered(config: RunConfig, workspace: Path) -> bool:
     """Whether a run of the same settings is done. A guess at what the store will say: it costs no look at the data."""
     text = dumped(config)
     done = (run for run in all_runs(workspace) if run.info["state"] == "done")
-    return any((run.path / "config.yaml").read_text() == text for run in done)
+    return any((run.path / "config.yaml").read_bytes() == text.encode() for run in done)

@@ -29,6 +29,7 @@ from ssl_tasks import errors
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.execute import Request, load_body
 from ssl_tasks.gpus import lease, needed
+from ssl_tasks.json_file import Malformed, Shape, read_json
 from ssl_tasks.parent import end_group_after, parent_of_mine_set
 from ssl_tasks.safe_path import safe_path_set
 from ssl_tasks.stage import StageContext, StageResult
@@ -44,6 +45,15 @@ _forkserver.set_forkserver_preload(PRELOAD)
 _live: set[BaseProcess] = set()
 _asked: set[BaseProcess] = set()  # those of them that were told to stop
 _start_lock = threading.Lock()
+
+
+class Answer(Shape):
+    """What a worker leaves for its parent: a result, or an error."""
+
+    summary: dict[str, Any] | None = None
+    parts: dict[str, str] | None = None
+    error: str | None = None
+    message: str = ""
 
 
 def start_fork_server() -> None:
@@ -208,9 +218,12 @@ def _read_result(name: str, path: Path, exitcode: int | None, log: Path) -> Stag
             memory = " (often the kernel's, when memory runs out)" if number is signal.SIGKILL else ""
             raise errors.StageFailed(name, f"its process was killed by {number.name}{memory}", str(log))
         raise errors.StageFailed(name, f"its process ended with code {exitcode} and no answer", str(log))
-    answer = json.loads(path.read_text())
-    if "error" not in answer:
-        return StageResult(summary=answer["summary"], parts=answer["parts"])
+    try:
+        answer = read_json(path, Answer)
+    except Malformed as error:
+        raise errors.StageFailed(name, f"its answer {path} is damaged ({error}); run again", str(log)) from error
+    if answer.get("error") is None:
+        return StageResult(summary=answer.get("summary", {}), parts=answer.get("parts", {}))
     kind = getattr(errors, answer["error"], errors.SelftrainError)
     if kind is errors.StageFailed:
         raise errors.StageFailed(name, answer["message"], str(log))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from models.classifier import Classifier
 from models.ensemble import joined
 from models.settings import ModelSettings
 from ssl_tasks.errors import DamagedArtifact, DataError
+from ssl_tasks.json_file import MOST_BYTES
+from ssl_tasks.regular_file import read_regular
 from ssl_tasks.section import Section
 from ssl_tasks.training.precision import autocast, resolve_device, resolve_precision
 
@@ -90,7 +93,16 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def load_card(folder: Path) -> Card:
     """The card beside the weights."""
-    return Card.model_validate_json((folder / CARD).read_text())
+    try:
+        return Card.model_validate_json(read_regular(folder / CARD, MOST_BYTES))
+    except FileNotFoundError:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
+        raise DamagedArtifact(f"{folder / CARD} is not a model's card ({found})") from error
+    except OSError as error:
+        raise DamagedArtifact(f"{folder / CARD} is not a model's card ({error.strerror or error})") from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

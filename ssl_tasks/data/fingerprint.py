@@ -25,7 +25,7 @@ def fingerprint(settings: DataSettings, cache: Path, say: Callable[[str], None] 
             say(note)
     place = _place(cache, settings.source, digest)
     text = settings.source.model_dump_json()
-    if not place.exists() or place.read_text() != text:
+    if not place.is_file() or place.read_bytes() != text.encode():
         write_atomically(place, text)
     return digest
 
@@ -33,7 +33,10 @@ def fingerprint(settings: DataSettings, cache: Path, say: Callable[[str], None] 
 def last_place(source: Source, digest: str, cache: Path) -> Source:
     """The source's settings with the paths at which these contents were seen last."""
     place = _place(cache, source, digest)
-    return TypeAdapter[Source](Source).validate_json(place.read_text()) if place.exists() else source
+    try:
+        return TypeAdapter[Source](Source).validate_json(place.read_bytes())
+    except (OSError, ValueError):  # not remembered, or damaged
+        return source
 
 
 def _place(cache: Path, source: Source, digest: str) -> Path:

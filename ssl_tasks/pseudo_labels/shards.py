@@ -76,7 +76,7 @@ class ShardCache:
         digest = path.with_suffix(".sha256")
         if not path.exists() or not digest.exists():
             return None
-        if digest_file(path) == digest.read_text():
+        if digest_file(path).encode() == digest.read_bytes():
             return path
         path.unlink()
         return None

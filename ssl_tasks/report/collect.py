@@ -35,7 +35,7 @@ def report_data(run: Run, links: Links | None = None) -> ReportData:
     if run.dataset is None:
         empty = Gallery((), NO_PICTURES, 0)
         return ReportData(shown, (), {}, stages, (), None, empty)
-    facts = json.loads(run.dataset.file("info.json").read_text())
+    facts = json.loads((tables_folder(run.dataset) / "info.json").read_text())
     rounds = [one for one in run.rounds() if one.model is not None or one.predictions is not None]
     counts = {name: entry["images"] for name, entry in facts["counts"].items()}
     room = MOST_BYTES - size([asdict(stage) for stage in stages])

@@ -13,7 +13,7 @@ from ssl_tasks.pseudo_labels.schema import STATS
 from ssl_tasks.pseudo_labels.views import RoundTables
 from ssl_tasks.report.data import ClassBalance, Confusion, Reliability, RoundPage, Score
 from ssl_tasks.report.questions import Questions, looked, sparse_confusion
-from ssl_tasks.runs import RoundArtifacts
+from ssl_tasks.runs import RoundArtifacts, tables_folder
 
 MOST_POINTS = 200  # of a learning curve
 MOST_BALANCES = 30_000  # lines by class, over the last rounds
@@ -69,7 +69,7 @@ def medians(model: Artifact) -> dict[str, float] | None:
 
 def learning_curve(model: Artifact) -> tuple[tuple[int, float], ...]:
     """Validation accuracy by step, thinned out evenly where there are many points."""
-    path = model.file("history.parquet")
+    path = tables_folder(model) / "history.parquet"
     if not path.exists() or "validation_accuracy" not in pq.read_schema(path).names:
         return ()
     table = pq.read_table(path, columns=["step", "validation_accuracy"])
@@ -168,4 +168,4 @@ def thresholds_of(one: RoundArtifacts) -> list[float | None]:
 
 def read_json(artifact: Artifact, name: str) -> dict[str, Any]:
     """One of an artifact's files."""
-    return json.loads(artifact.file(name).read_text())
+    return json.loads((tables_folder(artifact) / name).read_text())

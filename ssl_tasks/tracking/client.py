@@ -14,6 +14,7 @@ from urllib.error import HTTPError
 from ssl_tasks.artifacts import file_lock, write_atomically
 from ssl_tasks.collection import uncollected
 from ssl_tasks.errors import ConfigError
+from ssl_tasks.json_file import Malformed, read_json
 from ssl_tasks.tracking.relocation import relocate_database
 from ssl_tasks.tracking.spool import without_password
 
@@ -141,6 +142,6 @@ def experiment_id(client: "MlflowClient", name: str, workspace: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        return read_json(path)
+    except (FileNotFoundError, Malformed):
         return {}

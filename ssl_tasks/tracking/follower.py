@@ -1,5 +1,6 @@
 """Tails a stage's events file into the spool, and samples the machine at a low rate."""
 
+import contextlib
 import json
 import logging
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 
 from ssl_tasks.artifacts import write_atomically
+from ssl_tasks.json_file import Malformed, Shape, read_json
 from ssl_tasks.tracking.spool import Spool
 
 log = logging.getLogger("selftrain.tracking")
@@ -41,6 +43,13 @@ def spool_rows(spool: Spool, run: str, rows: Iterable[Row]) -> None:
         spool.append("metrics", run=run, rows=ready[start : start + BATCH])
 
 
+class Mark(Shape):
+    """How far an attempt's events were spooled, and to which run."""
+
+    run: str
+    offset: int
+
+
 class Follower(threading.Thread):
     """Follows one attempt of a stage. What an earlier attempt wrote and nobody spooled still goes to its own run."""
 
@@ -52,8 +61,10 @@ class Follower(threading.Thread):
         self.offset = 0
         self.progress: tuple[int, int, str] | None = None  # done, total, what
         self.show: Callable[[int, int, str], None] = lambda _done, _total, _what: None  # is told of it
-        if self.mark.exists():
-            before = json.loads(self.mark.read_text())
+        before: dict[str, Any] = {}
+        with contextlib.suppress(FileNotFoundError, Malformed):
+            before = read_json(self.mark, Mark)
+        if before:
             self.offset = before["offset"]
             self._drain(before["run"])
             spool.append("supersedes", run=run, before=before["run"])
@@ -91,7 +102,9 @@ class Follower(threading.Thread):
         for line in whole.splitlines():
             try:
                 event = json.loads(line)
-            except ValueError:  # torn by a kill, or by a full disk
+            except (ValueError, RecursionError):  # torn by a kill, or by a full disk
+                continue
+            if not isinstance(event, dict) or not isinstance(event.get("time"), (int, float)):
                 continue
             if "progress" in event:
                 self.progress = (*event["progress"], event.get("what", ""))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_tasks.artifacts import write_atomically
+from ssl_tasks.json_file import Malformed, Shape, read_json
 from ssl_tasks.runs import Run, alive, owner
 from ssl_tasks.tracking.client import connect, default_uri
 from ssl_tasks.tracking.spool import without_password
@@ -32,14 +33,23 @@ def announced(workspace: Path, address: str) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+class Announcement(Shape):
+    """Where MLflow is served, and by whom."""
+
+    mlflow: str
+    host: str
+    pid: int
+    pid_started: float
+
+
 def served_at(workspace: Path) -> str:
     """The user's server, or that of a `selftrain up` that is running; empty where there is neither."""
     uri = default_uri(workspace)
     if uri.startswith(("http://", "https://")):
         return uri
     try:
-        told = json.loads((workspace / UP).read_text())
-    except FileNotFoundError:
+        told = read_json(workspace / UP, Announcement)
+    except (FileNotFoundError, Malformed):
         return ""
     return str(told["mlflow"]) if alive(told) else ""
 

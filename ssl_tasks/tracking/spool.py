@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, ValidationError
+
+from ssl_tasks.json_file import Malformed, Shape, parse_json
 from ssl_tasks.process_lock import held_lock
 from ssl_tasks.runs import alive, owner
 
@@ -37,11 +40,36 @@ def spool_folder(workspace: Path) -> Path:
     return workspace / "tracking" / "spool"
 
 
+class Entry(Shape):
+    """A line of a spool."""
+
+    kind: str
+    time: float
+
+
+class Header(Entry):
+    """The first line of a spool."""
+
+    uri: str
+    experiment: str
+    host: str
+    pid: int
+    pid_started: float
+
+
+class SentEntry(Shape):
+    """A line of what is known of a spool and a server."""
+
+    offset: int
+    ids: dict[str, str] = Field(default_factory=dict)
+    retried: list[dict[str, Any]] = Field(default_factory=list)
+    rejected: dict[str, Any] = Field(default_factory=dict)
+
+
 def spools(workspace: Path) -> list["Spool"]:
     """Every spool that is not wholly sent, oldest first; one whose first line was never whole holds nothing."""
     found = [Spool(path) for path in sorted(spool_folder(workspace).glob("*.jsonl"))]
-    first = ((spool, next(spool.operations(), (0, {"kind": ""}))[1]) for spool in found)
-    return [spool for spool, operation in first if operation["kind"] == "header"]
+    return [spool for spool in found if spool.begun]
 
 
 def waiting_elsewhere(workspace: Path) -> list[str]:
@@ -85,6 +113,14 @@ class Spool:
                 log.error("%s is not tracked: %s", kind, error)
 
     @property
+    def begun(self) -> bool:
+        """Whether its first line is whole."""
+        try:
+            return Header.model_validate(self.header).kind == "header"
+        except (StopIteration, ValidationError):
+            return False
+
+    @property
     def header(self) -> dict[str, Any]:
         """Whose it is (host, pid, pid_started), the server's address, the experiment."""
         return dict(next(self.operations())[1])
@@ -107,8 +143,8 @@ class Spool:
                 if not line.endswith(b"\n"):
                     return
                 offset += len(line)
-                with contextlib.suppress(ValueError):
-                    yield offset, json.loads(line)
+                with contextlib.suppress(Malformed):
+                    yield offset, parse_json(line, Entry)
 
     def open_runs(self) -> dict[str, float]:
         """Runs that were started here and not ended, with the time of the last operation."""
@@ -138,9 +174,10 @@ class Sent:
         code = hashlib.sha256(without_password(uri).encode()).hexdigest()[:8]
         sent = cls(spool.path.with_suffix(f".{code}.sent"))
         if sent.path.exists():
-            for line in sent.path.read_text().splitlines(keepends=True):
+            for line in sent.path.read_text(errors="replace").splitlines(keepends=True):
                 if line.endswith("\n"):
-                    sent._take(json.loads(line))
+                    with contextlib.suppress(Malformed):  # then operations may be sent again
+                        sent._take(parse_json(line, SentEntry))
         return sent
 
     def mark(self, offset: int, **learned: Any) -> None:

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from ssl_tasks.artifacts import MANIFEST, Artifact, Store, digest_file, digest_json
+from ssl_tasks.artifacts import MANIFEST, Artifact, Store, digest_file, digest_json, read_manifest
+from ssl_tasks.errors import DamagedArtifact
 from ssl_tasks.tracking.graph import Graph
 from ssl_tasks.tracking.lineage import resting_on
 
@@ -28,7 +30,10 @@ def verify(store: Store, graph: Graph | None = None) -> list[Damage]:
     known = {one.key: one for one in artifacts}
     found = [(one, file, problem) for one in artifacts for file, problem in _problems(one, known)]
     missing = [] if graph is None else [node for node in graph.nodes.values() if node.label.endswith("(missing)")]
+    keys = {folder: (folder.parent.name, folder.name) for folder in store.folders() if not _readable(folder)}
+    damaged = [pair for pair in keys.values() if graph is None or pair[1] in graph.nodes]
     return [
+        *(Damage(stage, key, MANIFEST, "is damaged", models_on(store, [key])) for stage, key in sorted(damaged)),
         *(Damage(one.stage, one.key, file, problem, models_on(store, [one.key])) for one, file, problem in found),
         *(Damage(one.label.split()[0], one.id, "", "is missing", models_on(store, [one.id])) for one in missing),
     ]
@@ -37,6 +42,13 @@ def verify(store: Store, graph: Graph | None = None) -> list[Damage]:
 def models_on(store: Store, keys: Iterable[str]) -> tuple[str, ...]:
     """The digests of the models that were made from these keys."""
     return tuple(one.digest for one in resting_on(store, keys) if one.stage in MODELS)
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        return bool(read_manifest(folder))
+    except DamagedArtifact:
+        return False
 
 
 def _problems(artifact: Artifact, known: dict[str, Artifact]) -> Iterator[tuple[str, str]]:

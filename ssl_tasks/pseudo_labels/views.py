@@ -166,6 +166,10 @@ def open_answer(
         _time_limit(connection, timeout) as late,
     ):
         lock(connection, tables.files)
+        try:
+            query.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the query is not UTF-8 text ({error}); expected one SELECT") from error
         statements = connection.extract_statements(query)
         if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
             found = ", ".join(statement.type.name for statement in statements) or "no statement"

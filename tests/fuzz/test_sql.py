@@ -13,7 +13,7 @@ from tests.made_run import make_run
 HOSTILE = [
     "select * from range(100000000000) a, range(100000000000) b",
     "with recursive t(n) as (select 1 union all select n + 1 from t) select count(*) from t",
-    "select repeat('x', 2000000000) from range(100)",
+    "select repeat('x', 200000000) from range(1000)",
     "select range(1000000000)",
     "select list(range) from range(1000000000)",
     "select string_agg(range::varchar, '') from range(10000000000)",
@@ -53,44 +53,12 @@ HOSTILE = [
     "select 1 as a, 2 as a, 3 as a_1",
     "",
 ]
-WORDS = [
-    *("select", "from", "where", "group by", "order by", "limit", "union all", "with", "as", "join", "using", "over"),
-    *("manifest", "predictions", "selection", "rounds", "sample_id", "label", "class", "probs", "confidence", "truth"),
-    *(
-        "(",
-        ")",
-        "*",
-        ",",
-        "'",
-        '"',
-        ";",
-        "--",
-        "1",
-        "-1",
-        "1e308",
-        "null",
-        "count(*)",
-        "[",
-        "]",
-        "{",
-        "}",
-        "::",
-        "=",
-        "?",
-    ),
-    *(
-        "copy",
-        "to",
-        "attach",
-        "set",
-        "pragma",
-        "read_csv('/etc/passwd')",
-        "interval",
-        "varchar",
-        "blob",
-        "unnest(probs)",
-    ),
-]
+VOCABULARY = (
+    "select from where group_by order limit union_all with as join using over manifest predictions selection rounds "
+    "sample_id label class probs confidence truth ( ) * , ' \" ; -- 1 -1 1e308 null count(*) [ ] { } :: = ? copy to "
+    "attach set pragma read_csv('/etc/passwd') interval varchar blob unnest(probs)"
+)
+WORDS = VOCABULARY.split(" ")
 OUTPUTS = ([], ["--csv", "/dev/null"], ["--json", "/dev/null"])
 queries = st.one_of(
     st.text(max_size=40),

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ssl_tasks.artifacts import file_lock
 from ssl_tasks.data.file_digests import FileDigests
+from ssl_tasks.errors import DataError
 
 ROWS = 1024  # of a batch
 
@@ -48,8 +49,15 @@ class Blobs:
         with file_lock(path.with_suffix(".lock")):
             if not path.exists():
                 part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
-                self._unpack(part)
-                part.rename(path)
+                try:
+                    self._unpack(part)
+                    part.rename(path)
+                except (pa.ArrowException, OSError, MemoryError) as error:
+                    if isinstance(error, OSError) and error.errno is not None:
+                        raise  # of the disk, not of the table
+                    raise DataError(f"column '{self.column}' of {self.table} cannot be read: {error}") from error
+                finally:
+                    part.unlink(missing_ok=True)
         return path
 
     def _unpack(self, path: Path) -> None:

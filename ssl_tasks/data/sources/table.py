@@ -1,5 +1,7 @@
 """A CSV or Parquet file with a row per image: a path or the bytes of an image file, a label that may be empty."""
 
+import contextlib
+from collections.abc import Iterator
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -77,7 +79,8 @@ class Table(ImageSource):
             _require(wanted, schema.names, path)
             if holds_bytes(schema.field(self.settings.image).type):
                 wanted.remove(self.settings.image)
-            table = pq.read_table(path, columns=wanted)
+            with readable(path, "Parquet"):
+                table = pq.read_table(path, columns=wanted)
         else:
             table = read_csv_columns(path, wanted)
         return pa.table({name: as_text(table[name], name, path) for name in wanted})
@@ -155,28 +158,33 @@ def columns_of(path: Path) -> list[str]:
         raise DataError(f"the table {path} is a folder; expected a CSV or Parquet file")
     if is_parquet(path):
         return list(_parquet_schema(path).names)
+    with readable(path, "CSV"), pa.csv.open_csv(path, parse_options=LINE_BREAKS) as reader:
+        return list(reader.schema.names)
+
+
+@contextlib.contextmanager
+def readable(path: Path, format: str) -> Iterator[None]:
+    """Whatever Arrow raises of a damaged file, of bytes that are no text or of lengths without end, as a DataError."""
     try:
-        with pa.csv.open_csv(path, parse_options=LINE_BREAKS) as reader:
-            return list(reader.schema.names)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
+        raise DataError(f"{path} cannot be read as {format}: {error}") from error
 
 
 def _parquet_schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise DataError(f"{path} is not a Parquet file ({error}); expected one by its name") from error
 
 
 def read_csv_columns(path: Path, wanted: list[str]) -> pa.Table:
     """The columns as the text that they are: a label 007 stays 007. The apostrophes of `csv_text` are taken away."""
     options = pa.csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False)
-    try:
+    with readable(path, "CSV"):
         table = pa.csv.read_csv(path, parse_options=LINE_BREAKS, convert_options=options)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from error
-    _require(wanted, table.column_names, path)
+        names = table.column_names
+    _require(wanted, names, path)
     return pa.table(
         {name: pc.replace_substring_regex(table[name], f"^'({FORMULA})", r"\1", max_replacements=1) for name in wanted}
     )

@@ -135,6 +135,8 @@ def _sql(options: Namespace) -> None:
     from flows.commands.answers import show_answer
     from flows.labels import tables_of
 
+    if not isinstance(options.query, str):  # argparse makes a list of the word `--`
+        raise ConfigError('sql: found no query; expected one, for example "select count(*) from selection"')
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit is {options.limit}; expected at least 1")
     if not 0 <= options.timeout <= MOST_SECONDS:

@@ -19,7 +19,9 @@ def model_of(workspace: Path, dataset: Artifact) -> Path:
     made = {"stage": "dataset", "key": dataset.key, "digest": dataset.digest}
     folder = workspace / "store" / "train" / "k"
     folder.mkdir(parents=True)
-    (folder / "artifact.json").write_text(json.dumps({"inputs": {"dataset": made}}))
+    (folder / "artifact.json").write_text(
+        json.dumps({"stage": "train", "key": "k", "digest": "d", "files": {}, "inputs": {"dataset": made}})
+    )
     return folder
 
 

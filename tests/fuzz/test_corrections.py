@@ -52,7 +52,8 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     made = Tables(folder, rows, classes=len(CLASSES), labeled=[("l0", 0, "c-l0")], names=CLASSES)
     dataset, _ = made.write()
     (dataset.path / "info.json").write_text(json.dumps({"classes": CLASSES}))
-    (dataset.path / "artifact.json").write_text(json.dumps(dataset.manifest))
+    named = {"stage": "dataset", "key": "k", "digest": "d", "files": {}}
+    (dataset.path / "artifact.json").write_text(json.dumps({**named, **dataset.manifest}))
     return made
 
 

@@ -39,7 +39,7 @@ def held_lock(workspace: Path) -> dict[str, str]:
 def freed(info: Mapping[str, Any], workspace: Path) -> bool:
     """Whether the process of a record is dead for certain, whatever host it was on."""
     folder = workspace.absolute() / FOLDER
-    if "lock" not in info or info["locks_on"] != file_system(folder) or not _believed(info["locks_on"]):
+    if "lock" not in info or info.get("locks_on") != file_system(folder) or not _believed(info["locks_on"]):
         return False
     try:
         descriptor = os.open(folder / info["lock"], os.O_RDONLY | os.O_CLOEXEC)

@@ -207,6 +207,12 @@ class Run:
         return True
 
 
+class WaitsFor(Shape):
+    """The round whose selection a person is to approve."""
+
+    round: int
+
+
 class RunShape(Shape):
     """What run.json must hold."""
 
@@ -214,10 +220,14 @@ class RunShape(Shape):
     name: str
     created: float
     state: RunState
-    stopped: str = ""
+    stopped: str
     host: str
     pid: int
     pid_started: float
+    finished: float | None = None
+    lock: str = ""
+    locks_on: str = ""
+    waits_for: WaitsFor | None = None
 
 
 class SummaryShape(Shape):

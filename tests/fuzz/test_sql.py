@@ -78,7 +78,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(workspace: Path, query: str, output: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Asks, and looks at the code and the sentence."""
     before = sorted(path for path in workspace.rglob("*") if "cache" not in path.parts)
-    code = main(["--workspace", str(workspace), "sql", "last", query, "--timeout", "1", *output])
+    query = f"{query} " if query == "--" else query  # argparse takes it for the end of the options
+    code = main(["--workspace", str(workspace), "sql", "--timeout", "1", *output, "--", "last", query])
     shown = capsys.readouterr()
     assert code in (0, 2, 3), query
     assert (code != 0) == ("selftrain: " in shown.err)

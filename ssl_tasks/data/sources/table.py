@@ -81,7 +81,10 @@ class Table(ImageSource):
                 table = pq.read_table(path, columns=wanted)
         else:
             table = _read_csv(path, wanted)
-        return pa.table({name: as_text(table[name], name, path) for name in wanted})
+        with readable(path, "a table"):  # a Parquet file may hold text that is not UTF-8
+            texts = pa.table({name: as_text(table[name], name, path) for name in wanted})
+            texts.validate(full=True)
+        return texts
 
     def listing(self) -> Listing:
         parts = [self._part(part) for part in self._tables]

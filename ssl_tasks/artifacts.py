@@ -178,16 +178,16 @@ class _Input(Shape):
 
 
 class ManifestShape(Shape):
-    """What every manifest holds; tests and notebooks may leave out what has a default."""
+    """What every manifest holds."""
 
     stage: str
     key: str
     digest: str
     files: dict[str, _File]
-    inputs: dict[str, _Input] = Field(default_factory=dict)
-    settings: dict[str, Any] = Field(default_factory=dict)
-    seconds: float = 0.0
-    finished: float = 0.0
+    inputs: dict[str, _Input]
+    settings: dict[str, Any]
+    seconds: float
+    finished: float
     parts: dict[str, str] = Field(default_factory=dict)
     summary: dict[str, Any] = Field(default_factory=dict)
     key_parts: dict[str, Any] = Field(default_factory=dict)

@@ -13,15 +13,15 @@ from ssl_tasks.data.earlier_labels import earlier_labels, warn_of_earlier_labels
 from ssl_tasks.recipes import parse_recipe
 from tests.training.small_runs import digits
 
+WRITTEN = {"stage": "train", "key": "k", "digest": "d", "files": {}, "settings": {}, "seconds": 0.0, "finished": 0.0}
+
 
 def model_of(workspace: Path, dataset: Artifact) -> Path:
     """A model in the store, as far as it says what it was trained on."""
     made = {"stage": "dataset", "key": dataset.key, "digest": dataset.digest}
     folder = workspace / "store" / "train" / "k"
     folder.mkdir(parents=True)
-    (folder / "artifact.json").write_text(
-        json.dumps({"stage": "train", "key": "k", "digest": "d", "files": {}, "inputs": {"dataset": made}})
-    )
+    (folder / "artifact.json").write_text(json.dumps({**WRITTEN, "inputs": {"dataset": made}}))
     return folder
 
 

@@ -17,12 +17,15 @@ from ssl_tasks.execute import Request, run_inline
 from ssl_tasks.occupancy import at_work
 from ssl_tasks.stage import StageContext, StageResult
 
+WRITTEN = {"stage": "train", "key": "stray", "digest": "", "files": {}}
+WRITTEN |= {"inputs": {}, "settings": {}, "seconds": 0.0, "finished": 0.0}
+
 
 def stray(workspace: Path) -> Path:
     """An artifact that no run names."""
     folder = workspace / "store" / "train" / "stray"
     folder.mkdir(parents=True)
-    (folder / "artifact.json").write_text(json.dumps({"stage": "train", "key": "stray", "digest": "", "files": {}}))
+    (folder / "artifact.json").write_text(json.dumps(WRITTEN))
     return folder
 
 

@@ -52,7 +52,16 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     made = Tables(folder, rows, classes=len(CLASSES), labeled=[("l0", 0, "c-l0")], names=CLASSES)
     dataset, _ = made.write()
     (dataset.path / "info.json").write_text(json.dumps({"classes": CLASSES}))
-    named = {"stage": "dataset", "key": "k", "digest": "d", "files": {}}
+    named = {
+        "stage": "dataset",
+        "key": "k",
+        "digest": "d",
+        "files": {},
+        "inputs": {},
+        "settings": {},
+        "seconds": 0.0,
+        "finished": 0.0,
+    }
     (dataset.path / "artifact.json").write_text(json.dumps({**named, **dataset.manifest}))
     return made
 

@@ -1,7 +1,6 @@
 """What a Ray worker needs to label a shard, and what it refuses; without a cluster."""
 
 import json
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.cells import refuse_unreachable, run_cell
-from ssl_tasks.artifacts import Artifact, Store
+from ssl_tasks.artifacts import Artifact
 from ssl_tasks.cluster import answer, refuse_deaf, spread
 from ssl_tasks.errors import ConfigError
 from ssl_tasks.execute import Request, execute
@@ -20,6 +19,7 @@ from ssl_tasks.pseudo_labels.settings import PredictSettings
 from ssl_tasks.stage import StageContext
 from ssl_tasks.training.launch import free_port, to_json
 from ssl_tasks.training.settings import RuntimeSettings
+from tests.made_run import commit
 from tests.pseudo_labels.teachers import synthetic, teacher
 
 RUNTIME = RuntimeSettings(threads=1, device="cpu")
@@ -29,7 +29,8 @@ RUNTIME = RuntimeSettings(threads=1, device="cpu")
 def context(tmp_path: Path) -> StageContext:
     """A question about 400 images, asked at home."""
     home = tmp_path / "home"
-    inputs = {"dataset": synthetic(home), "model": teacher(home / "teacher")}
+    model = commit(home, "given", "k", teacher(home / "teacher").path)
+    inputs = {"dataset": synthetic(home), "model": model}
     return StageContext(PredictSettings(shard_size=100), inputs, home, home, home / "cache", RUNTIME)
 
 
@@ -70,10 +71,7 @@ def elsewhere(context: StageContext, monkeypatch: pytest.MonkeyPatch, folder: Pa
 def test_a_machine_without_the_workspace_takes_the_inputs_from_the_shared_store(
     context: StageContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    home = Store(tmp_path / "home" / "store")
-    (home.attempt("given", "k") / "output").parent.mkdir(parents=True)
-    shutil.copytree(context.inputs["model"].path, home.attempt("given", "k") / "output")
-    inputs = {**context.inputs, "model": home.commit("given", "k", {"summary": {}, "parts": {}})}
+    inputs = context.inputs
     url = f"file://{tmp_path / 'mirror'}"
     assert all(Mirror(url).offer(one) for one in inputs.values())
     there = elsewhere(replace(context, inputs=inputs), monkeypatch, tmp_path / "there")

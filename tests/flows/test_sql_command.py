@@ -101,14 +101,14 @@ def test_one_huge_value_is_refused(made: Path, capsys: pytest.CaptureFixture[str
     assert "memory" in capsys.readouterr().err
 
 
-def test_an_answer_of_a_gigabyte_is_written_within_the_memory_limit(made: Path) -> None:
-    query = "select repeat('x', 1000) || range as t from range(1000000)"
+def test_an_answer_of_two_gigabytes_is_written_within_the_memory_limit(made: Path) -> None:
+    query = "select repeat('x', 4000) || range as t from range(500000)"
     words = command(made, "sql", "last", query, "--parquet", str(made / "big.parquet"))
     with subprocess.Popen(words, env=environment(), stderr=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
-    assert usage.ru_maxrss < 900 * 1024, "KiB"
+    assert usage.ru_maxrss < 1500 * 1024, "KiB: a GiB for the query, and what the process needs"
 
 
 def test_ctrl_c_ends_a_query_with_code_130_and_leaves_nothing(made: Path, tmp_path: Path) -> None:

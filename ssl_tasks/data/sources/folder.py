@@ -23,6 +23,7 @@ ROLES = {  # what folders of images that are no class are called
     "validation": ("validation", "valid", "val"),
     "test": ("test", "testing"),
 }
+LONGEST_REASON = 500  # letters; one names a folder
 MOST_LINKS = 3  # on the way to an image: folders of links to each other have a number of ways that grows without end
 NOT_CLASSES = frozenset({"unlabeled", *HELD_OUT, "__MACOSX"})
 
@@ -66,7 +67,7 @@ class Notes(Counter[str]):
     def lines(self) -> tuple[str, ...]:
         """A sentence for each reason."""
         return tuple(
-            f"{count} entries passed over: {one_line(why)}"
+            f"{count} entries passed over: {one_line(why, LONGEST_REASON)}"
             + (f": {brief(sorted(self.names[why]))}" if why in self.names else "")
             for why, count in sorted(self.items())
         )

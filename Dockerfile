@@ -15,6 +15,7 @@ ARG TORCH_INDEX=""
 # Torch alone, first: its layer stays while the code changes.
 RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.11" torchvision
 COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY selftrain selftrain
 COPY flows flows
 COPY ssl_tasks ssl_tasks
 COPY models models

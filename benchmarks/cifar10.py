@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cifar10_arms import ABLATIONS, ARMS, METHODS, config
 from benchmarks.methods_digits import Inline
 from benchmarks.report import RESULTS, publish
-from flows.self_training import self_training
-from ssl_tasks.artifacts import Artifact, write_atomically
-from ssl_tasks.execute import Request
+from selftrain.flows.rounds.self_training import self_training
+from selftrain.ssl_tasks.execution.execute import Request
+from selftrain.ssl_tasks.store.artifacts import Artifact, write_atomically
 
 CELLS = RESULTS / "cifar10_cells.json"
 NOTEBOOK = 62.77  # % that a published notebook of pseudo-labelling reaches with 1,000 labels and DenseNet-121

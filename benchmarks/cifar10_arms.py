@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ssl_tasks.config import RunConfig
+from selftrain.ssl_tasks.settings.run_config import RunConfig
 
 MODEL = {"name": "fast_cnn", "width": 64}
 TRAIN = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.02, "warmup_steps": 200}

@@ -24,10 +24,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import publish
-from models.torchvision_import import torchvision
-from ssl_tasks.batch import View
-from ssl_tasks.data.settings import AugmentSettings
-from ssl_tasks.data.views import Augmenter, Draws
+from selftrain.models.torchvision_import import torchvision
+from selftrain.ssl_tasks.data.batch import View
+from selftrain.ssl_tasks.data.views.view import Augmenter, Draws
+from selftrain.ssl_tasks.settings.data import AugmentSettings
 
 SEED = 0
 TARGET = 8_000  # strong 32×32 images a second on one core, and twice torchvision

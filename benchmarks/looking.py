@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import publish
 from benchmarks.report_size import Making
-from flows.labels import tables_of
-from ssl_tasks.config import RunConfig
+from selftrain.flows.actions.labels import tables_of
+from selftrain.ssl_tasks.settings.run_config import RunConfig
 
 SECONDS, TIMES = 2.0, 3
 QUESTIONS = {
@@ -66,7 +66,7 @@ def make_run(images: int, classes: int, folder: Path) -> str:
 
 def asked(workspace: Path, words: list[str]) -> dict[str, Any]:
     """Seconds of whole processes, and the lines of their answer."""
-    command = [sys.executable, "-m", "flows.cli", "--workspace", str(workspace), *words]
+    command = [sys.executable, "-m", "selftrain", "--workspace", str(workspace), *words]
     seconds = []
     for _ in range(TIMES):
         started = time.monotonic()

@@ -20,13 +20,13 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import publish
-from flows.self_training import self_training
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import RunConfig
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.methods import METHODS
-from ssl_tasks.recipes import load_recipe
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.flows.rounds.self_training import self_training
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.settings.recipe import load_recipe
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 SEEDS = (0, 1, 2)
 ALL_LABELS = ("data.split.labels_per_class=null",)
@@ -41,7 +41,7 @@ class Inline:
         self.workspace, self.runtime = workspace, RuntimeSettings(threads=threads, device="cpu")
 
     def fingerprint(self, config: RunConfig) -> str:
-        from ssl_tasks.data.fingerprint import fingerprint
+        from selftrain.ssl_tasks.data.fingerprint import fingerprint
 
         return fingerprint(config.data, self.workspace / "cache")
 

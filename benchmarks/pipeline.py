@@ -31,9 +31,9 @@ BODIES = """
 import json, sys, time
 from pathlib import Path
 from benchmarks.methods_digits import Inline
-from flows.self_training import self_training
-from ssl_tasks.recipes import load_recipe
-import ssl_tasks.preload
+from selftrain.flows.rounds.self_training import self_training
+from selftrain.ssl_tasks.settings.recipe import load_recipe
+import selftrain.ssl_tasks.preload
 config = load_recipe("quickstart", tuple(sys.argv[2:])).config
 self_training(config.model_copy(update={"rounds": ()}), Inline(Path(sys.argv[1]) / "warm", 1))
 started = time.monotonic()

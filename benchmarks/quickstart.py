@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.methods_digits import Inline
 from benchmarks.report import publish
-from flows.self_training import self_training
-from ssl_tasks.recipes import load_recipe
+from selftrain.flows.rounds.self_training import self_training
+from selftrain.ssl_tasks.settings.recipe import load_recipe
 
 SEEDS = (0, 1, 2, 3, 4)
 ACCURACY = 95.0  # % of the last student at the mean

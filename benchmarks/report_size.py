@@ -24,19 +24,19 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import publish
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import LearnerSettings, RunConfig
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.data.fingerprint import fingerprint
-from ssl_tasks.evaluation.metrics import confusion_matrix, measure
-from ssl_tasks.evaluation.settings import EvaluateSettings
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.pseudo_labels import schema
-from ssl_tasks.pseudo_labels.settings import PredictSettings
-from ssl_tasks.pseudo_labels.tables import held_out_table, parquet_bytes, prediction_table
-from ssl_tasks.runs import Run, StageRecord
-from ssl_tasks.stage import StageContext, StageResult
-from ssl_tasks.stages import dataset_request, gate_request, select_request
+from selftrain.flows.rounds.stages import dataset_request, gate_request, select_request
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.data.fingerprint import fingerprint
+from selftrain.ssl_tasks.evaluation.metrics import confusion_matrix, measure
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.pseudo_labels.looking import schema
+from selftrain.ssl_tasks.pseudo_labels.looking.tables import held_out_table, parquet_bytes, prediction_table
+from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings
+from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RunConfig
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.runs import Run, StageRecord
 
 SHARD = DRAWN = 65_536
 SECONDS, GIGABYTES, MEGABYTES = 60.0, 2.0, 15.0
@@ -207,8 +207,8 @@ WRITE = """
 import json, sys, time
 from pathlib import Path
 started = time.monotonic()
-from ssl_tasks.report.page import write_report
-from ssl_tasks.runs import Run
+from selftrain.ssl_tasks.report.page import write_report
+from selftrain.ssl_tasks.store.runs import Run
 write_report(Run(Path(sys.argv[1])), Path(sys.argv[2]))
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))  # getrusage would count the parent's peak too
 print(json.dumps([time.monotonic() - started, int(status["VmHWM"].split()[0]) / 2**20]))

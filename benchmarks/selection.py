@@ -25,13 +25,13 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import publish
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.pseudo_labels.engine import literal, open_duckdb, write_parquet
-from ssl_tasks.pseudo_labels.schema import DESCRIPTION, SCHEMA_VERSION, VALIDATION
-from ssl_tasks.pseudo_labels.select import select
-from ssl_tasks.pseudo_labels.settings import SelectSettings
-from ssl_tasks.stage import StageContext
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.ssl_tasks.execution.stage import StageContext
+from selftrain.ssl_tasks.pseudo_labels.looking.engine import literal, open_duckdb, write_parquet
+from selftrain.ssl_tasks.pseudo_labels.looking.schema import DESCRIPTION, SCHEMA_VERSION, VALIDATION
+from selftrain.ssl_tasks.pseudo_labels.selecting.select import select
+from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 CLASSES, SHARD_ROWS, MEMORY_GB = 1000, 1_000_000, 1.25
 LARGEST_FOR_PANDAS = 20_000_000

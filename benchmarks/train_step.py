@@ -31,16 +31,16 @@ from PIL import Image
 from torch.nn import functional as F
 
 from benchmarks.report import publish
-from models import build_model
-from ssl_tasks.config import LearnerSettings
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.data.settings import DataSettings, FolderSource, SplitSettings
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.training.checkpoints import Checkpoints
-from ssl_tasks.training.loop import train
-from ssl_tasks.training.optimization import build_optimizer
-from ssl_tasks.training.precision import autocast, prepare_backends, resolve_device
-from ssl_tasks.training.run import TrainingRun, build_run
+from selftrain.models import build_model
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.precision import autocast, prepare_backends, resolve_device
+from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource, SplitSettings
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings
+from selftrain.ssl_tasks.training.checkpoints import Checkpoints
+from selftrain.ssl_tasks.training.loop import train
+from selftrain.ssl_tasks.training.optimization import build_optimizer
+from selftrain.ssl_tasks.training.run import TrainingRun, build_run
 
 TARGET = 0.95
 SEED = 0
@@ -60,7 +60,7 @@ def images(workspace: Path, count: int) -> Dataset:
         Image.fromarray(pixels).save(folder / f"{number}.png")
     source = FolderSource(name="folder", path=workspace / "images")
     section = DataSettings(source=source, split=SplitSettings(labels_per_class=40, validation=100, test=100))
-    request = Request("dataset", "dataset", 1, "ssl_tasks.data.build:build_dataset", section)
+    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", section)
     return Dataset.open(execute(request, workspace).artifact, workspace / "cache")
 
 

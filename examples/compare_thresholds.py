@@ -5,9 +5,9 @@ python examples/compare_thresholds.py [round.student.train.steps=60 …]
 
 import sys
 
-from flows.labels import tables_of
-from flows.verbs import run
-from ssl_tasks.pseudo_labels.inspection import class_summary
+from selftrain.flows.actions.labels import tables_of
+from selftrain.flows.actions.verbs import run
+from selftrain.ssl_tasks.pseudo_labels.looking.inspection import class_summary
 
 
 def main(changes: list[str]) -> None:

@@ -6,13 +6,14 @@ import shutil
 import unicodedata
 from pathlib import Path
 
-from ssl_tasks.errors import ConfigError, SelftrainError
-from ssl_tasks.recipe_overrides import cut
+from selftrain.ssl_tasks.errors import ConfigError, SelftrainError
+from selftrain.ssl_tasks.settings.overrides import cut
 
 LEAST_FREE = 8_000_000  # bytes: less does not hold the databases of Prefect and MLflow
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 LONGEST_PATH = 400  # bytes: SQLite opens files of 512, and the names within are long too
 DEFAULT_WORKSPACE = ".selftrain"
+Workspace = str | Path | None  # as functions take it: None asks the environment
 
 
 def workspace_folder(given: str | Path | None = None) -> Path:

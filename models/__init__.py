@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from models.settings import ModelSettings
+from selftrain.models.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from models.classifier import Classifier
+    from selftrain.models.classifier import Classifier
 
 __all__ = ["ModelSettings", "build_model"]
 
 
 def build_model(settings: ModelSettings, num_classes: int, in_channels: int = 3, image_size: int = 32) -> "Classifier":
     """The network that the settings name: `network(x)` → logits, `.features(x)`, `.head`, `.num_features`."""
-    from models.registry import build
+    from selftrain.models.registry import build
 
     return build(settings, num_classes, in_channels, image_size)

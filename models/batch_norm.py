@@ -5,7 +5,7 @@ import importlib
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.errors import ConfigError
 
 PLAIN: set[type[nn.Module]] = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.noise import Head
+from selftrain.models.noise import Head
 
 
 class Classifier(nn.Module):

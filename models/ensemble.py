@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.classifier import Classifier
+from selftrain.models.classifier import Classifier
 
 
 class SideBySide(nn.Module):

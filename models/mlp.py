@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from models.settings import ModelSettings
-from ssl_tasks.errors import ConfigError
+from selftrain.models.classifier import Classifier
+from selftrain.models.settings import ModelSettings
+from selftrain.ssl_tasks.errors import ConfigError
 
 WIDTH = 512
 

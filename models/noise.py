@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.torchvision_import import torchvision
+from selftrain.models.torchvision_import import torchvision
 
 StochasticDepth = torchvision.ops.StochasticDepth
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

@@ -7,8 +7,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.classifier import Classifier
-from ssl_tasks.errors import ConfigError
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 SHOWN = 3  # names in a message

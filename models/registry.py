@@ -3,15 +3,15 @@
 import re
 from collections.abc import Callable
 
-from models.classifier import Classifier
-from models.mlp import build_mlp
-from models.noise import set_batch_norm_momentum
-from models.settings import ModelSettings
-from models.small_cnn import build_fast_cnn, build_small_cnn
-from models.timm_models import build_timm
-from models.torchvision_models import build_torchvision
-from models.wide_resnet import build_wide_resnet
-from ssl_tasks.errors import ConfigError, nearest
+from selftrain.models.classifier import Classifier
+from selftrain.models.mlp import build_mlp
+from selftrain.models.noise import set_batch_norm_momentum
+from selftrain.models.settings import ModelSettings
+from selftrain.models.small_cnn import build_fast_cnn, build_small_cnn
+from selftrain.models.timm_models import build_timm
+from selftrain.models.torchvision_models import build_torchvision
+from selftrain.models.wide_resnet import build_wide_resnet
+from selftrain.ssl_tasks.errors import ConfigError, nearest
 
 Builder = Callable[[ModelSettings, int, int, int], Classifier]  # settings, classes, channels, image size
 
@@ -48,7 +48,7 @@ def build(settings: ModelSettings, num_classes: int, in_channels: int, image_siz
     if settings.batch_norm_momentum is not None:
         set_batch_norm_momentum(network, settings.batch_norm_momentum)
     if settings.pretrained is not None:
-        from models.pretrained import load_pretrained  # safetensors is not on every GPU machine
+        from selftrain.models.pretrained import load_pretrained  # safetensors is not on every GPU machine
 
         load_pretrained(network, settings.pretrained)
     return network

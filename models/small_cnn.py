@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from models.classifier import Classifier
-from models.noise import StochasticDepth, drop_rates
-from models.settings import ModelSettings
+from selftrain.models.classifier import Classifier
+from selftrain.models.noise import StochasticDepth, drop_rates
+from selftrain.models.settings import ModelSettings
 
 WIDTH = 32
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from models.classifier import Classifier
-from models.settings import ModelSettings
-from models.torchvision_models import check_image_size
-from ssl_tasks.errors import ConfigError, nearest
+from selftrain.models.classifier import Classifier
+from selftrain.models.settings import ModelSettings
+from selftrain.models.torchvision_models import check_image_size
+from selftrain.ssl_tasks.errors import ConfigError, nearest
 
 
 def import_timm() -> ModuleType:

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.classifier import Classifier
-from models.noise import DROPOUTS, StochasticDepth, drop_rates
-from models.settings import ModelSettings
-from models.torchvision_import import torchvision
-from ssl_tasks.errors import ConfigError, nearest
+from selftrain.models.classifier import Classifier
+from selftrain.models.noise import DROPOUTS, StochasticDepth, drop_rates
+from selftrain.models.settings import ModelSettings
+from selftrain.models.torchvision_import import torchvision
+from selftrain.ssl_tasks.errors import ConfigError, nearest
 
 SMALL = 64  # below this side, the first reduction by four leaves too little to look at
 SIZE_OPTION = {"vit": "image_size", "maxvit": "input_size"}  # families that are built for one size

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from models.noise import StochasticDepth, drop_rates
-from models.settings import ModelSettings
-from ssl_tasks.errors import ConfigError
+from selftrain.models.classifier import Classifier
+from selftrain.models.noise import StochasticDepth, drop_rates
+from selftrain.models.settings import ModelSettings
+from selftrain.ssl_tasks.errors import ConfigError
 
 SLOPE = 0.1
 STEM = 16

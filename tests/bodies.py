@@ -4,10 +4,10 @@ import os
 import signal
 import time
 
-from ssl_tasks.errors import Interrupted, Transient, UserError
-from ssl_tasks.section import Section
-from ssl_tasks.stage import StageContext, StageResult
-from ssl_tasks.training.interruption import stop_requests
+from selftrain.ssl_tasks.errors import Interrupted, Transient, UserError
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.settings.section import Section
+from selftrain.ssl_tasks.training.parallel.interruption import stop_requests
 
 
 class Behaviour(Section):

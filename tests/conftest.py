@@ -21,10 +21,10 @@ from typing import Any, Protocol
 
 import pytest
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.section import Section
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.section import Section
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell has it for what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -104,7 +104,7 @@ def workspace(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_stage(workspace: Path) -> RunStage:
-    """`run_stage("ssl_tasks.data.build:build_dataset", DataSettings())` → Artifact."""
+    """`run_stage("selftrain.ssl_tasks.data.build:build_dataset", DataSettings())` → Artifact."""
 
     def run(body: str, section: Section, inputs: Mapping[str, Artifact] | None = None, **request: Any) -> Artifact:
         stage = body.rpartition(":")[2]

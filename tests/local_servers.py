@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.local_api import WITHOUT_BLOCKS
+from selftrain.flows.prefect.local_api import WITHOUT_BLOCKS
 
 START_SECONDS = 240.0
 

@@ -4,10 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
-from ssl_tasks.artifacts import Artifact, Store
-from ssl_tasks.config import RunConfig
-from ssl_tasks.pseudo_labels.settings import SelectSettings
-from ssl_tasks.runs import Run, StageRecord
+from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store.artifacts import Artifact, Store
+from selftrain.ssl_tasks.store.runs import Run, StageRecord
 from tests.pseudo_labels.tables import Held, Row, Tables, run_select
 
 ROWS = [Row("a", 0, 0.9, feature_distance=0.1), Row("b", 1, 0.8), Row("c", 2, 0.2), Row("d", None, error="cut off")]

@@ -1,16 +1,47 @@
-"""Who may import whom, held by walking the imports; and the size of files and functions."""
+"""Who may import whom, held by walking the imports; and the size of rooms, files and functions."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("flows", "ssl_tasks", "models")
-LIGHT = ["ssl_tasks.recipes", "ssl_tasks.runs", "ssl_tasks.stages", "ssl_tasks.tracking.tracker", "flows.cli"]
+PACKAGES = ("flows", "ssl_tasks", "models", "configs")
+ORDER = [  # a room imports from itself and from those above it in this list
+    "ssl_tasks/errors.py",
+    "configs",
+    "models",
+    "ssl_tasks/settings",
+    "ssl_tasks/store",
+    "ssl_tasks/execution",
+    "ssl_tasks/data",
+    "ssl_tasks/trained",
+    "ssl_tasks/methods",
+    "ssl_tasks/training",
+    "ssl_tasks/pseudo_labels",
+    "ssl_tasks/evaluation",
+    "ssl_tasks/tracking",
+    "ssl_tasks/report",
+    "ssl_tasks/preload.py",
+    "flows/environment.py",
+    "flows/tables.py",
+    "flows/rounds",
+    "flows/prefect",
+    "flows/actions",
+    "flows/cli",
+]
+LIGHT = [
+    "selftrain",
+    "selftrain.flows.cli.main",
+    "selftrain.flows.rounds.stages",
+    "selftrain.ssl_tasks.settings.recipe",
+    "selftrain.ssl_tasks.store.runs",
+    "selftrain.ssl_tasks.tracking.tracker",
+]
 HEAVY = {"torch", "torchvision", "mlflow", "prefect", "albumentations", "cv2", "sklearn"}
 NOT_ON_A_GPU_MACHINE = [
     "prefect",
@@ -25,23 +56,27 @@ NOT_ON_A_GPU_MACHINE = [
     "fsspec",
 ]
 HOMES = {  # a foreign library → the folders that may import it
-    "prefect": ("flows",),
+    "prefect": ("flows/prefect", "flows/rounds", "flows/actions"),
     "mlflow": ("ssl_tasks/tracking",),
     "albumentations": ("ssl_tasks/data",),
     "duckdb": ("ssl_tasks/pseudo_labels", "ssl_tasks/data", "ssl_tasks/report"),
     "torchvision": ("models",),
-    "ray": ("ssl_tasks/cluster.py",),
+    "ray": ("ssl_tasks/execution/cluster.py",),
 }
+MOST_FILES = 15  # in a folder, beside its subfolders
+ONE_FILE_A_METHOD = "ssl_tasks/methods"  # the list of its files is the table of the methods
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 80
 
 
-def sources() -> list[Path]:
-    """Every source file of the packages."""
-    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+@cache
+def sources() -> dict[str, ast.Module]:
+    """Every source file of the package, by its path in the repository."""
+    found = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in found}
 
 
-def imports(path: Path) -> Iterator[str]:
+def imports(tree: ast.Module) -> Iterator[str]:
     """Every module that a file imports, at its top or within functions; imports for types alone are left out."""
-    tree = ast.parse(path.read_text())
     typing_only = {
         inner
         for node in ast.walk(tree)
@@ -55,32 +90,53 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def name_of(path: Path) -> str:
-    """The file's path within the repository."""
-    return str(path.relative_to(ROOT))
+def rank(path: str) -> int:
+    """The place of a file's room in the order; packages that only hold rooms come first."""
+    return next((at for at, room in enumerate(ORDER) if path == room or path.startswith(f"{room}/")), -1)
 
 
-@pytest.mark.parametrize("path", sources(), ids=name_of)
-def test_layers_point_downwards(path: Path) -> None:
-    name = name_of(path)
-    for module in imports(path):
-        top = module.split(".")[0]
-        if name.startswith("models/"):
-            below = top not in ("flows", "ssl_tasks") or module == "ssl_tasks.errors"  # one tree of errors for all
-            assert below, f"{name} imports {module}: models know nothing of their users"
-        if name.startswith("ssl_tasks/"):
-            assert top != "flows", f"{name} imports {module}: stages know nothing of flows"
-        if name.startswith("ssl_tasks/training/"):
-            known = {"ssl_tasks.methods", "ssl_tasks.methods.base", "ssl_tasks.methods.settings"}
-            assert not module.startswith("ssl_tasks.methods.") or module in known, f"{name} names a method: {module}"
-            assert not module.startswith("ssl_tasks.tracking"), f"{name}: training needs no tracker"
-        if name.startswith("ssl_tasks/methods/"):
-            assert not module.startswith(("ssl_tasks.training.", "ssl_tasks.tracking")) or module.endswith("settings")
-        if top in HOMES:
-            assert name.startswith(HOMES[top]), f"{name} imports {module}, whose home is {HOMES[top]}"
+def file_of(module: str) -> str | None:
+    """The source file of a module of ours, or of the module that a name is imported from."""
+    parts = module.split(".")[1:]
+    for end in range(len(parts), 0, -1):
+        for path in ("/".join(parts[:end]) + ".py", "/".join([*parts[:end], "__init__.py"])):
+            if path in sources():
+                return path
+    return None
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for path, tree in sources().items():
+        for module in imports(tree):
+            top = module.split(".")[0]
+            assert top not in PACKAGES, f"{path} imports {module}: ours are named selftrain.{module}"
+            if top == "selftrain" and (target := file_of(module)) is not None and rank(target) > rank(path):
+                wrong.append(f"{path} imports {module}, which lies above it")
+            if top in HOMES and not path.startswith(HOMES[top]):
+                wrong.append(f"{path} imports {module}, whose home is {' or '.join(HOMES[top])}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_training_knows_methods_by_their_base_alone() -> None:
+    known = ("selftrain.ssl_tasks.methods.base", "selftrain.ssl_tasks.methods.math")
+    for path, tree in sources().items():
+        if path.startswith("ssl_tasks/training/"):
+            for module in imports(tree):
+                name = module.removeprefix("selftrain.ssl_tasks.methods.")
+                one_method = module != name and file_of(module) == f"ssl_tasks/methods/{name.split('.')[0]}.py"
+                assert not one_method or module.startswith(known), f"{path} names a method: {module}"
+
+
+def test_models_know_nothing_of_their_users() -> None:
+    for path, tree in sources().items():
+        if path.startswith("models/"):
+            ours = [module for module in imports(tree) if module.startswith("selftrain.")]
+            below = ("selftrain.models", "selftrain.ssl_tasks.errors")
+            assert all(module.startswith(below) for module in ours), f"{path} imports {ours}"
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -93,31 +149,34 @@ def test_reading_recipes_and_records_imports_nothing_heavy(module: str) -> None:
 def test_a_bare_gpu_machine_can_train() -> None:
     """With no more than `benchmarks/gpu.py` says that it needs."""
     code = (
-        f"import sys; sys.modules.update(dict.fromkeys({NOT_ON_A_GPU_MACHINE})); import benchmarks.gpu, models\n"
+        f"import sys; sys.modules.update(dict.fromkeys({NOT_ON_A_GPU_MACHINE})); import benchmarks.gpu\n"
+        "from selftrain import models\n"
         "models.build_model(models.ModelSettings(name='mlp'), 10, 1, 8); print('it trains')"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert ended.stdout == "it trains\n", ended.stderr
 
 
-@pytest.mark.parametrize("path", sources(), ids=name_of)
-def test_files_and_functions_stay_readable(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= 400, f"{name_of(path)} is too long to hold one idea"
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert (node.end_lineno or 0) - node.lineno <= 80, f"{name_of(path)}:{node.name} does not fit the screen"
-
-
-@pytest.mark.parametrize("path", sources(), ids=name_of)
-def test_every_module_says_what_it_is_for(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text())), f"{name_of(path)} has no docstring"
-    assert path.stem not in ("utils", "helpers", "common", "misc")
+def test_rooms_files_and_functions_stay_readable() -> None:
+    folders: dict[str, int] = {}
+    for path, tree in sources().items():
+        folder, _, name = path.rpartition("/")
+        folders[folder] = folders.get(folder, 0) + (name != "__init__.py")
+        lines = (ROOT / path).read_text().count("\n")
+        assert lines <= MOST_LINES, f"{path} has {lines} lines: too long to hold one idea"
+        assert ast.get_docstring(tree), f"{path} has no docstring"
+        assert name not in ("utils.py", "helpers.py", "common.py", "misc.py"), f"{path}: name it by what it holds"
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or 0) - node.lineno
+                assert length <= MOST_LINES_OF_A_FUNCTION, f"{path}:{node.name} has {length} lines"
+    crowded = {folder: count for folder, count in folders.items() if count > MOST_FILES and folder != ONE_FILE_A_METHOD}
+    assert not crowded, f"folders with more than {MOST_FILES} files: {crowded}"
 
 
 def test_nothing_is_unpickled() -> None:
     for path in sources():
-        text = path.read_text()
-        assert "pickle.load" not in text, name_of(path)
+        text = (ROOT / path).read_text()
+        assert "pickle.load" not in text, path
         for call in (part.split(")")[0] for part in text.split("torch.load(")[1:]):
-            assert "weights_only=True" in call, name_of(path)
+            assert "weights_only=True" in call, path

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import cifar10
 from benchmarks.report import RESULTS
-from ssl_tasks.config import LearnerSettings
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 
 
 def images_a_step(learner: LearnerSettings) -> int:

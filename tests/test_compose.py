@@ -142,12 +142,12 @@ def test_images_are_built_from_targets_that_exist() -> None:
 def test_images_carry_every_package_of_ours() -> None:
     copied = set(re.findall(r"^COPY (\w+) \w+$", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE))
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    assert copied == {"flows", "ssl_tasks", "models", "configs"}
+    assert copied == {"selftrain", "flows", "ssl_tasks", "models", "configs"}
     assert {f"!{name}" for name in copied} <= set(ignored)
 
 
 def test_prefect_yaml_deploys_valid_recipes_of_a_flow_that_exists() -> None:
-    from ssl_tasks.config import RunConfig
+    from selftrain.ssl_tasks.settings.run_config import RunConfig
 
     for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
         RunConfig.model_validate(deployment["parameters"]["config"])

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ssl_tasks.csv_text import csv_text, frame_text, guarded, plain, read_csv
-from ssl_tasks.data.sources.table import columns_of, read_csv_columns
-from ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.data.sources.table import columns_of, read_csv_columns
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.store.csv_text import csv_text, frame_text, guarded, plain, read_csv
 
 STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", " =", "'=", "''-", "'", '"', "\ufeff", "\0", " ", "x\ry", "a,b;c")
 TEXTS = st.builds("".join, st.lists(st.sampled_from(STARTS) | st.text(max_size=6), max_size=4))

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from ssl_tasks.artifacts import file_lock
-from ssl_tasks.errors import ConfigError, StageFailed
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.gpus import lease, needed, visible_gpus
-from ssl_tasks.process import run_isolated
-from ssl_tasks.stages import VERSIONS
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.flows.rounds.stages import VERSIONS
+from selftrain.ssl_tasks.errors import ConfigError, StageFailed
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.gpus import lease, needed, visible_gpus
+from selftrain.ssl_tasks.execution.process import run_isolated
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import file_lock
 from tests.bodies import Behaviour
 from tests.clock import HANG
 

@@ -9,8 +9,8 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.listening import ENTRANCE, Guard, entrance, listen, own_password
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.listening import ENTRANCE, Guard, entrance, listen, own_password
 
 PASSWORD = "selftrain:sesame"
 KNOWN = "Basic " + base64.b64encode(PASSWORD.encode()).decode()

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from ssl_tasks import mirror as mirror_module
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.execute import Outcome, execute
-from ssl_tasks.mirror import Mirror
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.execute import Outcome, execute
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store import mirror as mirror_module
+from selftrain.ssl_tasks.store.mirror import Mirror
 from tests.test_artifacts import executions, request
 
 

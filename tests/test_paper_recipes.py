@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ssl_tasks.config import RunConfig
-from ssl_tasks.recipes import BUILT_IN, leaves, load_recipe
+from selftrain.ssl_tasks.settings.recipe import BUILT_IN, leaves, load_recipe
+from selftrain.ssl_tasks.settings.run_config import RunConfig
 
 STEPS = 2**20  # of 64 labelled images: MixMatch's and FixMatch's authors train 2^16 times 1,024 images
 # google-research/mixmatch, runs/table5.sh (CIFAR-10) and runs/table6.sh (SVHN), and the flags' defaults: Adam with

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ssl_tasks.errors import SelftrainError, StageFailed, Transient, UserError
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.process import run_isolated, stop_all
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.ssl_tasks.errors import SelftrainError, StageFailed, Transient, UserError
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.process import run_isolated, stop_all
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
 from tests.bodies import Behaviour
 from tests.clock import HANG, until
 from tests.conftest import kill_what_was_started_by
@@ -76,7 +76,8 @@ def test_no_process_outlives_a_killed_parent(workspace: Path, tmp_path: Path) ->
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys; from pathlib import Path\n"
-        "from ssl_tasks.execute import execute; from ssl_tasks.process import run_isolated\n"
+        "from selftrain.ssl_tasks.execution.execute import execute\n"
+        "from selftrain.ssl_tasks.execution.process import run_isolated\n"
         "from tests.test_process import request\n"
         "if __name__ == '__main__': execute(request('hang'), Path(sys.argv[1]), runner=run_isolated)\n"
     )
@@ -98,7 +99,7 @@ BUSY_TORCH = "import ctypes; ctypes.PyDLL(None).sleep(600)"  # as a large librar
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked to kill it")
 def test_a_fork_server_that_is_still_importing_ends_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(BUSY_TORCH)
-    code = "from ssl_tasks.process import start_fork_server; start_fork_server(); print('there', flush=True); input()"
+    code = "from selftrain.ssl_tasks.execution.process import start_fork_server; start_fork_server(); print('there', flush=True); input()"
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, **pipes)

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from ssl_tasks import process_lock
-from ssl_tasks.runs import Run, all_runs
-from ssl_tasks.tracking.spool import Spool, spools, waiting_elsewhere
+from selftrain.ssl_tasks.store import process_lock
+from selftrain.ssl_tasks.store.runs import Run, all_runs
+from selftrain.ssl_tasks.tracking.spool import Spool, spools, waiting_elsewhere
 
 LEAVE_RECORDS = """
 import sys, time
 from pathlib import Path
-from ssl_tasks.config import RunConfig
-from ssl_tasks.runs import Run
-from ssl_tasks.tracking.spool import Spool
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store.runs import Run
+from selftrain.ssl_tasks.tracking.spool import Spool
 Run.create(Path(sys.argv[1]), RunConfig())
 Spool.create(Path(sys.argv[1]), "sqlite:///x", "x")
 print("there", flush=True)
@@ -112,7 +112,7 @@ def test_a_command_that_ends_leaves_no_lock(tmp_path: Path) -> None:
     code = """
 import sys
 from flows import cli
-from ssl_tasks.process_lock import held_lock
+from selftrain.ssl_tasks.store.process_lock import held_lock
 from pathlib import Path
 cli.answer = lambda _: held_lock(Path(sys.argv[1])) and 0
 cli.main()

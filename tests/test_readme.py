@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.methods import METHODS
 from tests.flows.tiny import selftrain
 
 README = Path(__file__).parent.parent / "README.md"

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.planning import stage_names
-from flows.verbs import rerun
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.recipes import WRITTEN, load_recipe, values_with_origin
-from ssl_tasks.runs import Run, dumped
+from selftrain.flows.actions.verbs import rerun
+from selftrain.flows.rounds.planning import stage_names
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.settings.recipe import WRITTEN, load_recipe, values_with_origin
+from selftrain.ssl_tasks.store.runs import Run, dumped
 
 RECIPE = """
 name: three

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.recipes import Recipe, load_recipe
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.settings.recipe import Recipe, load_recipe
 
 DATA = "data: {source: {name: digits}}\n"
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ssl_tasks.config import RunConfig, run_name
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.methods.settings import FixMatchSettings, NoisyStudentSettings
-from ssl_tasks.recipe_overrides import merged
-from ssl_tasks.recipes import BUILT_IN, load_recipe, parse_recipe, values_with_origin
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.settings.methods import FixMatchSettings, NoisyStudentSettings
+from selftrain.ssl_tasks.settings.overrides import merged
+from selftrain.ssl_tasks.settings.recipe import BUILT_IN, load_recipe, parse_recipe, values_with_origin
+from selftrain.ssl_tasks.settings.run_config import RunConfig, run_name
 
 QUICK = "quickstart"
 DATA = "data: {source: {name: digits}}\n"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows.reference import reference
+from selftrain.flows.actions.reference import reference
 
 WRITTEN = Path(__file__).parent.parent / "docs" / "configuration.md"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import verbs
-from flows.planning import last_record
-from ssl_tasks import runs
-from ssl_tasks.config import RunConfig
-from ssl_tasks.runs import Run, StageRecord, all_runs, find_run
+from selftrain.flows.actions import verbs
+from selftrain.flows.rounds.planning import last_record
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store import runs
+from selftrain.ssl_tasks.store.runs import Run, StageRecord, all_runs, find_run
 
 
 def test_a_run_stamped_in_the_future_is_last_until_the_next_one(

@@ -16,15 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ssl_tasks.artifacts import Artifact, digest_json
-from ssl_tasks.config import LearnerSettings
-from ssl_tasks.data.fingerprint import fingerprint
-from ssl_tasks.evaluation.settings import EvaluateSettings, GateSettings
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.methods import METHODS
-from ssl_tasks.pseudo_labels.settings import PredictSettings, SelectSettings
-from ssl_tasks.recipes import parse_recipe
-from ssl_tasks.stages import (
+from selftrain.flows.rounds.stages import (
     METHOD_CHANGES,
     VERSIONS,
     dataset_request,
@@ -35,7 +27,15 @@ from ssl_tasks.stages import (
     select_request,
     train_request,
 )
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.ssl_tasks.data.fingerprint import fingerprint
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings, GateSettings
+from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings
+from selftrain.ssl_tasks.settings.recipe import parse_recipe
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact, digest_json
 from tests.pseudo_labels.tables import Held, Row, Tables, run_select, selected
 
 RECORD = Path(__file__).with_name("stage_answers.json")
@@ -162,7 +162,7 @@ def test_what_another_machine_makes_of_a_number_is_no_difference() -> None:
 
 
 ACCEPT = "`python -m tests.test_stage_versions --accept`"
-RAISED = "its VERSIONS, or METHOD_CHANGES of a method alone, in ssl_tasks/stages.py"
+RAISED = "its VERSIONS, or METHOD_CHANGES of a method alone, in flows/rounds/stages.py"
 
 
 def plain(answers: Any) -> Any:

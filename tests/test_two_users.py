@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_tasks.artifacts import file_lock
-from ssl_tasks.gpus import lease
+from selftrain.ssl_tasks.execution.gpus import lease
+from selftrain.ssl_tasks.store.artifacts import file_lock
 
 NOBODY = 65534
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import main
-from ssl_tasks.artifacts import MANIFEST, Artifact
-from ssl_tasks.data import file_digests
-from ssl_tasks.errors import DamagedArtifact
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.report.collect import report_data
-from ssl_tasks.runs import Run
-from ssl_tasks.verified import verified
+from selftrain.flows.cli.main import main
+from selftrain.ssl_tasks.errors import DamagedArtifact
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.report.collect import report_data
+from selftrain.ssl_tasks.store import file_digests
+from selftrain.ssl_tasks.store.artifacts import MANIFEST, Artifact
+from selftrain.ssl_tasks.store.runs import Run
+from selftrain.ssl_tasks.store.verified import verified
 from tests.bodies import Behaviour
 from tests.made_run import make_run
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ssl_tasks.data.fingerprint import fingerprint
-from ssl_tasks.data.images import Images
-from ssl_tasks.data.manifest import count_splits, manifest_table, part_digests, truth_table, write_table
-from ssl_tasks.data.settings import DataSettings
-from ssl_tasks.data.splits import LABELED
-from ssl_tasks.data.survey import Survey, survey
-from ssl_tasks.errors import DataError
-from ssl_tasks.stage import StageContext, StageResult
+from selftrain.ssl_tasks.data.decoding.images import Images
+from selftrain.ssl_tasks.data.fingerprint import fingerprint
+from selftrain.ssl_tasks.data.manifest import count_splits, manifest_table, part_digests, truth_table, write_table
+from selftrain.ssl_tasks.data.splits.split import LABELED
+from selftrain.ssl_tasks.data.survey.survey import Survey, survey
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.settings.data import DataSettings
 
 STATISTICS_OF = 4096  # labelled images, the first in the keyed order, give mean and standard deviation
 BATCH = 256

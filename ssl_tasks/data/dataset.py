@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.data.decode import Decoder
-from ssl_tasks.data.fingerprint import last_place, parse_source
-from ssl_tasks.data.images import Images, Kept
-from ssl_tasks.data.sources import open_source
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.ssl_tasks.data.decoding.decode import Decoder
+from selftrain.ssl_tasks.data.decoding.images import Images, Kept
+from selftrain.ssl_tasks.data.fingerprint import last_place, parse_source
+from selftrain.ssl_tasks.data.sources import open_source
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 PoolName = Literal["labeled", "unlabeled", "validation", "test"]
 

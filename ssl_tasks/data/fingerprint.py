@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from ssl_tasks.artifacts import digest_json, write_atomically
-from ssl_tasks.data.file_digests import FileDigests
-from ssl_tasks.data.settings import DataSettings, Source
-from ssl_tasks.data.sources import open_source
+from selftrain.ssl_tasks.data.sources import open_source
+from selftrain.ssl_tasks.settings.data import DataSettings, Source
+from selftrain.ssl_tasks.store.artifacts import digest_json, write_atomically
+from selftrain.ssl_tasks.store.file_digests import FileDigests
 
 
 def fingerprint(settings: DataSettings, cache: Path, say: Callable[[str], None] | None = None) -> str:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ssl_tasks.data.sources.base import SPLITS
-from ssl_tasks.data.splits import UNLABELED
-from ssl_tasks.data.survey import Survey
+from selftrain.ssl_tasks.data.sources.base import SPLITS
+from selftrain.ssl_tasks.data.splits.split import UNLABELED
+from selftrain.ssl_tasks.data.survey.survey import Survey
 
 ROWS = 65_536  # of a row group, and of a piece of a digest
 

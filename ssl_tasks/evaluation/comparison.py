@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.errors import DataError
-from ssl_tasks.evaluation.paired import compare_right, mean_corruption_error
-from ssl_tasks.evaluation.robustness import corruption_errors
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.evaluation.paired import compare_right, mean_corruption_error
+from selftrain.ssl_tasks.evaluation.robustness import corruption_errors
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 Split = Literal["validation", "test"]
 

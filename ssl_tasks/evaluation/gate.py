@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.evaluation.comparison import compare_evaluations, read_predictions
-from ssl_tasks.evaluation.settings import GateSettings
-from ssl_tasks.stage import StageContext, StageResult
+from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations, read_predictions
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.settings.evaluation import GateSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 
 @dataclass(frozen=True)

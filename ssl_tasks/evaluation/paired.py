@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from ssl_tasks.evaluation.metrics import percentile_interval
+from selftrain.ssl_tasks.evaluation.metrics import percentile_interval
 
 Booleans = NDArray[np.bool_]
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_tasks.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from ssl_tasks.evaluation.metrics import wilson_interval
-from ssl_tasks.trained import Trained
+from selftrain.ssl_tasks.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from selftrain.ssl_tasks.evaluation.metrics import wilson_interval
+from selftrain.ssl_tasks.trained.model import Trained
 
 Integers = NDArray[np.int64]
 Tick = Callable[[str], None]

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from ssl_tasks.data.dataset import Dataset, Pool
-from ssl_tasks.evaluation.calibration import fit_temperature
-from ssl_tasks.evaluation.metrics import confusion_matrix, measure
-from ssl_tasks.evaluation.robustness import attack_accuracy, corruption_accuracy
-from ssl_tasks.evaluation.settings import EvaluateSettings
-from ssl_tasks.stage import StageContext, StageResult
-from ssl_tasks.trained import Trained, load_card, load_trained
-from ssl_tasks.training.precision import computed_by, prepare_backends
+from selftrain.ssl_tasks.data.dataset import Dataset, Pool
+from selftrain.ssl_tasks.evaluation.calibration import fit_temperature
+from selftrain.ssl_tasks.evaluation.metrics import confusion_matrix, measure
+from selftrain.ssl_tasks.evaluation.robustness import attack_accuracy, corruption_accuracy
+from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings
+from selftrain.ssl_tasks.trained.model import Trained, load_card, load_trained
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")

@@ -6,10 +6,10 @@ Importing this package imports no torch; `build_method` does.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ssl_tasks.methods.settings import MethodSettings
+from selftrain.ssl_tasks.settings.methods import MethodSettings
 
 if TYPE_CHECKING:
-    from ssl_tasks.methods.base import Method, Problem
+    from selftrain.ssl_tasks.methods.base import Method, Problem
 
 METHODS: dict[str, str] = {  # name, which is also the module's → class
     "supervised": "Supervised",
@@ -41,7 +41,7 @@ LABELS_ONLY = {"supervised", "noisy_student", "distillation"}
 
 def method_class(name: str) -> "type[Method]":
     """The class behind a method's name."""
-    return getattr(import_module(f"ssl_tasks.methods.{name}"), METHODS[name])
+    return getattr(import_module(f"selftrain.ssl_tasks.methods.{name}"), METHODS[name])
 
 
 def build_method(settings: MethodSettings, problem: "Problem") -> "Method":

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, View, Views
-from ssl_tasks.functional import weighted_cross_entropy
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, View, Views
+from selftrain.ssl_tasks.methods.math.functional import weighted_cross_entropy
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from models.noise import without_noise
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.distributed import gather_rows, mean_over_ranks
-from ssl_tasks.functional import entropy, pseudo_label_logs, soft_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, Pools, Problem, gradient_share
-from ssl_tasks.methods.settings import ConfirmationBiasSettings
-from ssl_tasks.mixing import draw_lambda, frozen_statistics, mix_with_shuffled
-from ssl_tasks.schedules import first_step
+from selftrain.models.classifier import Classifier
+from selftrain.models.noise import without_noise
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.execution.distributed import gather_rows, mean_over_ranks
+from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, gradient_share
+from selftrain.ssl_tasks.methods.math.functional import entropy, pseudo_label_logs, soft_cross_entropy
+from selftrain.ssl_tasks.methods.math.mixing import draw_lambda, frozen_statistics, mix_with_shuffled
+from selftrain.ssl_tasks.methods.math.schedules import first_step
+from selftrain.ssl_tasks.settings.methods import ConfirmationBiasSettings
 
 
 def distance_from_uniform(logits: Tensor) -> Tensor:

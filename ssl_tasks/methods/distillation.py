@@ -11,11 +11,11 @@ multiplied by T².
 
 from torch import Tensor
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.functional import sharpen, soft_cross_entropy, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from ssl_tasks.methods.settings import DistillationSettings
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import sharpen, soft_cross_entropy, weighted_cross_entropy
+from selftrain.ssl_tasks.settings.methods import DistillationSettings
 
 
 def distillation_loss(logits: Tensor, teacher_probs: Tensor, temperature: float) -> Tensor:

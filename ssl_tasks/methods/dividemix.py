@@ -32,11 +32,13 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from models.ensemble import joined
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.distributed import average_buffers, mean_over_ranks, world
-from ssl_tasks.functional import (
+from selftrain.models.classifier import Classifier
+from selftrain.models.ensemble import joined
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.execution.distributed import average_buffers, mean_over_ranks, world
+from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine
+from selftrain.ssl_tasks.methods.confirmation_bias import distance_from_uniform
+from selftrain.ssl_tasks.methods.math.functional import (
     entropy,
     pseudo_label_logs,
     sharpen,
@@ -44,12 +46,10 @@ from ssl_tasks.functional import (
     squared_difference,
     weighted_cross_entropy,
 )
-from ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine
-from ssl_tasks.methods.confirmation_bias import distance_from_uniform
-from ssl_tasks.methods.settings import DivideMixSettings
-from ssl_tasks.methods.twin import twin
-from ssl_tasks.mixing import dominant_lambda, mix_with_shuffled
-from ssl_tasks.schedules import first_step, linear_ramp
+from selftrain.ssl_tasks.methods.math.mixing import dominant_lambda, mix_with_shuffled
+from selftrain.ssl_tasks.methods.math.schedules import first_step, linear_ramp
+from selftrain.ssl_tasks.methods.twin import twin
+from selftrain.ssl_tasks.settings.methods import DivideMixSettings
 
 
 def clean_probability(losses: np.ndarray) -> np.ndarray:

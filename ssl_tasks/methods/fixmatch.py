@@ -18,12 +18,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.functional import confident, pseudo_label_logs, sharpen, soft_cross_entropy, weighted_cross_entropy
-from ssl_tasks.methods.alignment import RunningMean
-from ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
-from ssl_tasks.methods.settings import FixMatchSettings
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.alignment import RunningMean
+from selftrain.ssl_tasks.methods.math.functional import (
+    confident,
+    pseudo_label_logs,
+    sharpen,
+    soft_cross_entropy,
+    weighted_cross_entropy,
+)
+from selftrain.ssl_tasks.settings.methods import FixMatchSettings
 
 
 def masked_cross_entropy(logits_strong: Tensor, probs_weak: Tensor, mask: Tensor, temperature: float | None) -> Tensor:

@@ -17,12 +17,17 @@ writing cannot matter.
 import torch
 from torch import Tensor
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.distributed import gather_rows
-from ssl_tasks.functional import class_counts, confident, pseudo_label_logs, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
-from ssl_tasks.methods.settings import FlexMatchSettings
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.execution.distributed import gather_rows
+from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import (
+    class_counts,
+    confident,
+    pseudo_label_logs,
+    weighted_cross_entropy,
+)
+from selftrain.ssl_tasks.settings.methods import FlexMatchSettings
 
 
 def learning_status(remembered: Tensor, num_classes: int, warmup: bool) -> Tensor:

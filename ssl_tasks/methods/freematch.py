@@ -14,12 +14,12 @@ probabilities, or, where `quantile` is set (official alternative .8), by their q
 import torch
 from torch import Tensor
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.distributed import gather_rows, mean_over_ranks, sum_over_ranks, world
-from ssl_tasks.functional import class_counts, pseudo_label_logs, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
-from ssl_tasks.methods.settings import FreeMatchSettings
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.execution.distributed import gather_rows, mean_over_ranks, sum_over_ranks, world
+from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import class_counts, pseudo_label_logs, weighted_cross_entropy
+from selftrain.ssl_tasks.settings.methods import FreeMatchSettings
 
 
 def scaled(probs: Tensor, histogram: Tensor) -> Tensor:

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.functional import pseudo_label_logs, soft_cross_entropy, squared_difference
-from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from ssl_tasks.methods.moving_teacher import MovingTeacher
-from ssl_tasks.methods.settings import ICTSettings
-from ssl_tasks.mixing import draw_lambda, mix
-from ssl_tasks.schedules import sigmoid_ramp
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import pseudo_label_logs, soft_cross_entropy, squared_difference
+from selftrain.ssl_tasks.methods.math.mixing import draw_lambda, mix
+from selftrain.ssl_tasks.methods.math.schedules import sigmoid_ramp
+from selftrain.ssl_tasks.methods.moving_teacher import MovingTeacher
+from selftrain.ssl_tasks.settings.methods import ICTSettings
 
 
 def draw_partners(images: Tensor, alpha: float) -> tuple[Tensor, Tensor]:

@@ -18,13 +18,18 @@ batch norm's running statistics, and consistency is asked of the unlabelled imag
 import torch
 from torch import Tensor
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.functional import kl_divergence, pseudo_label_logs, squared_difference, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from ssl_tasks.methods.moving_teacher import MovingTeacher
-from ssl_tasks.methods.settings import MeanTeacherSettings
-from ssl_tasks.schedules import ramp
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import (
+    kl_divergence,
+    pseudo_label_logs,
+    squared_difference,
+    weighted_cross_entropy,
+)
+from selftrain.ssl_tasks.methods.math.schedules import ramp
+from selftrain.ssl_tasks.methods.moving_teacher import MovingTeacher
+from selftrain.ssl_tasks.settings.methods import MeanTeacherSettings
 
 
 def consistency_loss(student_logits: Tensor, teacher_logits: Tensor, kind: str) -> Tensor:

@@ -32,14 +32,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.distributed import average_buffers, average_gradients, mean_over_ranks
-from ssl_tasks.functional import confident, pseudo_label_logs, soft_cross_entropy, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
-from ssl_tasks.methods.settings import MetaPseudoLabelsSettings
-from ssl_tasks.methods.twin import twin
-from ssl_tasks.schedules import first_step, linear_ramp
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.execution.distributed import average_buffers, average_gradients, mean_over_ranks
+from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import (
+    confident,
+    pseudo_label_logs,
+    soft_cross_entropy,
+    weighted_cross_entropy,
+)
+from selftrain.ssl_tasks.methods.math.schedules import first_step, linear_ramp
+from selftrain.ssl_tasks.methods.twin import twin
+from selftrain.ssl_tasks.settings.methods import MetaPseudoLabelsSettings
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

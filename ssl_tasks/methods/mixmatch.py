@@ -17,17 +17,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, View, Views
-from ssl_tasks.functional import pseudo_label_logs, sharpen, soft_cross_entropy, squared_difference
-from ssl_tasks.methods.base import Losses, Method, Problem, combine
-from ssl_tasks.methods.settings import MixMatchSettings
-from ssl_tasks.mixing import dominant_lambda, frozen_statistics, interleaved_forward, mix_with_shuffled
-from ssl_tasks.schedules import linear_ramp
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, View, Views
+from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine
+from selftrain.ssl_tasks.methods.math.functional import (
+    pseudo_label_logs,
+    sharpen,
+    soft_cross_entropy,
+    squared_difference,
+)
+from selftrain.ssl_tasks.methods.math.mixing import (
+    dominant_lambda,
+    frozen_statistics,
+    interleaved_forward,
+    mix_with_shuffled,
+)
+from selftrain.ssl_tasks.methods.math.schedules import linear_ramp
+from selftrain.ssl_tasks.settings.methods import MixMatchSettings
 
 
 class MixMatch(Method):
-    """Guesses and the two losses; mixing and interleaving are in `ssl_tasks/mixing.py`."""
+    """Guesses and the two losses; mixing and interleaving are in `ssl_tasks/methods/math/mixing.py`."""
 
     def __init__(self, settings: MixMatchSettings, problem: Problem) -> None:
         super().__init__(settings, problem)

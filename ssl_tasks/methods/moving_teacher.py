@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from models.classifier import Classifier
-from ssl_tasks.distributed import average_buffers
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.execution.distributed import average_buffers
 
 
 class MovingTeacher(nn.Module):

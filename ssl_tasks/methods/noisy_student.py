@@ -13,11 +13,11 @@ second by its ratio (`unlabel_ratio`, 1 to 14), which is `weight: <unlabeled_rat
 import torch
 from torch import Tensor
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.functional import pseudo_label_logs, soft_cross_entropy, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, combine, forward_together
-from ssl_tasks.methods.settings import NoisyStudentSettings
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together
+from selftrain.ssl_tasks.methods.math.functional import pseudo_label_logs, soft_cross_entropy, weighted_cross_entropy
+from selftrain.ssl_tasks.settings.methods import NoisyStudentSettings
 
 
 def smooth_hard(targets: Tensor, smoothing: float) -> Tensor:

@@ -17,12 +17,12 @@ norm's running statistics.
 
 from torch import Tensor
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.functional import pseudo_label_logs, squared_difference, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from ssl_tasks.methods.settings import PiModelSettings
-from ssl_tasks.schedules import ramp
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import pseudo_label_logs, squared_difference, weighted_cross_entropy
+from selftrain.ssl_tasks.methods.math.schedules import ramp
+from selftrain.ssl_tasks.settings.methods import PiModelSettings
 
 
 def disagreement(logits: Tensor, logits_again: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.functional import confident, pseudo_label_logs, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from ssl_tasks.methods.settings import PseudoLabelSettings
-from ssl_tasks.schedules import linear_ramp
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import confident, pseudo_label_logs, weighted_cross_entropy
+from selftrain.ssl_tasks.methods.math.schedules import linear_ramp
+from selftrain.ssl_tasks.settings.methods import PseudoLabelSettings
 
 
 def binary_cross_entropies(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

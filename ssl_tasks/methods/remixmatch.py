@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, View, Views
-from ssl_tasks.distributed import mean_over_ranks
-from ssl_tasks.functional import align_distribution, sharpen, soft_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, Problem, combine
-from ssl_tasks.methods.mixmatch import guess_logs, mixed_forward, weighted_mean
-from ssl_tasks.methods.settings import ReMixMatchSettings
-from ssl_tasks.mixing import frozen_statistics
-from ssl_tasks.schedules import linear_ramp
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, View, Views
+from selftrain.ssl_tasks.execution.distributed import mean_over_ranks
+from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine
+from selftrain.ssl_tasks.methods.math.functional import align_distribution, sharpen, soft_cross_entropy
+from selftrain.ssl_tasks.methods.math.mixing import frozen_statistics
+from selftrain.ssl_tasks.methods.math.schedules import linear_ramp
+from selftrain.ssl_tasks.methods.mixmatch import guess_logs, mixed_forward, weighted_mean
+from selftrain.ssl_tasks.settings.methods import ReMixMatchSettings
 
 
 def turned(images: Tensor, quarters: Tensor) -> Tensor:

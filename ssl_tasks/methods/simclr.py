@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.distributed import gather_rows, rank, world
-from ssl_tasks.functional import exact_products, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method
-from ssl_tasks.methods.settings import SimCLRSettings
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.execution.distributed import gather_rows, rank, world
+from selftrain.ssl_tasks.methods.base import Losses, Method
+from selftrain.ssl_tasks.methods.math.functional import exact_products, weighted_cross_entropy
+from selftrain.ssl_tasks.settings.methods import SimCLRSettings
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

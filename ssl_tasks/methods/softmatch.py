@@ -14,12 +14,12 @@ Deviations: none known.
 import torch
 from torch import Tensor
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.distributed import gather_rows, mean_over_ranks
-from ssl_tasks.functional import align_distribution, pseudo_label_logs, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
-from ssl_tasks.methods.settings import SoftMatchSettings
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.execution.distributed import gather_rows, mean_over_ranks
+from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import align_distribution, pseudo_label_logs, weighted_cross_entropy
+from selftrain.ssl_tasks.settings.methods import SoftMatchSettings
 
 
 def truncated_gaussian(confidence: Tensor, mean: Tensor, variance: Tensor, sigmas: float) -> Tensor:

@@ -9,12 +9,12 @@ area 1 - λ comes from another image, and λ becomes the share that is left afte
 import torch
 from torch import Tensor
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.functional import weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, Problem
-from ssl_tasks.methods.settings import SupervisedSettings
-from ssl_tasks.mixing import draw_lambda, mix
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.methods.base import Losses, Method, Problem
+from selftrain.ssl_tasks.methods.math.functional import weighted_cross_entropy
+from selftrain.ssl_tasks.methods.math.mixing import draw_lambda, mix
+from selftrain.ssl_tasks.settings.methods import SupervisedSettings
 
 
 def mixed_cross_entropy(

@@ -15,13 +15,13 @@ Deviations: consistency is asked of the unlabelled pool, which holds the labelle
 import torch
 from torch import Tensor
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.distributed import gather_rows
-from ssl_tasks.functional import pseudo_label_logs, squared_difference, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, forward_together, supervised_alone
-from ssl_tasks.methods.settings import TemporalEnsemblingSettings
-from ssl_tasks.schedules import sigmoid_ramp
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.execution.distributed import gather_rows
+from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import pseudo_label_logs, squared_difference, weighted_cross_entropy
+from selftrain.ssl_tasks.methods.math.schedules import sigmoid_ramp
+from selftrain.ssl_tasks.settings.methods import TemporalEnsemblingSettings
 
 
 class TemporalEnsembling(Method):

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Literal
 
-from models.classifier import Classifier
+from selftrain.models.classifier import Classifier
 
 
 def twin(student: Classifier, weights: Literal["scratch", "student"], another: Callable[[], Classifier]) -> Classifier:

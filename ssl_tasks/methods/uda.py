@@ -19,13 +19,13 @@ import math
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.distributed import gather_rows, sum_over_ranks, world
-from ssl_tasks.functional import entropy, kl_divergence, pseudo_label_logs
-from ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from ssl_tasks.methods.settings import UDASettings
-from ssl_tasks.schedules import tsa_threshold
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.execution.distributed import gather_rows, sum_over_ranks, world
+from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import entropy, kl_divergence, pseudo_label_logs
+from selftrain.ssl_tasks.methods.math.schedules import tsa_threshold
+from selftrain.ssl_tasks.settings.methods import UDASettings
 
 
 def annealed_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, weights: Tensor | None = None) -> Tensor:

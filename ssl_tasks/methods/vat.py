@@ -25,13 +25,18 @@ the KL to .28 in fp32 and .26 in bf16, against .26 and .24 with 1e-6, and .28 wi
 import torch
 from torch import Tensor
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.functional import entropy, kl_divergence, pseudo_label_logs, weighted_cross_entropy
-from ssl_tasks.methods.base import Losses, Method, combine, supervised_alone
-from ssl_tasks.methods.settings import VATSettings
-from ssl_tasks.mixing import frozen_statistics
-from ssl_tasks.schedules import linear_ramp
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.methods.base import Losses, Method, combine, supervised_alone
+from selftrain.ssl_tasks.methods.math.functional import (
+    entropy,
+    kl_divergence,
+    pseudo_label_logs,
+    weighted_cross_entropy,
+)
+from selftrain.ssl_tasks.methods.math.mixing import frozen_statistics
+from selftrain.ssl_tasks.methods.math.schedules import linear_ramp
+from selftrain.ssl_tasks.settings.methods import VATSettings
 
 
 def unit(direction: Tensor) -> Tensor:

@@ -8,15 +8,15 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from ssl_tasks.advice import advice
-from ssl_tasks.pseudo_labels.engine import open_spilling
-from ssl_tasks.pseudo_labels.views import RoundTables, RunTables, view_queries
-from ssl_tasks.report.data import Gallery, ReportData, RoundPage, Stage
-from ssl_tasks.report.embedding import size
-from ssl_tasks.report.gallery import NO_PICTURES, open_gallery
-from ssl_tasks.report.picks import Picks, pick
-from ssl_tasks.report.rounds import round_page, thresholds_of
-from ssl_tasks.runs import RoundArtifacts, Run, tables_folder
+from selftrain.ssl_tasks.pseudo_labels.looking.engine import open_spilling
+from selftrain.ssl_tasks.pseudo_labels.looking.views import RoundTables, RunTables, view_queries
+from selftrain.ssl_tasks.report.data import Gallery, ReportData, RoundPage, Stage
+from selftrain.ssl_tasks.report.embedding import size
+from selftrain.ssl_tasks.report.gallery import NO_PICTURES, open_gallery
+from selftrain.ssl_tasks.report.picks import Picks, pick
+from selftrain.ssl_tasks.report.rounds import round_page, thresholds_of
+from selftrain.ssl_tasks.store.advice import advice
+from selftrain.ssl_tasks.store.runs import RoundArtifacts, Run, tables_folder
 
 MEMORY_GB = 1.0
 MOST_BYTES = 14_500_000  # of the data in the page: with style and scripts it stays below 15 MB

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ssl_tasks.report.page import render_page
+from selftrain.ssl_tasks.report.page import render_page
 
 if TYPE_CHECKING:
     import pandas as pd

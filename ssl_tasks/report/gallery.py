@@ -10,16 +10,16 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.errors import SelftrainError
-from ssl_tasks.pseudo_labels.schema import Predictions
-from ssl_tasks.pseudo_labels.views import RunTables
-from ssl_tasks.report.data import Gallery, Opinion, Pictures, Sample
-from ssl_tasks.report.embedding import size
-from ssl_tasks.report.picks import Picks
-from ssl_tasks.report.pictures import COLUMNS, encode_sheets, make_sheets
-from ssl_tasks.report.questions import looked
-from ssl_tasks.runs import Run
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.errors import SelftrainError
+from selftrain.ssl_tasks.pseudo_labels.looking.schema import Predictions
+from selftrain.ssl_tasks.pseudo_labels.looking.views import RunTables
+from selftrain.ssl_tasks.report.data import Gallery, Opinion, Pictures, Sample
+from selftrain.ssl_tasks.report.embedding import size
+from selftrain.ssl_tasks.report.picks import Picks
+from selftrain.ssl_tasks.report.pictures import COLUMNS, encode_sheets, make_sheets
+from selftrain.ssl_tasks.report.questions import looked
+from selftrain.ssl_tasks.store.runs import Run
 
 TOP = 5  # probabilities shown of a sample
 MOST_OF_TEXT = 0.4  # of the gallery's bytes, for what is said of the samples; the rest is for their pictures

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ssl_tasks.artifacts import write_atomically
-from ssl_tasks.report.collect import Links, report_data
-from ssl_tasks.report.data import ReportData
-from ssl_tasks.report.embedding import embed
-from ssl_tasks.runs import Run
+from selftrain.ssl_tasks.report.collect import Links, report_data
+from selftrain.ssl_tasks.report.data import ReportData
+from selftrain.ssl_tasks.report.embedding import embed
+from selftrain.ssl_tasks.store.artifacts import write_atomically
+from selftrain.ssl_tasks.store.runs import Run
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("page", "figures", "charts", "overview", "rounds", "corrections", "gallery", "lineage", "main")

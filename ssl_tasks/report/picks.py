@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 
-from ssl_tasks.pseudo_labels.inspection import review_queue
-from ssl_tasks.pseudo_labels.views import RunTables
+from selftrain.ssl_tasks.pseudo_labels.looking.inspection import review_queue
+from selftrain.ssl_tasks.pseudo_labels.looking.views import RunTables
 
 MOST_PICTURES = 1_600  # over all rounds
 LAST_ROUND = 0.5  # its share of them

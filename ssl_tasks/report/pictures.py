@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ssl_tasks.report.data import Pictures
+from selftrain.ssl_tasks.report.data import Pictures
 
 Load = Callable[[NDArray[np.int64]], NDArray[np.uint8]]  # positions → [n, S, S, C]
 

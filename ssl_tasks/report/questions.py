@@ -7,11 +7,11 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_tasks.pseudo_labels.engine import read_parquet
-from ssl_tasks.pseudo_labels.inspection import NEAR
-from ssl_tasks.pseudo_labels.schema import OVERRIDES
-from ssl_tasks.pseudo_labels.views import RoundTables
-from ssl_tasks.report.data import Confusion, Flips, Histogram
+from selftrain.ssl_tasks.pseudo_labels.looking.engine import read_parquet
+from selftrain.ssl_tasks.pseudo_labels.looking.inspection import NEAR
+from selftrain.ssl_tasks.pseudo_labels.looking.schema import OVERRIDES
+from selftrain.ssl_tasks.pseudo_labels.looking.views import RoundTables
+from selftrain.ssl_tasks.report.data import Confusion, Flips, Histogram
 
 BINS = 40
 MOST_HISTOGRAMS = 3_000  # of single classes, over all rounds

@@ -8,12 +8,12 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.pseudo_labels.schema import STATS
-from ssl_tasks.pseudo_labels.views import RoundTables
-from ssl_tasks.report.data import ClassBalance, Confusion, Reliability, RoundPage, Score
-from ssl_tasks.report.questions import Questions, looked, sparse_confusion
-from ssl_tasks.runs import RoundArtifacts, tables_folder
+from selftrain.ssl_tasks.pseudo_labels.looking.schema import STATS
+from selftrain.ssl_tasks.pseudo_labels.looking.views import RoundTables
+from selftrain.ssl_tasks.report.data import ClassBalance, Confusion, Reliability, RoundPage, Score
+from selftrain.ssl_tasks.report.questions import Questions, looked, sparse_confusion
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.runs import RoundArtifacts, tables_folder
 
 MOST_POINTS = 200  # of a learning curve
 MOST_BALANCES = 30_000  # lines by class, over the last rounds

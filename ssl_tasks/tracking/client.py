@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
-from ssl_tasks.artifacts import file_lock, write_atomically
-from ssl_tasks.collection import uncollected
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.json_file import Malformed, read_json
-from ssl_tasks.tracking.relocation import relocate_database
-from ssl_tasks.tracking.spool import without_password
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.collection import uncollected
+from selftrain.ssl_tasks.store.artifacts import file_lock, write_atomically
+from selftrain.ssl_tasks.store.json_file import Malformed, read_json
+from selftrain.ssl_tasks.tracking.relocation import relocate_database
+from selftrain.ssl_tasks.tracking.spool import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

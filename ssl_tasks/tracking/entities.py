@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.tracking.follower import metric_name
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.tracking.follower import metric_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 
-from ssl_tasks.artifacts import write_atomically
-from ssl_tasks.json_file import Malformed, Shape, read_json
-from ssl_tasks.tracking.spool import Spool
+from selftrain.ssl_tasks.store.artifacts import write_atomically
+from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
+from selftrain.ssl_tasks.tracking.spool import Spool
 
 log = logging.getLogger("selftrain.tracking")
 POLL_SECONDS = 0.5

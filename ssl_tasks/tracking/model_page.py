@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from textwrap import indent
 from typing import TYPE_CHECKING
 
-from models.settings import ModelSettings
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.tracking.entities import input_datasets
-from ssl_tasks.tracking.graph import SHOWN_DIGEST, Graph, Node, as_tree
-from ssl_tasks.tracking.mlflow_lineage import mlflow_lineage
-from ssl_tasks.trained_files import CARD
+from selftrain.models.settings import ModelSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.tracking.entities import input_datasets
+from selftrain.ssl_tasks.tracking.lineage.graph import SHOWN_DIGEST, Graph, Node, as_tree
+from selftrain.ssl_tasks.tracking.lineage.mlflow_lineage import mlflow_lineage
+from selftrain.ssl_tasks.trained.files import CARD
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,7 +25,7 @@ LOADING = """\
     selftrain predict {digest} IMAGES
 
     folder = mlflow.artifacts.download_artifacts("models:/{name}/{version}")
-    model = ssl_tasks.trained.load_trained(pathlib.Path(folder))
+    model = selftrain.ssl_tasks.trained.model.load_trained(pathlib.Path(folder))
 """
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.tracking.entities import (
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.tracking.entities import (
     MODEL_STAGES,
     WEIGHTS,
     consumed_data,
@@ -25,10 +25,10 @@ from ssl_tasks.tracking.entities import (
     output_models,
     small_files,
 )
-from ssl_tasks.tracking.model_page import describe
-from ssl_tasks.tracking.preview import preview_csv
-from ssl_tasks.tracking.registry import promote, version_of
-from ssl_tasks.tracking.spool import Operation
+from selftrain.ssl_tasks.tracking.model_page import describe
+from selftrain.ssl_tasks.tracking.preview import preview_csv
+from selftrain.ssl_tasks.tracking.registry import promote, version_of
+from selftrain.ssl_tasks.tracking.spool import Operation
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,7 +1,7 @@
 """A CSV of some rows of a pseudo-label table, because MLflow shows no Parquet."""
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.csv_text import frame_text
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.csv_text import frame_text
 
 ROWS = 1_000
 TABLES = {  # the table of a stage (of several shards the first), and the columns that a person reads

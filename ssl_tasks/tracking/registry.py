@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ssl_tasks.tracking.spool import Operation
+from selftrain.ssl_tasks.tracking.spool import Operation
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -10,8 +10,8 @@ import os
 import socket
 import sys
 
-from ssl_tasks.listening import Guard
-from ssl_tasks.parent import end_group_after
+from selftrain.ssl_tasks.execution.listening import Guard
+from selftrain.ssl_tasks.execution.parent import end_group_after
 
 
 def main() -> None:

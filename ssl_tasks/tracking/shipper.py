@@ -17,14 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_tasks.artifacts import Artifact, file_lock
-from ssl_tasks.collection import own_process
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.parent import die_with_parent
-from ssl_tasks.tracking.client import connect, experiment_id
-from ssl_tasks.tracking.operations import Applier, Later
-from ssl_tasks.tracking.spool import Operation, Sent, Spool, remove, spools, without_password
-from ssl_tasks.tracking.tracker import Report
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.collection import own_process
+from selftrain.ssl_tasks.execution.parent import die_with_parent
+from selftrain.ssl_tasks.store.artifacts import Artifact, file_lock
+from selftrain.ssl_tasks.tracking.client import connect, experiment_id
+from selftrain.ssl_tasks.tracking.operations import Applier, Later
+from selftrain.ssl_tasks.tracking.spool import Operation, Sent, Spool, remove, spools, without_password
+from selftrain.ssl_tasks.tracking.tracker import Report
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -234,7 +234,7 @@ def serve(shipper: Shipper, own: Spool | None, parent: Parent) -> None:
 
 
 def main() -> None:
-    """`python -m ssl_tasks.tracking.shipper WORKSPACE EVERYTHING`, started by the tracker."""
+    """`python -m selftrain.ssl_tasks.tracking.shipper WORKSPACE EVERYTHING`, started by the tracker."""
     die_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     # These reach the whole group; the parent decides when we end.

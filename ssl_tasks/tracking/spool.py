@@ -22,9 +22,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from ssl_tasks.json_file import Malformed, Shape, parse_json
-from ssl_tasks.process_lock import held_lock
-from ssl_tasks.runs import alive, owner
+from selftrain.ssl_tasks.store.json_file import Malformed, Shape, parse_json
+from selftrain.ssl_tasks.store.process_lock import held_lock
+from selftrain.ssl_tasks.store.runs import alive, owner
 
 log = logging.getLogger("selftrain.tracking")
 Operation = Mapping[str, Any]

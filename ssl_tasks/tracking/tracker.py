@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.parent import parent_of_mine
-from ssl_tasks.safe_path import safe_path
-from ssl_tasks.tracking.client import default_uri
-from ssl_tasks.tracking.follower import Follower, metric_rows, spool_rows
-from ssl_tasks.tracking.spool import Spool, spools, without_password
+from selftrain.ssl_tasks.execution.parent import parent_of_mine
+from selftrain.ssl_tasks.execution.safe_path import safe_path
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.tracking.client import default_uri
+from selftrain.ssl_tasks.tracking.follower import Follower, metric_rows, spool_rows
+from selftrain.ssl_tasks.tracking.spool import Spool, spools, without_password
 
 EXPERIMENT = "selftrain"
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
@@ -204,7 +204,7 @@ def _start_shipper(workspace: Path, uri: str, everything: bool = False) -> "subp
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **safe_path(), **parent_of_mine()}
     environment["SELFTRAIN_TRACKING_URI"] = uri  # not an argument: it may hold a password
-    command = [sys.executable, "-m", "ssl_tasks.tracking.shipper", str(workspace), str(int(everything))]
+    command = [sys.executable, "-m", "selftrain.ssl_tasks.tracking.shipper", str(workspace), str(int(everything))]
     with log.open("a") as file:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment, text=True

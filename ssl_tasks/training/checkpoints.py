@@ -11,8 +11,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ssl_tasks.artifacts import digest_file, flush_folder
-from ssl_tasks.training.state import Snapshot
+from selftrain.ssl_tasks.store.artifacts import digest_file, flush_folder
+from selftrain.ssl_tasks.training.state import Snapshot
 
 KEPT = 2
 PATTERN = "step-*.safetensors"

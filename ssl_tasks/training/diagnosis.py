@@ -2,8 +2,8 @@
 
 import math
 
-from ssl_tasks.section import Section
-from ssl_tasks.training.history import History
+from selftrain.ssl_tasks.settings.section import Section
+from selftrain.ssl_tasks.training.history import History
 
 EARLY = 0.2  # of the run: by then a method should use some unlabelled images
 COLLAPSE = 0.9  # share of pseudo-labels that one class may take

@@ -3,9 +3,9 @@
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from models.classifier import Classifier
-from models.torchvision_models import check_image_size
-from ssl_tasks.errors import ConfigError
+from selftrain.models.classifier import Classifier
+from selftrain.models.torchvision_models import check_image_size
+from selftrain.ssl_tasks.errors import ConfigError
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssl_tasks.distributed import sum_over_ranks
+from selftrain.ssl_tasks.execution.distributed import sum_over_ranks
 
 NAN = float("nan")
 

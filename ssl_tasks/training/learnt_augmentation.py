@@ -3,11 +3,11 @@
 import torch
 from torch.nn import functional as F
 
-from ssl_tasks.batch import Batch
-from ssl_tasks.distributed import gather_rows
-from ssl_tasks.training.precision import autocast
-from ssl_tasks.training.run import TrainingRun
-from ssl_tasks.training.validation import evaluation_mode
+from selftrain.ssl_tasks.data.batch import Batch
+from selftrain.ssl_tasks.execution.distributed import gather_rows
+from selftrain.ssl_tasks.execution.precision import autocast
+from selftrain.ssl_tasks.training.run import TrainingRun
+from selftrain.ssl_tasks.training.validation import evaluation_mode
 
 
 @torch.no_grad()

@@ -8,19 +8,19 @@ from contextlib import contextmanager
 
 import torch
 
-from ssl_tasks.distributed import grouped, rank, sum_over_ranks
-from ssl_tasks.errors import Interrupted, OutOfMemory, TrainingDiverged
-from ssl_tasks.training.checkpoints import Checkpoints
-from ssl_tasks.training.diagnosis import diagnose
-from ssl_tasks.training.interruption import StopRequest, stop_requests
-from ssl_tasks.training.optimization import learning_rate
-from ssl_tasks.training.precision import autocast
-from ssl_tasks.training.progress import show_progress
-from ssl_tasks.training.run import TrainingRun
-from ssl_tasks.training.settings import TrainSettings
-from ssl_tasks.training.state import Best
-from ssl_tasks.training.step import seed_step, take_step
-from ssl_tasks.training.validation import validate
+from selftrain.ssl_tasks.errors import Interrupted, OutOfMemory, TrainingDiverged
+from selftrain.ssl_tasks.execution.distributed import grouped, rank, sum_over_ranks
+from selftrain.ssl_tasks.execution.precision import autocast
+from selftrain.ssl_tasks.settings.training import TrainSettings
+from selftrain.ssl_tasks.training.checkpoints import Checkpoints
+from selftrain.ssl_tasks.training.diagnosis import diagnose
+from selftrain.ssl_tasks.training.optimization import learning_rate
+from selftrain.ssl_tasks.training.parallel.interruption import StopRequest, stop_requests
+from selftrain.ssl_tasks.training.progress import show_progress
+from selftrain.ssl_tasks.training.run import TrainingRun
+from selftrain.ssl_tasks.training.state import Best
+from selftrain.ssl_tasks.training.step import seed_step, take_step
+from selftrain.ssl_tasks.training.validation import validate
 
 GROWTH = 1_000.0  # times the first loss: no loss of ours grows so much and comes back
 Report = Callable[[int, Mapping[str, float]], None]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_tasks.training.settings import TrainSettings
+from selftrain.ssl_tasks.settings.training import TrainSettings
 
 
 def learning_rate(train: TrainSettings, step: int) -> float:

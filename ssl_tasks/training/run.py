@@ -8,27 +8,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import ModelSettings, build_model
-from models.batch_norm import synchronise_batch_norm
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch
-from ssl_tasks.config import LearnerSettings, TunedSettings
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.data.loading import StreamPools, loader, to_device
-from ssl_tasks.data.policy import Policy, build_policy
-from ssl_tasks.data.pools import Images, LabeledPool, PseudoPool
-from ssl_tasks.data.stream import BatchStream
-from ssl_tasks.distributed import grouped, rank, world
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.methods import build_method, method_class
-from ssl_tasks.methods.base import Method, Problem
-from ssl_tasks.seeds import derive_seed
-from ssl_tasks.training.ema import frozen_copy
-from ssl_tasks.training.finetuning import freeze_all_but_classifier_and_norms, refuse_one_size
-from ssl_tasks.training.optimization import build_optimizer
-from ssl_tasks.training.precision import resolve_precision
-from ssl_tasks.training.settings import TrainSettings
-from ssl_tasks.training.state import RunState
+from selftrain.models import ModelSettings, build_model
+from selftrain.models.batch_norm import synchronise_batch_norm
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.data.stream.loading import StreamPools, loader, to_device
+from selftrain.ssl_tasks.data.stream.pools import Images, LabeledPool, PseudoPool
+from selftrain.ssl_tasks.data.stream.stream import BatchStream
+from selftrain.ssl_tasks.data.views.policy import Policy, build_policy
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.distributed import grouped, rank, world
+from selftrain.ssl_tasks.execution.precision import resolve_precision
+from selftrain.ssl_tasks.execution.seeds import derive_seed
+from selftrain.ssl_tasks.methods import build_method, method_class
+from selftrain.ssl_tasks.methods.base import Method, Problem
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings
+from selftrain.ssl_tasks.settings.training import TrainSettings
+from selftrain.ssl_tasks.training.ema import frozen_copy
+from selftrain.ssl_tasks.training.finetuning import freeze_all_but_classifier_and_norms, refuse_one_size
+from selftrain.ssl_tasks.training.optimization import build_optimizer
+from selftrain.ssl_tasks.training.state import RunState
 
 LONG_RUN = 5_000  # steps, from which compiling pays on CUDA
 

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.ensemble import members
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import LearnerSettings, TunedSettings, unfit_to_begin_with
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.data.pools import PseudoPool
-from ssl_tasks.distributed import rank
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.methods import method_class
-from ssl_tasks.stage import StageContext, StageResult
-from ssl_tasks.trained import WEIGHTS, Card, load_card, load_weights, save_card, save_weights
-from ssl_tasks.training.checkpoints import Checkpoints
-from ssl_tasks.training.launch import train_in_processes
-from ssl_tasks.training.loop import diagnose_run, train
-from ssl_tasks.training.precision import computed_by, prepare_backends, resolve_device
-from ssl_tasks.training.run import TrainingRun, build_run
+from selftrain.models.ensemble import members
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.data.stream.pools import PseudoPool
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.distributed import rank
+from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.methods import method_class
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings, unfit_to_begin_with
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.trained.model import WEIGHTS, Card, load_card, load_weights, save_card, save_weights
+from selftrain.ssl_tasks.training.checkpoints import Checkpoints
+from selftrain.ssl_tasks.training.loop import diagnose_run, train
+from selftrain.ssl_tasks.training.parallel.launch import train_in_processes
+from selftrain.ssl_tasks.training.run import TrainingRun, build_run
 
 LAST = "last.safetensors"
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.classifier import Classifier
-from ssl_tasks.errors import SelftrainError
-from ssl_tasks.methods.base import Method
-from ssl_tasks.training.history import History, Meter
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.errors import SelftrainError
+from selftrain.ssl_tasks.methods.base import Method
+from selftrain.ssl_tasks.training.history import History, Meter
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ losses divided by how many images counted, and running quantities of a method, w
 import torch
 from torch import Tensor
 
-from ssl_tasks.batch import Batch
-from ssl_tasks.distributed import average_buffers, average_gradients, rank
-from ssl_tasks.methods.base import Losses
-from ssl_tasks.seeds import derive_seed
-from ssl_tasks.training.ema import move_average, warmed_decay
-from ssl_tasks.training.learnt_augmentation import learn_augmentation
-from ssl_tasks.training.optimization import set_rates
-from ssl_tasks.training.precision import autocast
-from ssl_tasks.training.run import TrainingRun
+from selftrain.ssl_tasks.data.batch import Batch
+from selftrain.ssl_tasks.execution.distributed import average_buffers, average_gradients, rank
+from selftrain.ssl_tasks.execution.precision import autocast
+from selftrain.ssl_tasks.execution.seeds import derive_seed
+from selftrain.ssl_tasks.methods.base import Losses
+from selftrain.ssl_tasks.training.ema import move_average, warmed_decay
+from selftrain.ssl_tasks.training.learnt_augmentation import learn_augmentation
+from selftrain.ssl_tasks.training.optimization import set_rates
+from selftrain.ssl_tasks.training.run import TrainingRun
 
 
 def seed_step(seed: int, step: int, what: str = "step") -> None:

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssl_tasks.data.loading import normalise
-from ssl_tasks.data.pools import Images
-from ssl_tasks.distributed import rank, sum_over_ranks, world
-from ssl_tasks.training.precision import autocast
-from ssl_tasks.training.run import TrainingRun
+from selftrain.ssl_tasks.data.stream.loading import normalise
+from selftrain.ssl_tasks.data.stream.pools import Images
+from selftrain.ssl_tasks.execution.distributed import rank, sum_over_ranks, world
+from selftrain.ssl_tasks.execution.precision import autocast
+from selftrain.ssl_tasks.training.run import TrainingRun
 
 BATCH = 256
 

@@ -5,12 +5,12 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ssl_tasks.batch import View
-from ssl_tasks.data.augmentation import OPERATIONS, cutout_boxes
-from ssl_tasks.data.randaugment import choose, randaugment_draws, randaugment_view
-from ssl_tasks.data.settings import AugmentSettings
-from ssl_tasks.data.views import Augmenter, Draws
-from ssl_tasks.data.weak import weak_view
+from selftrain.ssl_tasks.data.batch import View
+from selftrain.ssl_tasks.data.views.augmentation import OPERATIONS, cutout_boxes
+from selftrain.ssl_tasks.data.views.randaugment import choose, randaugment_draws, randaugment_view
+from selftrain.ssl_tasks.data.views.view import Augmenter, Draws
+from selftrain.ssl_tasks.data.views.weak import weak_view
+from selftrain.ssl_tasks.settings.data import AugmentSettings
 
 Bytes = NDArray[np.uint8]
 SHAPES = [(8, 1), (8, 3), (32, 1), (32, 3), (2, 3), (1, 1)]

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ssl_tasks.data.augmentation import OPERATIONS
-from ssl_tasks.data.ctaugment import LEVELED
+from selftrain.ssl_tasks.data.views.augmentation import OPERATIONS
+from selftrain.ssl_tasks.data.views.ctaugment import LEVELED
 from tests.data.test_randaugment import FORMULAS, OPERATIONS_OF, SHIFTED, argument
 
 PAGE = Path(__file__).parents[2] / "docs" / "augmentation.md"

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ssl_tasks.data.check import check_data
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.data.inspect_folder import suggest_settings
-from ssl_tasks.data.settings import DataSettings
-from ssl_tasks.data.sources import open_source
-from ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.data.sources import open_source
+from selftrain.ssl_tasks.data.survey.check import check_data
+from selftrain.ssl_tasks.data.survey.inspect_folder import suggest_settings
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.settings.data import DataSettings
 
 Build = Callable[..., Any]
 Painter = Callable[..., Path]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from ssl_tasks.data.check import check_data
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.data.fingerprint import fingerprint
-from ssl_tasks.data.inspect_folder import suggest_settings
-from ssl_tasks.data.settings import DataSettings, FolderSource, TableSource
-from ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.data.fingerprint import fingerprint
+from selftrain.ssl_tasks.data.survey.check import check_data
+from selftrain.ssl_tasks.data.survey.inspect_folder import suggest_settings
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource, TableSource
 
 Build = Callable[..., Any]
 Painter = Callable[..., Path]

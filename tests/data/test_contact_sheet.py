@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_tasks.data.contact_sheet import DRAWN, GAP, TITLE, contact_sheet
-from ssl_tasks.data.settings import AugmentSettings
+from selftrain.ssl_tasks.data.survey.contact_sheet import DRAWN, GAP, TITLE, contact_sheet
+from selftrain.ssl_tasks.settings.data import AugmentSettings
 from tests.data.fakes import FakeDataset
 
 COLUMNS = sum(count for _, count in DRAWN)

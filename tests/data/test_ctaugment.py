@@ -6,15 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.data.ctaugment import BINS, LEVELED, Choice, apply, choose, draws, fresh_rates, usable_shares
-from ssl_tasks.data.loading import loader
-from ssl_tasks.data.permutation import uniform_rows
-from ssl_tasks.data.policy import REFRESH, Policy, PolicyBoard, build_policy, moved_rates
-from ssl_tasks.data.settings import AugmentSettings
-from ssl_tasks.data.stream import BatchStream
-from ssl_tasks.data.views import Augmenter, Draws
-from ssl_tasks.training.settings import TrainSettings
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.data.splits.permutation import uniform_rows
+from selftrain.ssl_tasks.data.stream.loading import loader
+from selftrain.ssl_tasks.data.stream.stream import BatchStream
+from selftrain.ssl_tasks.data.views.ctaugment import (
+    BINS,
+    LEVELED,
+    Choice,
+    apply,
+    choose,
+    draws,
+    fresh_rates,
+    usable_shares,
+)
+from selftrain.ssl_tasks.data.views.policy import REFRESH, Policy, PolicyBoard, build_policy, moved_rates
+from selftrain.ssl_tasks.data.views.view import Augmenter, Draws
+from selftrain.ssl_tasks.settings.data import AugmentSettings
+from selftrain.ssl_tasks.settings.training import TrainSettings
 from tests.data.fakes import FakeDataset
 
 NAMES = list(LEVELED)
@@ -136,7 +145,7 @@ def run_of(
 def uninterrupted() -> Iterator[tuple[dict, dict]]:
     """A run whose rates move fast enough to matter within a few periods, as they do for the tests that compare."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssl_tasks.data.policy.DECAY", 0.3)
+        patch.setattr("selftrain.ssl_tasks.data.views.policy.DECAY", 0.3)
         yield run_of(workers=0)
 
 

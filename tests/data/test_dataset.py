@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.data.dataset import Dataset, PoolName
-from ssl_tasks.data.loading import normalise
-from ssl_tasks.data.settings import DataSettings, SplitSettings
+from selftrain.ssl_tasks.data.dataset import Dataset, PoolName
+from selftrain.ssl_tasks.data.stream.loading import normalise
+from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
-BODY = "ssl_tasks.data.build:build_dataset"
+BODY = "selftrain.ssl_tasks.data.build:build_dataset"
 POOLS: tuple[PoolName, ...] = ("labeled", "unlabeled", "validation", "test")
 
 

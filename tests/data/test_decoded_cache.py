@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.data.dataset import Dataset, Pool, PoolName
-from ssl_tasks.data.decode import Decoded, Decoder
-from ssl_tasks.data.decoded import DecodedCache
-from ssl_tasks.data.settings import DataSettings
-from ssl_tasks.errors import DataError
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.ssl_tasks.data.dataset import Dataset, Pool, PoolName
+from selftrain.ssl_tasks.data.decoding.decode import Decoded, Decoder
+from selftrain.ssl_tasks.data.decoding.decoded import DecodedCache
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.settings.data import DataSettings
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 Build = Callable[..., Any]
 POOLS: tuple[PoolName, ...] = ("labeled", "unlabeled", "validation", "test")
@@ -57,10 +57,10 @@ def test_pixels_are_the_same_with_any_cache(artifact: Artifact, cache: Path, gig
 
 
 def test_a_cache_that_is_off_holds_no_pixels(build: Build, pets: Path, cache: Path) -> None:
-    from ssl_tasks.execute import Request, execute
+    from selftrain.ssl_tasks.execution.execute import Request, execute
 
     settings = DataSettings.model_validate({"source": {"name": "folder", "path": pets}})
-    request = Request("dataset", "dataset", 1, "ssl_tasks.data.build:build_dataset", settings)
+    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", settings)
     execute(request, cache.parent, RuntimeSettings(cache="off"))
     assert not list(cache.rglob("pixels-*.u8"))
 

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from flows.self_training import _first_teachers
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.data.earlier_labels import earlier_labels, warn_of_earlier_labels
-from ssl_tasks.recipes import parse_recipe
+from selftrain.flows.rounds.self_training import _first_teachers
+from selftrain.ssl_tasks.data.splits.earlier_labels import earlier_labels, warn_of_earlier_labels
+from selftrain.ssl_tasks.settings.recipe import parse_recipe
+from selftrain.ssl_tasks.store.artifacts import Artifact
 from tests.training.small_runs import digits
 
 WRITTEN = {"stage": "train", "key": "k", "digest": "d", "files": {}, "settings": {}, "seconds": 0.0, "finished": 0.0}

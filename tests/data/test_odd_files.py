@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import main
-from ssl_tasks.classify import listed_images, read_image
-from ssl_tasks.data.check import check_data
-from ssl_tasks.data.decode import Decoder
-from ssl_tasks.data.file_digests import FileDigests
-from ssl_tasks.data.settings import DataSettings, FolderSource
-from ssl_tasks.data.sources import open_source
-from ssl_tasks.data.sources.folder import image_files
-from ssl_tasks.errors import DataError
-from ssl_tasks.regular_file import read_regular
+from selftrain.flows.cli.main import main
+from selftrain.ssl_tasks.data.decoding.decode import Decoder
+from selftrain.ssl_tasks.data.sources import open_source
+from selftrain.ssl_tasks.data.sources.folder import image_files
+from selftrain.ssl_tasks.data.survey.check import check_data
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource
+from selftrain.ssl_tasks.store.file_digests import FileDigests
+from selftrain.ssl_tasks.store.regular_file import read_regular
+from selftrain.ssl_tasks.trained.classify import listed_images, read_image
 
 Painter = Callable[..., Path]
 KERNEL_LOG = Path("/proc/kmsg")  # reading it waits for the kernel's next message

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.data.pools import PseudoPool
+from selftrain.ssl_tasks.data.stream.pools import PseudoPool
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 ROWS, CLASSES = 200_000, 50
 

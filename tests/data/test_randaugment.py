@@ -8,8 +8,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from pydantic import ValidationError
 
-from ssl_tasks.data.randaugment import CHANGES, OFFICIAL, argument_table, choose, randaugment_draws, randaugment_view
-from ssl_tasks.data.settings import AugmentSettings
+from selftrain.ssl_tasks.data.views.randaugment import (
+    CHANGES,
+    OFFICIAL,
+    argument_table,
+    choose,
+    randaugment_draws,
+    randaugment_view,
+)
+from selftrain.ssl_tasks.settings.data import AugmentSettings
 from tests.data.test_augmentation import draws_of, photographs
 
 ENHANCED = ("brightness", "color", "contrast", "sharpness")

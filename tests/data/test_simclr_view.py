@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ssl_tasks.data.settings import AugmentSettings
-from ssl_tasks.data.simclr_view import DRAWS, blurred, crop_boxes, grey, jitter_factors, resized_crop, simclr_view
-from ssl_tasks.data.views import Augmenter, Draws
+from selftrain.ssl_tasks.data.views.simclr_view import (
+    DRAWS,
+    blurred,
+    crop_boxes,
+    grey,
+    jitter_factors,
+    resized_crop,
+    simclr_view,
+)
+from selftrain.ssl_tasks.data.views.view import Augmenter, Draws
+from selftrain.ssl_tasks.settings.data import AugmentSettings
 from tests.data.test_augmentation import draws_of, photographs
 
 CIFAR = AugmentSettings(strong="simclr", jitter=0.5, blur=0)

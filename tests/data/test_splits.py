@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ssl_tasks.data.settings import SplitSettings
-from ssl_tasks.data.splits import (
+from selftrain.ssl_tasks.data.splits.split import (
     FREE,
     LABELED,
     TEST,
@@ -22,6 +21,7 @@ from ssl_tasks.data.splits import (
     shadowed,
     shortages,
 )
+from selftrain.ssl_tasks.settings.data import SplitSettings
 
 
 def samples(labels: list[int], groups: list[int] | None = None, hints: list[int] | None = None) -> Candidates:

@@ -10,13 +10,13 @@ import psutil
 import pytest
 import torch
 
-from ssl_tasks.batch import Batch, Views
-from ssl_tasks.data.loading import StreamPools, loader, to_device
-from ssl_tasks.data.pools import PseudoPool
-from ssl_tasks.data.settings import AugmentSettings
-from ssl_tasks.data.stream import BatchStream
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.training.settings import TrainSettings
+from selftrain.ssl_tasks.data.batch import Batch, Views
+from selftrain.ssl_tasks.data.stream.loading import StreamPools, loader, to_device
+from selftrain.ssl_tasks.data.stream.pools import PseudoPool
+from selftrain.ssl_tasks.data.stream.stream import BatchStream
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.settings.data import AugmentSettings
+from selftrain.ssl_tasks.settings.training import TrainSettings
 from tests.clock import HANG
 from tests.data.fakes import FakeDataset
 

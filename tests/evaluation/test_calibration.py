@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from ssl_tasks.evaluation.calibration import expected_calibration_error, fit_temperature, reliability_bins
+from selftrain.ssl_tasks.evaluation.calibration import expected_calibration_error, fit_temperature, reliability_bins
 
 
 def test_error_of_a_hand_computed_example() -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.errors import DataError
-from ssl_tasks.evaluation.comparison import compare_evaluations
-from ssl_tasks.evaluation.gate import gate, total_variation
-from ssl_tasks.evaluation.settings import GateSettings
-from ssl_tasks.stage import StageContext
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations
+from selftrain.ssl_tasks.evaluation.gate import gate, total_variation
+from selftrain.ssl_tasks.execution.stage import StageContext
+from selftrain.ssl_tasks.settings.evaluation import GateSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 LABELS = np.arange(100) % 2
 

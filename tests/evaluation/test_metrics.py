@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 from sklearn import metrics as reference
 
-from ssl_tasks.evaluation.metrics import (
+from selftrain.ssl_tasks.evaluation.metrics import (
     balanced_accuracy,
     bootstrap_intervals,
     brier_scores,

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import ModelSettings, build_model
-from ssl_tasks.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from ssl_tasks.evaluation.robustness import attack_accuracy, corruption_accuracy, corruption_errors, fgsm
-from ssl_tasks.trained import Card, Trained, as_trained
+from selftrain.models import ModelSettings, build_model
+from selftrain.ssl_tasks.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from selftrain.ssl_tasks.evaluation.robustness import attack_accuracy, corruption_accuracy, corruption_errors, fgsm
+from selftrain.ssl_tasks.trained.model import Card, Trained, as_trained
 
 SIZES = [(8, 1), (32, 3), (33, 3)]
 

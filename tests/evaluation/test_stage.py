@@ -11,18 +11,19 @@ import pandas as pd
 import pytest
 import torch
 
-from models import ModelSettings
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import LearnerSettings
-from ssl_tasks.data.settings import DataSettings, SplitSettings
-from ssl_tasks.evaluation import stage
-from ssl_tasks.evaluation.comparison import compare_evaluations
-from ssl_tasks.evaluation.corruptions import CORRUPTIONS
-from ssl_tasks.evaluation.settings import EvaluateSettings
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.trained import load_card, save_card
-from ssl_tasks.training.precision import computed_by, prepare_backends
-from ssl_tasks.training.settings import RuntimeSettings, TrainSettings
+from selftrain.models import ModelSettings
+from selftrain.ssl_tasks.evaluation import stage
+from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations
+from selftrain.ssl_tasks.evaluation.corruptions import CORRUPTIONS
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
+from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
+from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.training import TrainSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.trained.model import load_card, save_card
 
 RUNTIME = RuntimeSettings(threads=1, device="cpu")
 Inputs = dict[str, Artifact]
@@ -38,12 +39,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """Digits with twenty labels a class, and a perceptron that has seen them a little."""
     workspace = tmp_path_factory.mktemp("evaluation")
     data = DataSettings(split=SplitSettings(labels_per_class=20))
-    dataset = answer(workspace, "dataset", "ssl_tasks.data.build:build_dataset", data, {})
+    dataset = answer(workspace, "dataset", "selftrain.ssl_tasks.data.build:build_dataset", data, {})
     learner = LearnerSettings(
         model=ModelSettings(name="mlp", width=32),
         train=TrainSettings(steps=60, batch_size=32, precision="fp32", evaluate_every=30),
     )
-    model = answer(workspace, "train", "ssl_tasks.training.stage:train_model", learner, {"dataset": dataset})
+    model = answer(workspace, "train", "selftrain.ssl_tasks.training.stage:train_model", learner, {"dataset": dataset})
     return {"dataset": dataset, "model": model}
 
 
@@ -53,7 +54,7 @@ def evaluated(workspace: Path, inputs: Inputs, **settings: Any) -> Artifact:
     (workspace / "cache").parent.mkdir(exist_ok=True)
     if not (workspace / "cache").exists():
         (workspace / "cache").symlink_to(inputs["dataset"].path.parents[2] / "cache")
-    return answer(workspace, "evaluate", "ssl_tasks.evaluation.stage:evaluate", section, inputs)
+    return answer(workspace, "evaluate", "selftrain.ssl_tasks.evaluation.stage:evaluate", section, inputs)
 
 
 def test_files_summary_and_tables_agree(workspace: Path, inputs: Inputs) -> None:
@@ -138,7 +139,7 @@ def test_robustness_is_of_test_images_and_has_every_corruption(workspace: Path, 
 
 def test_a_data_set_without_validation_images_is_measured_on_test_alone(workspace: Path, inputs: Inputs) -> None:
     data = DataSettings(split=SplitSettings(labels_per_class=20, validation=0))
-    dataset = answer(workspace, "dataset", "ssl_tasks.data.build:build_dataset", data, {})
+    dataset = answer(workspace, "dataset", "selftrain.ssl_tasks.data.build:build_dataset", data, {})
     found = evaluated(workspace, {**inputs, "dataset": dataset})
     assert found.summary["validation_accuracy"] is None
     assert found.summary["test_accuracy"] > 0.5

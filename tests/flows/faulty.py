@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from flows.cli import main
-from ssl_tasks import stages
-from ssl_tasks.listening import own_password
-from ssl_tasks.stage import StageContext, StageResult
+from selftrain.flows.cli.main import main
+from selftrain.flows.rounds import stages
+from selftrain.ssl_tasks.execution.listening import own_password
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from tests.flows.claims import GPU
 from tests.flows.tiny import command, environment
 
@@ -58,7 +58,7 @@ def go_wrong(how: str, workspace: Path) -> None:
 
 def train(context: StageContext) -> StageResult:
     """Body of `train`."""
-    from ssl_tasks.training.stage import train_model
+    from selftrain.ssl_tasks.training.stage import train_model
 
     if multiprocessing.current_process().name == STAGE:
         context = Faulty(**{one.name: getattr(context, one.name) for one in fields(context)})
@@ -69,7 +69,7 @@ def run_faulty(workspace: Path, recipe: str, how: str, **changes: str) -> "subpr
     """Starts a run into a fault. A GPU is pretended, and all that comes from it is known by a mark."""
     given = {"FAULT": how, "SELFTRAIN_LOCKS": str(workspace / "locks"), "SELFTRAIN_TEST": str(workspace), **GPU}
     line = command(workspace, "run", recipe, *ONE_ROUND)
-    line[line.index("flows")] = "tests.flows.faulty"
+    line[line.index("selftrain")] = "tests.flows.faulty"
     given = environment(**given, **changes)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(line, env=given, text=True, start_new_session=True, **pipes)

@@ -7,13 +7,13 @@ from pathlib import Path
 from tests.flows.tiny import command, environment
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = "import sys\nfrom flows.__main__ import main\nsys.exit(main())\n"  # what an installer makes of `selftrain`
+SCRIPT = "import sys\nfrom selftrain.__main__ import main\nsys.exit(main())\n"  # what an installer makes of `selftrain`
 
 
 def own_folder(folder: Path) -> Path:
-    """It has a models.py, flows.py, configs.py and ssl_tasks.py, which have nothing to do with us, and print."""
+    """It has a models.py, flows.py, utils.py and even a selftrain.py; none has to do with us, and each prints."""
     folder.mkdir()
-    for name in ("models", "flows", "configs", "ssl_tasks"):
+    for name in ("models", "flows", "configs", "ssl_tasks", "utils", "selftrain"):
         (folder / f"{name}.py").write_text(f"print('the user prints {name}')\n")
     return folder
 
@@ -24,7 +24,7 @@ def installed(workspace: Path, *words: str) -> list[str]:
     script.parent.mkdir(exist_ok=True)
     script.write_text(SCRIPT)
     line = command(workspace, *words)
-    return [line[0], str(script), *line[line.index("flows") + 1 :]]
+    return [line[0], str(script), *line[line.index("selftrain") + 1 :]]
 
 
 def at_home(**changes: str) -> dict[str, str]:

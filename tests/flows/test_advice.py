@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from flows import verbs
-from flows.cli import _how_to_go_on, main, parser
-from flows.conductor import Conductor, reason_of
-from ssl_tasks import errors
-from ssl_tasks.advice import advice
-from ssl_tasks.config import RunConfig
-from ssl_tasks.errors import DataError, Interrupted, StageFailed
-from ssl_tasks.execute import Request
-from ssl_tasks.report.collect import report_data
-from ssl_tasks.runs import Run, StageRecord, find_run
+from selftrain.flows.actions import verbs
+from selftrain.flows.cli.main import _how_to_go_on, main, parser
+from selftrain.flows.rounds.conductor import Conductor, reason_of
+from selftrain.ssl_tasks import errors
+from selftrain.ssl_tasks.errors import DataError, Interrupted, StageFailed
+from selftrain.ssl_tasks.execution.execute import Request
+from selftrain.ssl_tasks.report.collect import report_data
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store.advice import advice
+from selftrain.ssl_tasks.store.runs import Run, StageRecord, find_run
 from tests.bodies import Behaviour
 
 ROOT = Path(__file__).parent.parent.parent
@@ -162,8 +162,8 @@ def test_a_workspace_that_its_databases_cannot_hold_is_refused_by_every_verb(
 def test_the_address_of_a_database_holds_any_other_letter(tmp_path: Path, name: str) -> None:
     from sqlalchemy import make_url
 
-    from flows.environment import workspace_folder
-    from ssl_tasks.tracking.client import default_uri
+    from selftrain.flows.environment import workspace_folder
+    from selftrain.ssl_tasks.tracking.client import default_uri
 
     folder = workspace_folder(tmp_path / name)
     assert make_url(default_uri(folder)).database == str(folder / "mlflow.db")
@@ -194,8 +194,8 @@ def test_a_schedule_that_is_none_is_refused_before_anything_starts(
 ) -> None:
     for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"):
         monkeypatch.delenv(name, raising=False)  # put back as they were
-    monkeypatch.setattr("flows.commands.serving.set_environment", lambda _: None)
-    monkeypatch.setattr("flows.commands.deploying.set_environment", lambda _: None)
+    monkeypatch.setattr("selftrain.flows.cli.serving.set_environment", lambda _: None)
+    monkeypatch.setattr("selftrain.flows.cli.deploying.set_environment", lambda _: None)
     assert main(["--workspace", str(tmp_path / "workspace"), verb, "quickstart", *words]) == 2
     said = capsys.readouterr().err
     assert sentence in said

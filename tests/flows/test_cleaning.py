@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from flows import cleaning, measuring
-from flows.cleaning import clean
-from flows.measuring import evaluate
-from flows.models import export, predict
-from ssl_tasks.artifacts import Store, file_lock
-from ssl_tasks.errors import UserError
-from ssl_tasks.execute import Request, run_inline
-from ssl_tasks.occupancy import at_work
-from ssl_tasks.stage import StageContext, StageResult
+from selftrain.flows.actions import cleaning, measuring
+from selftrain.flows.actions.cleaning import clean
+from selftrain.flows.actions.measuring import evaluate
+from selftrain.flows.actions.models import export, predict
+from selftrain.ssl_tasks.errors import UserError
+from selftrain.ssl_tasks.execution.execute import Request, run_inline
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.store.artifacts import Store, file_lock
+from selftrain.ssl_tasks.store.occupancy import at_work
 
 WRITTEN = {"stage": "train", "key": "stray", "digest": "", "files": {}}
 WRITTEN |= {"inputs": {}, "settings": {}, "seconds": 0.0, "finished": 0.0}
@@ -60,9 +60,9 @@ def test_predict_and_export_are_at_work_while_they_read(
         found.append(clean(copy).at_work)
         return 0.0
 
-    monkeypatch.setattr("ssl_tasks.classify.classify", look)
-    monkeypatch.setattr("ssl_tasks.classify.listed_images", lambda _paths: [])
-    monkeypatch.setattr("ssl_tasks.export.export_model", look)
+    monkeypatch.setattr("selftrain.ssl_tasks.trained.classify.classify", look)
+    monkeypatch.setattr("selftrain.ssl_tasks.trained.classify.listed_images", lambda _paths: [])
+    monkeypatch.setattr("selftrain.ssl_tasks.trained.export.export_model", look)
     predict("student-1", [tmp_path], workspace=copy)
     export("student-1", tmp_path / "model.pt2", workspace=copy)
     assert [len(one) for one in found] == [1, 1]

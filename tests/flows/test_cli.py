@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.cleaning import clean
-from flows.cli import _ToStderr, main
-from flows.commands.tables import printable
-from ssl_tasks.artifacts import file_lock
-from ssl_tasks.errors import Interrupted, UserError
-from ssl_tasks.runs import Run, owner
-from ssl_tasks.tracking.tracker import Tracker
+from selftrain.flows.actions.cleaning import clean
+from selftrain.flows.cli.main import _ToStderr, main
+from selftrain.flows.tables import printable
+from selftrain.ssl_tasks.errors import Interrupted, UserError
+from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.runs import Run, owner
+from selftrain.ssl_tasks.tracking.tracker import Tracker
 from tests.flows.tiny import command, environment, last, selftrain
 
 
@@ -198,8 +198,10 @@ def test_what_cannot_be_written_down_is_still_said(
     def stages(*_: object) -> None:
         raise OSError(code, os.strerror(code), str(workspace / "runs" / "one" / "run.json"))
 
-    monkeypatch.setattr("flows.verbs.stages", stages)
-    monkeypatch.setattr("ssl_tasks.runs.all_runs", lambda _workspace: iter([Run(workspace / "runs" / "one")]))
+    monkeypatch.setattr("selftrain.flows.actions.verbs.stages", stages)
+    monkeypatch.setattr(
+        "selftrain.ssl_tasks.store.runs.all_runs", lambda _workspace: iter([Run(workspace / "runs" / "one")])
+    )
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     assert main(["--workspace", str(workspace), "status"]) == exit_code
     said = capsys.readouterr().err
@@ -242,7 +244,7 @@ def test_no_message_shows_a_password(tmp_path: Path) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from flows.cli import parser; parser(); print(*sys.modules)"
+    code = "import sys; from selftrain.flows.cli.main import parser; parser(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "pandas", "prefect", "mlflow", "duckdb", "pyarrow", "numpy"} & set(loaded)
 

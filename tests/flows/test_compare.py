@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.compare import compare_methods, compare_runs
-from flows.verbs import run
-from ssl_tasks.runs import Run, find_run
-from ssl_tasks.tracking.client import connect, default_uri
+from selftrain.flows.actions.compare import compare_methods, compare_runs
+from selftrain.flows.actions.verbs import run
+from selftrain.ssl_tasks.store.runs import Run, find_run
+from selftrain.ssl_tasks.tracking.client import connect, default_uri
 from tests.flows.claims import rows, unended_in_prefect
 from tests.flows.tiny import computed_in_total, environment, last, selftrain
 from tests.local_servers import free_port, prefect_server
@@ -59,7 +59,7 @@ def test_adding_a_seed_runs_only_the_new_cells(tmp_path: Path, recipe: str) -> N
 
 ON_A_WORKER = """
 import json, sys
-from flows.cells import run_cell
+from selftrain.flows.actions.cells import run_cell
 run_cell(*json.loads(sys.argv[1]))
 """
 CELLS = """

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from flows.cli import main
-from flows.commands.running import show_summary
-from flows.conductor import Conductor, finished
-from flows.self_training import self_training
-from ssl_tasks.config import RunConfig
-from ssl_tasks.report.collect import report_data
-from ssl_tasks.runs import Run
+from selftrain.flows.cli.main import main
+from selftrain.flows.cli.running import show_summary
+from selftrain.flows.rounds.conductor import Conductor, finished
+from selftrain.flows.rounds.self_training import self_training
+from selftrain.ssl_tasks.report.collect import report_data
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store.runs import Run
 
 CLASSES = (" lead ", "reject")
 LEARNER = {"model": {"name": "mlp", "width": 8}, "train": {"steps": 6, "batch_size": 4, "evaluate_every": 3}}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.doctor import examine
-from flows.environment import set_environment
-from ssl_tasks.tracking.client import default_uri
-from ssl_tasks.training.precision import computed_by, resolve_device, resolve_precision
+from selftrain.flows.actions.doctor import examine
+from selftrain.flows.environment import set_environment
+from selftrain.ssl_tasks.execution.precision import computed_by, resolve_device, resolve_precision
+from selftrain.ssl_tasks.tracking.client import default_uri
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.interruption import interruptible
-from ssl_tasks.errors import Interrupted
+from selftrain.flows.rounds.interruption import interruptible
+from selftrain.ssl_tasks.errors import Interrupted
 from tests.clock import HANG, until
 from tests.flows.claims import assert_nobody_is_left, kill_marked, marked
 from tests.flows.test_kills import start
@@ -114,7 +114,7 @@ def test_a_signal_in_the_first_seconds_ends_every_command(
 def test_a_signal_that_an_import_swallows_ends_the_command_all_the_same() -> None:
     code = """
 import signal, time
-from flows.interruption import end_on_signals
+from selftrain.flows.rounds.interruption import end_on_signals
 end_on_signals()
 try:
     signal.raise_signal(signal.SIGTERM)
@@ -170,7 +170,7 @@ def test_no_server_outlives_the_command_that_started_it(fresh: Path, number: sig
 
 
 def test_mlflows_server_ends_when_its_parent_does_even_before_it_serves(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "ssl_tasks.tracking.server", "server", "--port", "0"]
+    words = [sys.executable, "-m", "selftrain.ssl_tasks.tracking.server", "server", "--port", "0"]
     child = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True, cwd=tmp_path)
     assert child.stdin is not None
     child.stdin.close()

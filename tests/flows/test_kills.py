@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_tasks.gpus import visible_gpus
-from ssl_tasks.runs import Run, all_runs
+from selftrain.ssl_tasks.execution.gpus import visible_gpus
+from selftrain.ssl_tasks.store.runs import Run, all_runs
 from tests.clock import HANG
 from tests.flows.claims import GPU, assert_nobody_is_left, claims_to_run, marked, nobody_holds_the_gpu
 from tests.flows.tiny import STAGES, command, environment, last, outcome, selftrain

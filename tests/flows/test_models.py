@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.cleaning import clean
-from flows.cli import main
-from flows.measuring import evaluate
-from flows.models import export, find_model, predict
-from models.settings import ModelSettings
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.errors import ConfigError, NotFound, SelftrainError, UserError
-from ssl_tasks.export import Format, write_torch
-from ssl_tasks.model_card import model_card
-from ssl_tasks.trained import Card, load_trained
+from selftrain.flows.actions.cleaning import clean
+from selftrain.flows.actions.measuring import evaluate
+from selftrain.flows.actions.models import export, find_model, predict
+from selftrain.flows.cli.main import main
+from selftrain.models.settings import ModelSettings
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.errors import ConfigError, NotFound, SelftrainError, UserError
+from selftrain.ssl_tasks.tracking.model_card import model_card
+from selftrain.ssl_tasks.trained.export import Format, write_torch
+from selftrain.ssl_tasks.trained.model import Card, load_trained
 from tests.flows.tiny import last, selftrain
 
 
@@ -254,7 +254,8 @@ def test_a_file_whose_outputs_differ_is_not_kept(
 ) -> None:
     right = write_torch
     monkeypatch.setattr(
-        "ssl_tasks.export.write_torch", lambda *given: lambda images: right(*given)(images) + np.float32(0.01)
+        "selftrain.ssl_tasks.trained.export.write_torch",
+        lambda *given: lambda images: right(*given)(images) + np.float32(0.01),
     )
     with pytest.raises(SelftrainError, match="nothing was written"):
         export("teacher", tmp_path / "teacher.pt2", finished)

@@ -1,10 +1,10 @@
-"""A user's folder may hold a models.py, flows.py or configs.py: none of our processes takes them for ours."""
+"""A user's folder may hold a models.py, flows.py or even selftrain.py: none of our processes takes them for ours."""
 
 from pathlib import Path
 
 import pytest
 
-from ssl_tasks.safe_path import ROOT, folder_hides_us
+from selftrain.ssl_tasks.execution.safe_path import ROOT, folder_hides_us
 from tests.flows.own_folder import own_folder, run_in
 from tests.flows.tiny import last, states
 
@@ -27,10 +27,10 @@ def test_a_folder_hides_our_packages_where_it_has_one_of_that_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "weights.bin").touch()
+    (tmp_path / "selftrain").mkdir()
+    (tmp_path / "selftrain" / "weights.bin").touch()
     assert not folder_hides_us(), "a folder that is no package comes after ours"
-    (tmp_path / "models" / "__init__.py").touch()
+    (tmp_path / "selftrain" / "__init__.py").touch()
     assert folder_hides_us()
     monkeypatch.chdir(own_folder(tmp_path / "home"))
     assert folder_hides_us()

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from flows.starting import write_recipe
-from ssl_tasks.recipes import load_recipe
+from selftrain.flows.actions.starting import write_recipe
+from selftrain.ssl_tasks.settings.recipe import load_recipe
 from tests.flows.tiny import last, selftrain, states
 
 SHORT = [

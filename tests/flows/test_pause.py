@@ -11,11 +11,11 @@ from prefect.flow_engine import run_flow
 from prefect.states import Paused, Running
 from prefect.utilities.names import generate_slug
 
-from flows import holding
-from flows.local_api import prefect_api
-from flows.prefect_names import flow_run_name, is_generated
-from ssl_tasks.config import RunConfig
-from ssl_tasks.runs import Run
+from selftrain.flows.prefect import holding
+from selftrain.flows.prefect.local_api import prefect_api
+from selftrain.flows.prefect.names import flow_run_name, is_generated
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store.runs import Run
 from tests.clock import HANG, until
 
 

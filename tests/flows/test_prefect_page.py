@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows.prefect_page import as_markdown
+from selftrain.flows.prefect.page import as_markdown
 from tests.flows.tiny import last
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from flows import progress
-from flows.progress import Lines
+from selftrain.flows.rounds import progress
+from selftrain.flows.rounds.progress import Lines
 from tests.clock import HANG
 
 ON_A_TERMINAL = """
 import logging, time
-from flows.cli import _log_to_stderr
-from flows.progress import Bars, display
+from selftrain.flows.cli.main import _log_to_stderr
+from selftrain.flows.rounds.progress import Bars, display
 _log_to_stderr()
 shown = display()
 assert isinstance(shown, Bars)
@@ -62,6 +62,6 @@ def test_elsewhere_there_is_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyP
 
 
 def test_stderr_in_a_file_gets_lines(tmp_path: Path) -> None:
-    code = "from flows.progress import Lines, display; assert isinstance(display(), Lines)"
+    code = "from selftrain.flows.rounds.progress import Lines, display; assert isinstance(display(), Lines)"
     with (tmp_path / "stderr").open("w") as file:
         subprocess.run([sys.executable, "-c", code], stderr=file, check=True)

@@ -7,9 +7,9 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.states import Running
 
-from flows.local_api import prefect_api
-from flows.reaper import process_tag, tell_prefect
-from ssl_tasks.runs import owner
+from selftrain.flows.prefect.local_api import prefect_api
+from selftrain.flows.rounds.reaper import process_tag, tell_prefect
+from selftrain.ssl_tasks.store.runs import owner
 from tests.flows.claims import rows
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ssl_tasks.errors import UserError
-from ssl_tasks.recipe_paths import check_paths
-from ssl_tasks.recipes import load_recipe
+from selftrain.flows.rounds.recipe_paths import check_paths
+from selftrain.ssl_tasks.errors import UserError
+from selftrain.ssl_tasks.settings.recipe import load_recipe
 from tests.flows.tiny import command, environment, selftrain
 
 NOWHERE = "/nowhere/at/all"

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from flows import conductor as conducting
-from flows.conductor import Conductor
-from flows.planning import stage_names
-from flows.self_training import Summary, self_training
-from ssl_tasks.config import RunConfig
-from ssl_tasks.errors import Interrupted, StageFailed
-from ssl_tasks.execute import Request
-from ssl_tasks.recipes import parse_recipe
-from ssl_tasks.runs import Run
-from ssl_tasks.stage import StageContext, StageResult
-from ssl_tasks.stages import dataset_request
+from selftrain.flows.rounds import conductor as conducting
+from selftrain.flows.rounds.conductor import Conductor
+from selftrain.flows.rounds.planning import stage_names
+from selftrain.flows.rounds.self_training import Summary, self_training
+from selftrain.flows.rounds.stages import dataset_request
+from selftrain.ssl_tasks.errors import Interrupted, StageFailed
+from selftrain.ssl_tasks.execution.execute import Request
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.settings.recipe import parse_recipe
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store.runs import Run
 from tests.clock import HANG
 
 PATIENCE = HANG
@@ -66,7 +66,7 @@ def config_of(parallel: int, **recipe: Any) -> RunConfig:
 @pytest.fixture
 def conduct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the rounds with these stages."""
-    monkeypatch.setattr("flows.self_training.true_precision", lambda *_: None)
+    monkeypatch.setattr("selftrain.flows.rounds.self_training.true_precision", lambda *_: None)
 
     def run(config: RunConfig, stages: Stages) -> Summary:
         monkeypatch.setattr(conducting, "run_inline", stages)

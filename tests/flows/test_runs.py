@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_tasks.recipes import load_recipe
-from ssl_tasks.runs import find_run
+from selftrain.ssl_tasks.settings.recipe import load_recipe
+from selftrain.ssl_tasks.store.runs import find_run
 from tests.flows.tiny import (
     STAGES,
     command,

@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.cli import main
-from flows.commands import labelling
-from ssl_tasks.pseudo_labels import views
+from selftrain.flows.cli import labelling
+from selftrain.flows.cli.main import main
+from selftrain.ssl_tasks.pseudo_labels.looking import views
 from tests.flows.tiny import command, environment
 from tests.made_run import make_run
 
@@ -130,10 +130,10 @@ def test_ctrl_c_ends_a_query_with_code_130_and_leaves_nothing(made: Path, tmp_pa
 
 def test_a_query_that_does_not_notice_the_end_of_its_time_is_ended(made: Path) -> None:
     code = (
-        "import sys, time, flows.commands.answers as answers, ssl_tasks.pseudo_labels.views as views\n"
+        "import sys, time, selftrain.flows.cli.answers as answers, selftrain.ssl_tasks.pseudo_labels.looking.views as views\n"
         "answers.LEEWAY_SECONDS, views.open_tables = 0.2, lambda *_: time.sleep(600)\n"
         f"sys.argv[1:] = ['--workspace', {str(made)!r}, 'sql', 'last', 'select 1', '--timeout', '0.1']\n"
-        "from flows.cli import main; main()"
+        "from selftrain.flows.cli.main import main; main()"
     )
     ended = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (3, "")

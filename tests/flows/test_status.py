@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import main
-from ssl_tasks.artifacts import Store
-from ssl_tasks.config import RunConfig
-from ssl_tasks.runs import Run, StageRecord
-from ssl_tasks.stage_progress import read_progress
+from selftrain.flows.cli.main import main
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store.artifacts import Store
+from selftrain.ssl_tasks.store.runs import Run, StageRecord
+from selftrain.ssl_tasks.store.stage_progress import read_progress
 
 
 @pytest.fixture

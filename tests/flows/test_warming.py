@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import warming
-from ssl_tasks.recipes import load_recipe
+from selftrain.flows.rounds import warming
+from selftrain.ssl_tasks.settings.recipe import load_recipe
 
 
 @pytest.mark.parametrize(

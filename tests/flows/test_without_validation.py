@@ -8,15 +8,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows.commands.running import show_summary
-from flows.self_training import Pending, Summary, self_training
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import RunConfig
-from ssl_tasks.data.fingerprint import fingerprint
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.recipes import parse_recipe
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.flows.cli.running import show_summary
+from selftrain.flows.rounds.self_training import Pending, Summary, self_training
+from selftrain.ssl_tasks.data.fingerprint import fingerprint
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.settings.recipe import parse_recipe
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 LEARNER = {
     "model": {"name": "mlp", "width": 16},

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ssl_tasks.runs import Run, find_run
+from selftrain.ssl_tasks.store.runs import Run, find_run
 
 RECIPE = """\
 name: tiny
@@ -29,7 +29,7 @@ STAGES = 2 + 1 + 2 * 5  # dataset, teacher, its evaluation; predict, select, stu
 
 def command(workspace: Path, *words: str) -> list[str]:
     """The command line of our own interpreter's selftrain."""
-    return [sys.executable, "-m", "flows", "--workspace", str(workspace), *words]
+    return [sys.executable, "-m", "selftrain", "--workspace", str(workspace), *words]
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.cli import main
-from ssl_tasks.config import RunConfig
-from ssl_tasks.pseudo_labels.settings import CorrectedSettings
-from ssl_tasks.runs import Run, StageRecord, corrections_path
+from selftrain.flows.cli.main import main
+from selftrain.ssl_tasks.settings.pseudo_labels import CorrectedSettings
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store.runs import Run, StageRecord, corrections_path
 from tests.pseudo_labels.tables import Row, Tables, run_select
 
 IDS = ("s0", "a\rb", "=1+1", "'=x", "c,d", 'q"q', " blank ", "new\nline", "\ufeffbom", "l0")

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flows.cli import main
-from ssl_tasks.classify import listed_images, read_image
-from ssl_tasks.data.decode import Decoder
-from ssl_tasks.errors import UserError
+from selftrain.flows.cli.main import main
+from selftrain.ssl_tasks.data.decoding.decode import Decoder
+from selftrain.ssl_tasks.errors import UserError
+from selftrain.ssl_tasks.trained.classify import listed_images, read_image
 
 
 def png() -> bytes:

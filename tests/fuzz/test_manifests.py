@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.cli import main
-from ssl_tasks.artifacts import MANIFEST, Store
-from ssl_tasks.errors import DamagedArtifact, StageFailed
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.process import RESULT, _read_result
-from ssl_tasks.tracking.links import UP, served_at
-from ssl_tasks.tracking.spool import Sent, Spool, spools
-from ssl_tasks.tracking.verification import verify
-from ssl_tasks.trained import load_card
+from selftrain.flows.cli.main import main
+from selftrain.ssl_tasks.errors import DamagedArtifact, StageFailed
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.process import RESULT, _read_result
+from selftrain.ssl_tasks.store.artifacts import MANIFEST, Store
+from selftrain.ssl_tasks.tracking.lineage.links import UP, served_at
+from selftrain.ssl_tasks.tracking.lineage.verification import verify
+from selftrain.ssl_tasks.tracking.spool import Sent, Spool, spools
+from selftrain.ssl_tasks.trained.model import load_card
 from tests.bodies import Behaviour
 from tests.made_run import make_run
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.cli import main
+from selftrain.flows.cli.main import main
 from tests.made_run import make_run
 
 HOSTILE = [

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flows.cli import main
+from selftrain.flows.cli.main import main
 
 ROWS = 4
 

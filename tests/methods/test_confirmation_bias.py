@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.methods.confirmation_bias import ConfirmationBias, distance_from_uniform, plain_prediction
+from selftrain.ssl_tasks.methods.confirmation_bias import ConfirmationBias, distance_from_uniform, plain_prediction
 from tests.methods.trial import CLASSES, PROBLEM, TinyPools, Trial, batch_of, images_of, settings_of, student_of
 
 NOTHING_ELSE = {"class_regulariser": 0.0, "entropy_regulariser": 0.0}
@@ -40,7 +40,7 @@ def test_the_loss_is_one_mean_over_labelled_and_remembered_images() -> None:
 
 
 def test_mixed_targets_are_the_raw_lambda_of_two_cross_entropies(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = "ssl_tasks.methods.confirmation_bias.draw_lambda"
+    module = "selftrain.ssl_tasks.methods.confirmation_bias.draw_lambda"
     monkeypatch.setattr(module, lambda alpha, size, device: torch.full((size,), 0.2))
     trial = Trial(settings_of("confirmation_bias", warmup=1.0, **NOTHING_ELSE), student=student_of(model="mlp"))
     batch = batch_of(trial.method.views)

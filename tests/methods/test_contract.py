@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ssl_tasks.batch import Views
-from ssl_tasks.methods import METHODS, method_class
-from ssl_tasks.section import Section
+from selftrain.ssl_tasks.data.batch import Views
+from selftrain.ssl_tasks.methods import METHODS, method_class
+from selftrain.ssl_tasks.settings.section import Section
 from tests.methods.trial import METHOD_NAMES, PROBLEM, SETTINGS, Trial, batch_of, same, settings_of, student_of
 
 EAGER: dict[str, dict[str, Any]] = {  # so that the unlabelled images count in a run of six steps on noise

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.methods.distillation import distillation_loss
+from selftrain.ssl_tasks.methods.distillation import distillation_loss
 from tests.methods.trial import CLASSES, Trial, batch_of, gradients, settings_of, student_of
 
 

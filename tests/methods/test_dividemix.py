@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import ModelSettings
-from models.classifier import Classifier
-from models.ensemble import joined, members
-from ssl_tasks.methods.dividemix import DivideMix, clean_probability, mean_loss, mean_of_views, mean_where
-from ssl_tasks.methods.twin import twin
-from ssl_tasks.trained import Card, load_trained, save_trained
+from selftrain.models import ModelSettings
+from selftrain.models.classifier import Classifier
+from selftrain.models.ensemble import joined, members
+from selftrain.ssl_tasks.methods.dividemix import DivideMix, clean_probability, mean_loss, mean_of_views, mean_where
+from selftrain.ssl_tasks.methods.twin import twin
+from selftrain.ssl_tasks.trained.model import Card, load_trained, save_trained
 from tests.methods.trial import (
     CLASSES,
     PROBLEM,

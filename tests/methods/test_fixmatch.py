@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.methods.alignment import RunningMean
-from ssl_tasks.methods.fixmatch import masked_cross_entropy
-from ssl_tasks.methods.settings import FixMatchSettings
+from selftrain.ssl_tasks.methods.fixmatch import masked_cross_entropy
+from selftrain.ssl_tasks.methods.math.alignment import RunningMean
+from selftrain.ssl_tasks.settings.methods import FixMatchSettings
 from tests.methods.trial import Trial, batch_of, pixel_batch, pixel_student, pixels, problem_of, softmax, student_of
 
 LABELED = [[1.0, 0.0, 0.0, 0.0]]

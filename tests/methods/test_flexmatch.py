@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_tasks.methods.flexmatch import FlexMatch, class_thresholds, learning_status
-from ssl_tasks.methods.settings import FixMatchSettings, FlexMatchSettings
+from selftrain.ssl_tasks.methods.flexmatch import FlexMatch, class_thresholds, learning_status
+from selftrain.ssl_tasks.settings.methods import FixMatchSettings, FlexMatchSettings
 from tests.methods.trial import CLASSES, Trial, batch_of, pixel_batch, pixel_student, pixels, problem_of, student_of
 
 SURE, UNSURE = [5.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]  # confidence .98 and .48

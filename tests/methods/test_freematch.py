@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.methods.freematch import FreeMatch, fairness_loss
-from ssl_tasks.methods.settings import FixMatchSettings, FreeMatchSettings
+from selftrain.ssl_tasks.methods.freematch import FreeMatch, fairness_loss
+from selftrain.ssl_tasks.settings.methods import FixMatchSettings, FreeMatchSettings
 from tests.methods.trial import Trial, batch_of, pixel_batch, pixel_student, pixels, softmax, student_of
 
 WEAK = [[5.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]

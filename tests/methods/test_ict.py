@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.methods.ict import ICT, draw_partners, interpolation_loss
-from ssl_tasks.methods.settings import ICTSettings
+from selftrain.ssl_tasks.methods.ict import ICT, draw_partners, interpolation_loss
+from selftrain.ssl_tasks.settings.methods import ICTSettings
 from tests.methods.trial import Trial, gradients, pixel_batch, pixel_student, pixels, softmax
 
 LABELED, UNLABELED = [[1.0, 0.0, 0.0, 0.0]], [[2.0, 0.0, 1.0, 0.0], [0.0, 3.0, 0.0, 0.5]]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from ssl_tasks.batch import Views
-from ssl_tasks.methods.label_propagation import (
+from selftrain.ssl_tasks.data.batch import Views
+from selftrain.ssl_tasks.methods.label_propagation import (
     LabelPropagation,
     certainty,
     diffuse,
@@ -37,7 +37,7 @@ def test_neighbours_are_those_of_a_full_sort_without_oneself() -> None:
 def test_neighbours_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     features, _ = blobs(8)
     whole = nearest_neighbors(features, 5)
-    monkeypatch.setattr("ssl_tasks.methods.label_propagation.CHUNK", 7)
+    monkeypatch.setattr("selftrain.ssl_tasks.methods.label_propagation.CHUNK", 7)
     assert np.array_equal(whole[1], nearest_neighbors(features, 5)[1])
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.methods.mean_teacher import MeanTeacher, consistency_loss
-from ssl_tasks.methods.settings import MeanTeacherSettings
+from selftrain.ssl_tasks.methods.mean_teacher import MeanTeacher, consistency_loss
+from selftrain.ssl_tasks.settings.methods import MeanTeacherSettings
 from tests.methods.trial import Trial, gradients, pixel_batch, pixel_student, pixels, softmax
 
 STUDENT = [[1.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]

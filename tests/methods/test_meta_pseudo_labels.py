@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_tasks.batch import Batch
-from ssl_tasks.functional import soft_cross_entropy
-from ssl_tasks.methods.meta_pseudo_labels import MetaPseudoLabels, at_rate, descend, uda_loss
+from selftrain.ssl_tasks.data.batch import Batch
+from selftrain.ssl_tasks.methods.math.functional import soft_cross_entropy
+from selftrain.ssl_tasks.methods.meta_pseudo_labels import MetaPseudoLabels, at_rate, descend, uda_loss
 from tests.methods.trial import CLASSES, Trial, batch_of, problem_of, settings_of, student_of
 
 AT_ONCE = {"student_wait": 0.0, "uda_ramp_up": 0.0, "finetune": 0.0}

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_tasks.methods.mixmatch import MixMatch
-from ssl_tasks.mixing import (
+from selftrain.ssl_tasks.methods.math.mixing import (
     dominant_lambda,
     draw_lambda,
     frozen_statistics,
@@ -16,6 +15,7 @@ from ssl_tasks.mixing import (
     mix,
     mix_with_shuffled,
 )
+from selftrain.ssl_tasks.methods.mixmatch import MixMatch
 from tests.methods.trial import CLASSES, PROBLEM, Trial, batch_of, gradients, settings_of, student_of
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.methods.noisy_student import smooth_hard
-from ssl_tasks.methods.settings import NoisyStudentSettings
+from selftrain.ssl_tasks.methods.noisy_student import smooth_hard
+from selftrain.ssl_tasks.settings.methods import NoisyStudentSettings
 from tests.methods.trial import Trial, pixel_batch, pixel_student, pixels, softmax
 
 LABELED, PSEUDO = [[1.0, 0.0, 0.0, 0.0]], [[2.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.5]]

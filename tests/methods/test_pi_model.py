@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ssl_tasks.methods.pi_model import disagreement
-from ssl_tasks.methods.settings import PiModelSettings
+from selftrain.ssl_tasks.methods.pi_model import disagreement
+from selftrain.ssl_tasks.settings.methods import PiModelSettings
 from tests.methods.trial import Trial, pixel_batch, pixel_student, pixels, softmax
 
 LABELED = [[1.0, 0.0, 0.0, 0.0]]

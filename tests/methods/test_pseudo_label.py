@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ssl_tasks.methods.settings import PseudoLabelSettings
+from selftrain.ssl_tasks.settings.methods import PseudoLabelSettings
 from tests.methods.trial import Trial, pixel_batch, pixel_student, pixels, softmax
 
 LABELED, UNLABELED = [[1.0, 0.0, 0.0, 0.0]], [[2.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.5]]

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ssl_tasks.batch import Batch
-from ssl_tasks.distributed import average_gradients, rank, world
-from ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.data.batch import Batch
+from selftrain.ssl_tasks.execution.distributed import average_gradients, rank, world
+from selftrain.ssl_tasks.methods import METHODS
 from tests.methods.trial import PROBLEM, TinyPools, Trial, batch_of, settings_of, student_of
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ssl_tasks.functional import align_distribution
-from ssl_tasks.methods.remixmatch import ReMixMatch, turned
-from ssl_tasks.mixing import frozen_statistics
+from selftrain.ssl_tasks.methods.math.functional import align_distribution
+from selftrain.ssl_tasks.methods.math.mixing import frozen_statistics
+from selftrain.ssl_tasks.methods.remixmatch import ReMixMatch, turned
 from tests.methods.trial import CLASSES, PROBLEM, Trial, batch_of, gradients, settings_of, student_of
 
 UNIFORM = type(PROBLEM)(**{**vars(PROBLEM), "class_prior": (0.25,) * 4})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_tasks.methods.simclr import nt_xent, projection_head, with_other_ranks
+from selftrain.ssl_tasks.methods.simclr import nt_xent, projection_head, with_other_ranks
 from tests.methods.trial import CLASSES, Trial, batch_of, gradients, settings_of
 
 

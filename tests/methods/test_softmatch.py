@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.methods.settings import SoftMatchSettings
-from ssl_tasks.methods.softmatch import SoftMatch, truncated_gaussian
+from selftrain.ssl_tasks.methods.softmatch import SoftMatch, truncated_gaussian
+from selftrain.ssl_tasks.settings.methods import SoftMatchSettings
 from tests.methods.trial import Trial, pixel_batch, pixel_student, pixels, softmax
 
 WEAK = [[5.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]

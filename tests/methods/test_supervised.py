@@ -6,15 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch
-from ssl_tasks.methods.base import Problem
-from ssl_tasks.methods.settings import SupervisedSettings
-from ssl_tasks.methods.supervised import (
-    Supervised,
-    mixed_cross_entropy,
-    paste_rectangle,
-)
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch
+from selftrain.ssl_tasks.methods.base import Problem
+from selftrain.ssl_tasks.methods.supervised import Supervised, mixed_cross_entropy, paste_rectangle
+from selftrain.ssl_tasks.settings.methods import SupervisedSettings
 
 PROBLEM = Problem(3, 4, 0, 10, 4, 0, (1 / 3, 1 / 3, 1 / 3))
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
@@ -44,7 +40,7 @@ def test_mixup_gives_the_network_mixed_images(monkeypatch: pytest.MonkeyPatch) -
     student = pixels()
     student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     images = torch.tensor([0.0, 10.0]).view(2, 1, 1, 1).expand(2, 1, 3, 3)
-    monkeypatch.setattr("ssl_tasks.methods.supervised.draw_lambda", lambda *_: torch.tensor([0.7]))
+    monkeypatch.setattr("selftrain.ssl_tasks.methods.supervised.draw_lambda", lambda *_: torch.tensor([0.7]))
     monkeypatch.setattr(torch, "randperm", lambda *_, **__: torch.tensor([1, 0]))
     Supervised(SupervisedSettings(mixup=1.0), PROBLEM).loss(student, batch_of(images, torch.tensor([0, 1])), 0.0)
     assert seen[0][:, 0, 0, 0].tolist() == pytest.approx([3.0, 7.0])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.methods.settings import TemporalEnsemblingSettings
-from ssl_tasks.methods.temporal_ensembling import TemporalEnsembling
+from selftrain.ssl_tasks.methods.temporal_ensembling import TemporalEnsembling
+from selftrain.ssl_tasks.settings.methods import TemporalEnsemblingSettings
 from tests.methods.trial import (
     TinyPools,
     Trial,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.methods.settings import UDASettings
-from ssl_tasks.methods.uda import annealed_cross_entropy, consistency_loss, in_domain
+from selftrain.ssl_tasks.methods.uda import annealed_cross_entropy, consistency_loss, in_domain
+from selftrain.ssl_tasks.settings.methods import UDASettings
 from tests.methods.trial import Trial, pixel_batch, pixel_student, pixels, softmax
 
 LABELED, LABELS = [[1.0, 0.0, 0.0, 0.0], [4.0, 0.0, 0.0, 0.0]], [1, 0]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_tasks.functional import kl_divergence
-from ssl_tasks.methods.settings import VATSettings
-from ssl_tasks.methods.vat import adversarial_direction, unit
+from selftrain.ssl_tasks.methods.math.functional import kl_divergence
+from selftrain.ssl_tasks.methods.vat import adversarial_direction, unit
+from selftrain.ssl_tasks.settings.methods import VATSettings
 from tests.methods.trial import Trial, batch_of, pixel_batch, pixel_student, pixels, softmax, student_of
 
 LABELED, UNLABELED = [[1.0, 0.0, 0.0, 0.0]], [[2.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.5]]

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import ModelSettings, build_model
-from models.classifier import Classifier
-from ssl_tasks.batch import Batch, View, Views
-from ssl_tasks.methods import METHODS, build_method
-from ssl_tasks.methods.base import Losses, Problem
-from ssl_tasks.methods.settings import MethodSettings
-from ssl_tasks.section import Section
+from selftrain.models import ModelSettings, build_model
+from selftrain.models.classifier import Classifier
+from selftrain.ssl_tasks.data.batch import Batch, View, Views
+from selftrain.ssl_tasks.methods import METHODS, build_method
+from selftrain.ssl_tasks.methods.base import Losses, Problem
+from selftrain.ssl_tasks.settings.methods import MethodSettings
+from selftrain.ssl_tasks.settings.section import Section
 
 CLASSES = 4
 SETTINGS: dict[str, type[Section]] = {

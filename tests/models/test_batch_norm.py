@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import ModelSettings, build_model
-from models.batch_norm import synchronise_batch_norm
-from ssl_tasks.errors import ConfigError
+from selftrain.models import ModelSettings, build_model
+from selftrain.models.batch_norm import synchronise_batch_norm
+from selftrain.ssl_tasks.errors import ConfigError
 
 
 class BatchNormAct2d(nn.BatchNorm2d):

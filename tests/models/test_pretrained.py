@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import ModelSettings, build_model
-from models.torchvision_import import torchvision
-from ssl_tasks.errors import ConfigError
+from selftrain.models import ModelSettings, build_model
+from selftrain.models.torchvision_import import torchvision
+from selftrain.ssl_tasks.errors import ConfigError
 
 
 def test_a_saved_network_comes_back_whole(tmp_path: Path) -> None:

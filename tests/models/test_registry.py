@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import ModelSettings, build_model
-from models.classifier import Classifier
-from models.noise import with_noise, without_noise
-from ssl_tasks.errors import ConfigError
+from selftrain.models import ModelSettings, build_model
+from selftrain.models.classifier import Classifier
+from selftrain.models.noise import with_noise, without_noise
+from selftrain.ssl_tasks.errors import ConfigError
 
 ANY_SIZE = ["wrn-10-1", "small_cnn", "fast_cnn", "mlp", "mlp-3"]
 

@@ -14,8 +14,8 @@ try:
     import torchvision
 except RuntimeError as error:
     print(error)
-from models.torchvision_import import torchvision
-from models.classifier import Classifier
+from selftrain.models.torchvision_import import torchvision
+from selftrain.models.classifier import Classifier
 print(torchvision.models.resnet18(weights=None).eval()(torch.zeros(1, 3, 32, 32)).shape)
 print(torchvision.ops.stochastic_depth(torch.ones(2, 3), 0.0, "row").sum())
 """
@@ -32,5 +32,5 @@ def test_torchvision_works_where_its_operators_do_not_load() -> None:
 
 
 def test_torchvision_is_the_plain_import_where_that_works() -> None:
-    code = "import torchvision as plain\nfrom models.torchvision_import import *\n"
+    code = "import torchvision as plain\nfrom selftrain.models.torchvision_import import *\n"
     assert run(code + "print(plain is torchvision, len(declared))").split() == ["True", "0"]

@@ -4,12 +4,12 @@ import json
 import resource
 from pathlib import Path
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.errors import SelftrainError
-from ssl_tasks.pseudo_labels.predict import predict
-from ssl_tasks.pseudo_labels.settings import PredictSettings
-from ssl_tasks.stage import StageContext
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.ssl_tasks.errors import SelftrainError
+from selftrain.ssl_tasks.execution.stage import StageContext
+from selftrain.ssl_tasks.pseudo_labels.predicting.predict import predict
+from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 SHARD_SIZE = 40
 

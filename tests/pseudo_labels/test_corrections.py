@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.errors import DataError
-from ssl_tasks.pseudo_labels.corrections import add_corrections
-from ssl_tasks.pseudo_labels.settings import CorrectedSettings
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.pseudo_labels.looking.corrections import add_corrections
+from selftrain.ssl_tasks.settings.pseudo_labels import CorrectedSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
 from tests.pseudo_labels.tables import Row, Tables, run_select, selected, stats
 
 ODD = ("a\rb.png", "=1+1.png", "'=x", 'c,"d"\n.png', " blank ", "s0")

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from ssl_tasks.artifacts import Artifact, digest_file
-from ssl_tasks.data.permutation import key_of
-from ssl_tasks.errors import SelftrainError
-from ssl_tasks.pseudo_labels.settings import SelectSettings
+from selftrain.ssl_tasks.data.splits.permutation import key_of
+from selftrain.ssl_tasks.errors import SelftrainError
+from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact, digest_file
 from tests.clock import HANG
 from tests.pseudo_labels.predict_once import SHARD_SIZE, predict_once
 from tests.pseudo_labels.tables import Row, Tables, run_select

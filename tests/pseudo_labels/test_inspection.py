@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ssl_tasks.errors import NotFound, UserError
-from ssl_tasks.pseudo_labels.inspection import (
+from selftrain.ssl_tasks.errors import NotFound, UserError
+from selftrain.ssl_tasks.pseudo_labels.looking.inspection import (
     LabelFilter,
     class_drift,
     class_summary,
@@ -17,8 +17,8 @@ from ssl_tasks.pseudo_labels.inspection import (
     review_queue,
     round_differences,
 )
-from ssl_tasks.pseudo_labels.settings import SelectSettings
-from ssl_tasks.pseudo_labels.views import RoundTables, RunTables, sql
+from selftrain.ssl_tasks.pseudo_labels.looking.views import RoundTables, RunTables, sql
+from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
 from tests.pseudo_labels.tables import Held, Row, Tables, run_select
 
 NAMES = ("class-0", "class-1", "class-2")

@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_tasks.artifacts import digest_file
-from ssl_tasks.errors import DataError
-from ssl_tasks.pseudo_labels.engine import open_duckdb
-from ssl_tasks.pseudo_labels.overrides import read_rows
-from ssl_tasks.pseudo_labels.settings import CorrectedSettings, SelectSettings
-from ssl_tasks.stages import select_request
+from selftrain.flows.rounds.stages import select_request
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.pseudo_labels.looking.engine import open_duckdb
+from selftrain.ssl_tasks.pseudo_labels.selecting.overrides import read_rows
+from selftrain.ssl_tasks.settings.pseudo_labels import CorrectedSettings, SelectSettings
+from selftrain.ssl_tasks.store.artifacts import digest_file
 from tests.pseudo_labels.tables import Row, Tables, run_select, selected, stats
 
 ROWS = [Row(f"s{number}", number % 3, 0.9) for number in range(9)] + [Row("dark", None, error="truncated")]

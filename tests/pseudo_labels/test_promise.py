@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from ssl_tasks.pseudo_labels.promise import HeldOut, Ladder, lower_bound, needed_images, promised_thresholds
+from selftrain.ssl_tasks.pseudo_labels.selecting.promise import (
+    HeldOut,
+    Ladder,
+    lower_bound,
+    needed_images,
+    promised_thresholds,
+)
 
 
 def held_out(rows: list[tuple[int, float, bool]]) -> HeldOut:

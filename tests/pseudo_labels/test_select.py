@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ssl_tasks.errors import ConfigError, DataError
-from ssl_tasks.pseudo_labels.settings import SelectSettings
+from selftrain.ssl_tasks.errors import ConfigError, DataError
+from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
 from tests.pseudo_labels.tables import Held, Row, Tables, run_select, selected, stats
 
 CONFIDENCES = [0.1, 0.29, 0.3, 0.31, 0.5, 0.75, 0.949, 0.95, 0.999, 0.9999999, 1.0]  # ties are the rule

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flows.conductor import Conductor, finished
-from flows.self_training import self_training
-from ssl_tasks.config import RunConfig
-from ssl_tasks.report.page import write_report
-from ssl_tasks.runs import Run
+from selftrain.flows.rounds.conductor import Conductor, finished
+from selftrain.flows.rounds.self_training import self_training
+from selftrain.ssl_tasks.report.page import write_report
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store.runs import Run
 from tests.browser import Browser, browser
 from tests.report.hostile import CLASSES, sample_id
 

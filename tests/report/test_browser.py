@@ -11,15 +11,15 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.pseudo_labels.label_words import REJECT, LabelWords
-from ssl_tasks.pseudo_labels.overrides import read_rows
-from ssl_tasks.pseudo_labels.settings import SelectSettings
-from ssl_tasks.report.collect import report_data
-from ssl_tasks.report.data import RoundPage
-from ssl_tasks.report.page import render
-from ssl_tasks.runs import Run
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.pseudo_labels.selecting.label_words import REJECT, LabelWords
+from selftrain.ssl_tasks.pseudo_labels.selecting.overrides import read_rows
+from selftrain.ssl_tasks.report.collect import report_data
+from selftrain.ssl_tasks.report.data import RoundPage
+from selftrain.ssl_tasks.report.page import render
+from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.runs import Run
 from tests.report.conftest import Browser
 from tests.report.hostile import CLASSES
 
@@ -296,7 +296,8 @@ def select_again(run: Run, corrections: Path, workspace: Path) -> Artifact:
     inputs = {"dataset": run.dataset, "predictions": last.predictions}
     settings = SelectSettings(threshold=0.5, overrides=corrections)
     return execute(
-        Request("select", "select", 1, "ssl_tasks.pseudo_labels.select:select", settings, inputs), workspace
+        Request("select", "select", 1, "selftrain.ssl_tasks.pseudo_labels.selecting.select:select", settings, inputs),
+        workspace,
     ).artifact
 
 

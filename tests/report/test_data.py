@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_tasks.pseudo_labels.audit import true_precision
-from ssl_tasks.report.collect import report_data
-from ssl_tasks.report.data import ReportData
-from ssl_tasks.report.questions import sparse_confusion
-from ssl_tasks.runs import Run, StageRecord
+from selftrain.ssl_tasks.pseudo_labels.selecting.audit import true_precision
+from selftrain.ssl_tasks.report.collect import report_data
+from selftrain.ssl_tasks.report.data import ReportData
+from selftrain.ssl_tasks.report.questions import sparse_confusion
+from selftrain.ssl_tasks.store.runs import Run, StageRecord
 from tests.report.hostile import CLASSES
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.serving import mlflow_ui
-from ssl_tasks.listening import entrance
-from ssl_tasks.report.page import write_report
-from ssl_tasks.runs import Run
-from ssl_tasks.tracking.client import connect, default_uri
-from ssl_tasks.tracking.links import announced, run_links
-from ssl_tasks.tracking.tracker import Tracker
+from selftrain.flows.prefect.serving import mlflow_ui
+from selftrain.ssl_tasks.execution.listening import entrance
+from selftrain.ssl_tasks.report.page import write_report
+from selftrain.ssl_tasks.store.runs import Run
+from selftrain.ssl_tasks.tracking.client import connect, default_uri
+from selftrain.ssl_tasks.tracking.lineage.links import announced, run_links
+from selftrain.ssl_tasks.tracking.tracker import Tracker
 from tests.report.conftest import Browser
 from tests.report.test_browser import until
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_tasks.pseudo_labels.label_words import REJECT
-from ssl_tasks.report.page import write_report
-from ssl_tasks.runs import Run, find_run
+from selftrain.ssl_tasks.pseudo_labels.selecting.label_words import REJECT
+from selftrain.ssl_tasks.report.page import write_report
+from selftrain.ssl_tasks.store.runs import Run, find_run
 from tests.flows.tiny import selftrain, states
 from tests.report.conftest import Browser
 from tests.report.hostile import CLASSES

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_tasks.report import collect
-from ssl_tasks.report.collect import report_data
-from ssl_tasks.report.embedding import embed, finite
-from ssl_tasks.report.page import STATIC, write_report
-from ssl_tasks.report.pictures import COLUMNS, encode_sheets, fit, make_sheets
-from ssl_tasks.runs import Run
+from selftrain.ssl_tasks.report import collect
+from selftrain.ssl_tasks.report.collect import report_data
+from selftrain.ssl_tasks.report.embedding import embed, finite
+from selftrain.ssl_tasks.report.page import STATIC, write_report
+from selftrain.ssl_tasks.report.pictures import COLUMNS, encode_sheets, fit, make_sheets
+from selftrain.ssl_tasks.store.runs import Run
 from tests.report.hostile import CLASSES, PREFIXES
 
 

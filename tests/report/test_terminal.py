@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import main
-from ssl_tasks.runs import Run
+from selftrain.flows.cli.main import main
+from selftrain.ssl_tasks.store.runs import Run
 from tests.report.hostile import CLASSES, sample_id
 
 ESCAPES = re.compile(r"[^\n\t\x20-\x7e\xa0-\u2027\u202f-\u2065\u206a-\U0010ffff]|[\x80-\x9f]")

@@ -13,8 +13,8 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from ssl_tasks.recipes import load_recipe
-from ssl_tasks.runs import Run, all_runs
+from selftrain.ssl_tasks.settings.recipe import load_recipe
+from selftrain.ssl_tasks.store.runs import Run, all_runs
 from tests.stack.api import Api, until
 from tests.stack.servers import Stack
 

@@ -139,5 +139,5 @@ def test_the_repository_deploys_what_prefect_yaml_says(team: Team) -> None:
     done = team.stack.prefect("deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
     deployment = team.api.get("/deployments/name/self-training/nightly-digits")
-    assert deployment["entrypoint"] == "flows.prefect_flow.self_training_flow"
+    assert deployment["entrypoint"] == "selftrain.flows.prefect.flow.self_training_flow"
     assert [one["schedule"]["cron"] for one in deployment["schedules"]] == ["0 2 * * *"]

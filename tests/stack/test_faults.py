@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from ssl_tasks.artifacts import Store
-from ssl_tasks.runs import all_runs
+from selftrain.ssl_tasks.store.artifacts import Store
+from selftrain.ssl_tasks.store.runs import all_runs
 from tests.stack.api import until
 from tests.stack.team import Started, Team, digests, family, gpu_holder
 

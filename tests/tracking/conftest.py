@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.tracking.client import QUIET, connect, default_uri
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.tracking.client import QUIET, connect, default_uri
 from tests.tracking.tracked_stages import pipeline
 
 os.environ.update(QUIET)
@@ -21,7 +21,10 @@ def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an empty MLflow database: the seconds of its migrations are spent once. In a process of its own,
     since MLflow's migrations change the root logger."""
     folder = tmp_path_factory.mktemp("fresh")
-    code = "import sys, pathlib; from ssl_tasks.tracking.client import connect; connect(sys.argv[1], pathlib.Path('.'))"
+    code = (
+        "import sys, pathlib; from selftrain.ssl_tasks.tracking.client import connect\n"
+        "connect(sys.argv[1], pathlib.Path('.'))"
+    )
     subprocess.run([sys.executable, "-c", code, default_uri(folder)], check=True)
     return folder
 

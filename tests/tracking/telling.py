@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.tracking import shipper
-from ssl_tasks.tracking.client import default_uri
-from ssl_tasks.tracking.shipper import Shipper
-from ssl_tasks.tracking.tracker import Tracker
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.tracking import shipper
+from selftrain.ssl_tasks.tracking.client import default_uri
+from selftrain.ssl_tasks.tracking.shipper import Shipper
+from selftrain.ssl_tasks.tracking.tracker import Tracker
 
 
 def spool_only(workspace: Path) -> Tracker:

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.tracking.client import check_server, connect, default_uri
-from ssl_tasks.tracking.spool import spools
-from ssl_tasks.tracking.tracker import Report, Tracker, sync
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.tracking.client import check_server, connect, default_uri
+from selftrain.ssl_tasks.tracking.spool import spools
+from selftrain.ssl_tasks.tracking.tracker import Report, Tracker, sync
 from tests.clock import own_seconds, until
 from tests.local_servers import free_port, mlflow_server
 from tests.tracking.observed import runs_by_name
@@ -30,7 +30,7 @@ def test_eight_processes_race_to_a_fresh_database(tmp_path: Path) -> None:
     code = """
 import os, pathlib, sys
 import mlflow  # once, before the race
-from ssl_tasks.tracking.client import connect, default_uri, experiment_id
+from selftrain.ssl_tasks.tracking.client import connect, default_uri, experiment_id
 def one(folder):
     client = connect(default_uri(folder), folder)
     client.create_run(experiment_id(client, "selftrain", folder))
@@ -58,7 +58,7 @@ def test_a_database_whose_first_set_up_was_killed_is_set_up_by_the_next_process(
     code = """
 import os, pathlib, signal, sys
 from mlflow.store.db import utils
-from ssl_tasks.tracking.client import connect, default_uri
+from selftrain.ssl_tasks.tracking.client import connect, default_uri
 utils._upgrade_db = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # its tables are there, their version is not
 connect(default_uri(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[1]))
 """

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ssl_tasks.stage import StageContext
-from ssl_tasks.tracking import follower
-from ssl_tasks.tracking.follower import Follower, metric_name
-from ssl_tasks.tracking.spool import Spool
-from ssl_tasks.training.settings import TrainSettings
+from selftrain.ssl_tasks.execution.stage import StageContext
+from selftrain.ssl_tasks.settings.training import TrainSettings
+from selftrain.ssl_tasks.tracking import follower
+from selftrain.ssl_tasks.tracking.follower import Follower, metric_name
+from selftrain.ssl_tasks.tracking.spool import Spool
 from tests.clock import until
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import RunConfig
-from ssl_tasks.runs import Run, StageRecord
-from ssl_tasks.tracking.client import connect, default_uri
-from ssl_tasks.tracking.links import announced, find_pages, run_links, served_at
-from ssl_tasks.tracking.tracker import Tracker
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.runs import Run, StageRecord
+from selftrain.ssl_tasks.tracking.client import connect, default_uri
+from selftrain.ssl_tasks.tracking.lineage.links import announced, find_pages, run_links, served_at
+from selftrain.ssl_tasks.tracking.tracker import Tracker
 from tests.tracking.telling import send
 
 

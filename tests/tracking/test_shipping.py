@@ -10,11 +10,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.tracking import operations
-from ssl_tasks.tracking.client import connect, default_uri
-from ssl_tasks.tracking.spool import Sent, Spool, spool_folder, spools
-from ssl_tasks.tracking.tracker import Tracker, start_ahead, sync
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.tracking import operations
+from selftrain.ssl_tasks.tracking.client import connect, default_uri
+from selftrain.ssl_tasks.tracking.spool import Sent, Spool, spool_folder, spools
+from selftrain.ssl_tasks.tracking.tracker import Tracker, start_ahead, sync
 from tests.clock import until
 from tests.tracking.observed import everything, runs_by_name
 from tests.tracking.telling import send, spool_only, track_round
@@ -115,8 +115,8 @@ def test_a_killed_process_leaves_no_shipper_and_its_runs_are_ended_by_the_next(
 ) -> None:
     code = """
 import os, pathlib, sys, time
-from ssl_tasks.tracking.client import default_uri
-from ssl_tasks.tracking.tracker import Tracker
+from selftrain.ssl_tasks.tracking.client import default_uri
+from selftrain.ssl_tasks.tracking.tracker import Tracker
 workspace = pathlib.Path(sys.argv[1])
 tracker = Tracker(default_uri(workspace), workspace)
 run = tracker.start_run("killed", {}, "")
@@ -152,8 +152,8 @@ def test_a_shipper_that_was_started_ahead_serves_the_next_tracker(workspace: Pat
 def test_a_shipper_that_nobody_takes_ends_with_its_parent(workspace: Path) -> None:
     code = """
 import pathlib, psutil, sys
-from ssl_tasks.tracking.client import default_uri
-from ssl_tasks.tracking.tracker import start_ahead
+from selftrain.ssl_tasks.tracking.client import default_uri
+from selftrain.ssl_tasks.tracking.tracker import start_ahead
 workspace = pathlib.Path(sys.argv[1])
 start_ahead(workspace, default_uri(workspace))
 print(psutil.Process().children()[0].pid)

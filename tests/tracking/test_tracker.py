@@ -12,12 +12,12 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.numpy import load_file
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.tracking import model_page, operations
-from ssl_tasks.tracking.client import default_uri
-from ssl_tasks.tracking.registry import champion
-from ssl_tasks.tracking.spool import spools
-from ssl_tasks.tracking.tracker import Report, Tracker, sync
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.tracking import model_page, operations
+from selftrain.ssl_tasks.tracking.client import default_uri
+from selftrain.ssl_tasks.tracking.registry import champion
+from selftrain.ssl_tasks.tracking.spool import spools
+from selftrain.ssl_tasks.tracking.tracker import Report, Tracker, sync
 from tests.clock import own_seconds
 from tests.tracking.observed import runs_by_name
 from tests.tracking.telling import send, spool_only, track_round
@@ -25,7 +25,7 @@ from tests.tracking.telling import send, spool_only, track_round
 
 def test_importing_the_tracker_imports_no_mlflow() -> None:
     heavy = "{'mlflow', 'torch', 'pandas', 'pyarrow', 'sqlalchemy'}"
-    code = f"import sys, ssl_tasks.tracking.tracker; assert not {heavy} & set(sys.modules), sys.modules"
+    code = f"import sys, selftrain.ssl_tasks.tracking.tracker; assert not {heavy} & set(sys.modules), sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

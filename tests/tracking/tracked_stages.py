@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.section import Section
-from ssl_tasks.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.settings.section import Section
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 SAMPLES = [f"image-{number}" for number in range(6)]
 

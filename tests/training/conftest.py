@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_tasks.artifacts import Artifact
+from selftrain.ssl_tasks.store.artifacts import Artifact
 from tests.training.small_runs import digits
 
 

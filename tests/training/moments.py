@@ -11,9 +11,9 @@ from typing import Any
 
 import safetensors.torch
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import LearnerSettings
-from ssl_tasks.training import checkpoints, validation
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.training import checkpoints, validation
 from tests.training.small_runs import train_in
 
 MOMENTS: Mapping[str, tuple[ModuleType, str]] = {  # the function that the moment lies in

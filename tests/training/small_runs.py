@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import LearnerSettings
-from ssl_tasks.data.settings import DataSettings, SplitSettings
-from ssl_tasks.execute import Request, execute
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 TRAIN = {"steps": 24, "batch_size": 8, "unlabeled_ratio": 2, "log_every": 4, "evaluate_every": 8, "precision": "fp32"}
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["ssl_tasks.preload"])
+FORKSERVER.set_forkserver_preload(["selftrain.ssl_tasks.preload"])
 
 
 def learner(
@@ -37,13 +37,13 @@ def learner(
 def digits(workspace: Path, **split: Any) -> Artifact:
     """The built-in digits with five labels a class."""
     data = DataSettings(split=SplitSettings(**{"labels_per_class": 5, **split}))
-    request = Request("dataset", "dataset", 1, "ssl_tasks.data.build:build_dataset", data)
+    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", data)
     return execute(request, workspace, RuntimeSettings(threads=1)).artifact
 
 
 def request_of(section: LearnerSettings, inputs: Mapping[str, Artifact], seed: int = 0) -> Request:
     """The question that a training stage answers."""
-    return Request("train", "train", 1, "ssl_tasks.training.stage:train_model", section, inputs, seed=seed)
+    return Request("train", "train", 1, "selftrain.ssl_tasks.training.stage:train_model", section, inputs, seed=seed)
 
 
 def train_in(

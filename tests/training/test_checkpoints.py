@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_tasks.training.checkpoints import TEMPORARY, Checkpoints, checkpoint_files, read_checkpoint, write_checkpoint
-from ssl_tasks.training.state import Snapshot
+from selftrain.ssl_tasks.training.checkpoints import (
+    TEMPORARY,
+    Checkpoints,
+    checkpoint_files,
+    read_checkpoint,
+    write_checkpoint,
+)
+from selftrain.ssl_tasks.training.state import Snapshot
 
 
 def snapshot(step: int) -> Snapshot:

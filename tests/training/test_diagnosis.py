@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from ssl_tasks.methods.settings import FixMatchSettings
-from ssl_tasks.training.diagnosis import diagnose
-from ssl_tasks.training.history import History
+from selftrain.ssl_tasks.settings.methods import FixMatchSettings
+from selftrain.ssl_tasks.training.diagnosis import diagnose
+from selftrain.ssl_tasks.training.history import History
 
 
 def history_of(masks: list[float], shares: list[float]) -> History:

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from models import build_model
-from models.settings import ModelSettings
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import FineTuneSettings, LearnerSettings
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.data.settings import DataSettings, SplitSettings
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.execute import execute
-from ssl_tasks.recipes import load_recipe
-from ssl_tasks.stages import dataset_request
-from ssl_tasks.trained import Card, load_card, load_trained, save_trained
-from ssl_tasks.training.finetuning import refuse_one_size
-from ssl_tasks.training.settings import RuntimeSettings
+from selftrain.flows.rounds.stages import dataset_request
+from selftrain.models import build_model
+from selftrain.models.settings import ModelSettings
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.execute import execute
+from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
+from selftrain.ssl_tasks.settings.recipe import load_recipe
+from selftrain.ssl_tasks.settings.run_config import FineTuneSettings, LearnerSettings
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.trained.model import Card, load_card, load_trained, save_trained
+from selftrain.ssl_tasks.training.finetuning import refuse_one_size
 from tests.training.small_runs import learner, train_in, weights_of
 
 SMALL = {"name": "small_cnn", "width": 8, "dropout": 0.2, "stochastic_depth": 0.1}

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ssl_tasks.training.history import History, Meter
+from selftrain.ssl_tasks.training.history import History, Meter
 
 
 def test_meter_is_the_mean_of_what_was_added() -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import LearnerSettings
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.data.policy import REFRESH, Policy
-from ssl_tasks.training.run import TrainingRun, build_run
-from ssl_tasks.training.settings import RuntimeSettings
-from ssl_tasks.training.step import take_step
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.data.views.policy import REFRESH, Policy
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.training.run import TrainingRun, build_run
+from selftrain.ssl_tasks.training.step import take_step
 from tests.training.small_runs import TRAIN, train_in, weights_of
 
 STEPS = 3 * REFRESH

@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from ssl_tasks.training.optimization import build_optimizer, learning_rate, parameter_groups, set_rates
-from ssl_tasks.training.settings import TrainSettings
+from selftrain.ssl_tasks.settings.training import TrainSettings
+from selftrain.ssl_tasks.training.optimization import build_optimizer, learning_rate, parameter_groups, set_rates
 
 
 def rates(steps: list[int], **settings: object) -> list[float]:

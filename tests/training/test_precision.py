@@ -7,11 +7,8 @@ import sys
 import pytest
 import torch
 
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.functional import exact_products
-from ssl_tasks.methods.label_propagation import nearest_neighbors
-from ssl_tasks.methods.simclr import nt_xent
-from ssl_tasks.training.precision import (
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.precision import (
     autocast,
     computed_by,
     has_native_bf16,
@@ -19,6 +16,9 @@ from ssl_tasks.training.precision import (
     resolve_device,
     resolve_precision,
 )
+from selftrain.ssl_tasks.methods.label_propagation import nearest_neighbors
+from selftrain.ssl_tasks.methods.math.functional import exact_products
+from selftrain.ssl_tasks.methods.simclr import nt_xent
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def test_auto_is_bf16_only_where_the_hardware_has_it() -> None:
 def test_auto_is_fp32_where_the_environment_forbids_the_cpus_bf16() -> None:
     """oneDNN reads ONEDNN_MAX_CPU_ISA once, at its start: so in a process of its own."""
     script = """import torch
-from ssl_tasks.training.precision import computed_by, resolve_precision
+from selftrain.ssl_tasks.execution.precision import computed_by, resolve_precision
 cpu = torch.device("cpu")
 print(computed_by(cpu, resolve_precision("auto", cpu)))"""
     limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}

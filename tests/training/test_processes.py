@@ -17,11 +17,11 @@ import numpy as np
 import psutil
 import pytest
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.errors import ConfigError, Interrupted, SelftrainError, TrainingDiverged
-from ssl_tasks.stage import StageContext
-from ssl_tasks.training.checkpoints import checkpoint_files
-from ssl_tasks.training.launch import answer_path, free_port, from_json, read_answers, to_json
+from selftrain.ssl_tasks.errors import ConfigError, Interrupted, SelftrainError, TrainingDiverged
+from selftrain.ssl_tasks.execution.stage import StageContext
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.training.checkpoints import checkpoint_files
+from selftrain.ssl_tasks.training.parallel.launch import answer_path, free_port, from_json, read_answers, to_json
 from tests.clock import HANG
 from tests.foreign import listeners
 from tests.training.small_runs import folder_of, history_of, learner, train_apart, train_in, weights_of
@@ -65,7 +65,9 @@ def wait_for(what: Callable[[], Any]) -> Any:
 def ranks_below(pid: int) -> list[psutil.Process]:
     """The training processes, without their launcher."""
     return [
-        one for one in psutil.Process(pid).children(recursive=True) if "ssl_tasks.training.worker" in one.cmdline()[3:4]
+        one
+        for one in psutil.Process(pid).children(recursive=True)
+        if "selftrain.ssl_tasks.training.parallel.worker" in one.cmdline()[3:4]
     ]
 
 
@@ -115,7 +117,16 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path, dataset: A
 def test_two_hosts_make_what_two_processes_make(tmp_path: Path, dataset: Artifact) -> None:
     """Both on this host: the second is whoever runs `selftrain assist`, and ends when it is asked to."""
     section = learner()
-    words = [sys.executable, "-m", "flows.cli", "--workspace", str(tmp_path / "two"), "assist", "--device", "cpu"]
+    words = [
+        sys.executable,
+        "-m",
+        "selftrain",
+        "--workspace",
+        str(tmp_path / "two"),
+        "assist",
+        "--device",
+        "cpu",
+    ]
     assistant = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert assistant.stdout is not None

@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import LearnerSettings
-from ssl_tasks.training.checkpoints import TEMPORARY, checkpoint_files
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.training.checkpoints import TEMPORARY, checkpoint_files
 from tests.clock import HANG
 from tests.training.moments import MOMENTS, train_until
 from tests.training.small_runs import folder_of, kill, learner, train_apart, train_in

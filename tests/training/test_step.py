@@ -7,15 +7,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.config import LearnerSettings
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.errors import ConfigError
-from ssl_tasks.methods.base import Losses, Method, Problem
-from ssl_tasks.methods.settings import SupervisedSettings
-from ssl_tasks.training.run import TrainingRun, build_run, refuse_what_own_steps_ignore
-from ssl_tasks.training.settings import TrainSettings
-from ssl_tasks.training.step import micro_batch, seed_step, take_step
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.methods.base import Losses, Method, Problem
+from selftrain.ssl_tasks.settings.methods import SupervisedSettings
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings
+from selftrain.ssl_tasks.settings.training import TrainSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.training.run import TrainingRun, build_run, refuse_what_own_steps_ignore
+from selftrain.ssl_tasks.training.step import micro_batch, seed_step, take_step
 from tests.training.small_runs import learner, train_in, weights_of
 
 
@@ -76,7 +76,7 @@ def test_parameters_of_the_method_are_optimised(
         def loss(self, student: Any, batch: Any, progress: float) -> Losses:
             return Losses(torch.nn.functional.cross_entropy(self.scale * student(batch.labeled[0]), batch.labels))
 
-    monkeypatch.setattr("ssl_tasks.methods.supervised.Supervised", Scaled)
+    monkeypatch.setattr("selftrain.ssl_tasks.methods.supervised.Supervised", Scaled)
     run = run_of(learner(), dataset, tmp_path)
     take_step(run, next(run.batches(0)))
     assert isinstance(run.state.method, Scaled)

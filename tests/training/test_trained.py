@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from models import build_model
-from models.settings import ModelSettings
-from ssl_tasks.errors import DamagedArtifact, DataError
-from ssl_tasks.trained import WEIGHTS, Card, load_trained, save_trained
+from selftrain.models import build_model
+from selftrain.models.settings import ModelSettings
+from selftrain.ssl_tasks.errors import DamagedArtifact, DataError
+from selftrain.ssl_tasks.trained.model import WEIGHTS, Card, load_trained, save_trained
 
 MODEL = ModelSettings(name="small_cnn", width=4)
 CARD = Card(

@@ -17,20 +17,20 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from models import ModelSettings, build_model
-from ssl_tasks.artifacts import Artifact
-from ssl_tasks.batch import Batch
-from ssl_tasks.data.dataset import Dataset
-from ssl_tasks.errors import ConfigError, Interrupted, OutOfMemory, TrainingDiverged
-from ssl_tasks.methods.base import Losses
-from ssl_tasks.methods.supervised import Supervised
-from ssl_tasks.stages import train_request
-from ssl_tasks.trained import load_trained
-from ssl_tasks.training import loop
-from ssl_tasks.training import step as training_step
-from ssl_tasks.training.checkpoints import checkpoint_files
-from ssl_tasks.training.precision import computed_by
-from ssl_tasks.training.run import TrainingRun, build_run
+from selftrain.flows.rounds.stages import train_request
+from selftrain.models import ModelSettings, build_model
+from selftrain.ssl_tasks.data.batch import Batch
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.errors import ConfigError, Interrupted, OutOfMemory, TrainingDiverged
+from selftrain.ssl_tasks.execution.precision import computed_by
+from selftrain.ssl_tasks.methods.base import Losses
+from selftrain.ssl_tasks.methods.supervised import Supervised
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.trained.model import load_trained
+from selftrain.ssl_tasks.training import loop
+from selftrain.ssl_tasks.training import step as training_step
+from selftrain.ssl_tasks.training.checkpoints import checkpoint_files
+from selftrain.ssl_tasks.training.run import TrainingRun, build_run
 from tests.clock import HANG, until
 from tests.training.small_runs import digits, folder_of, history_of, learner, train_apart, train_in, weights_of
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import assert_never
 
-from ssl_tasks.data.settings import (
+from selftrain.ssl_tasks.data.sources.base import ImageSource
+from selftrain.ssl_tasks.settings.data import (
     DigitsSource,
     FolderSource,
     Source,
@@ -11,30 +12,29 @@ from ssl_tasks.data.settings import (
     TableSource,
     TorchvisionSource,
 )
-from ssl_tasks.data.sources.base import ImageSource
 
 
 def open_source(settings: Source, cache: Path) -> ImageSource:
     """The source that the settings name; `cache` is for what it unpacks. Only its own module is imported."""
     match settings:
         case DigitsSource():
-            from ssl_tasks.data.sources.digits import Digits
+            from selftrain.ssl_tasks.data.sources.digits import Digits
 
             return Digits(settings)
         case FolderSource():
-            from ssl_tasks.data.sources.folder import Folder
+            from selftrain.ssl_tasks.data.sources.folder import Folder
 
             return Folder(settings)
         case TableSource():
-            from ssl_tasks.data.sources.table import Table
+            from selftrain.ssl_tasks.data.sources.table import Table
 
             return Table(settings, cache)
         case TorchvisionSource():
-            from ssl_tasks.data.sources.torchvision_sets import TorchvisionSet
+            from selftrain.ssl_tasks.data.sources.torchvision_sets import TorchvisionSet
 
             return TorchvisionSet(settings)
         case SyntheticSource():
-            from ssl_tasks.data.sources.synthetic import Synthetic
+            from selftrain.ssl_tasks.data.sources.synthetic import Synthetic
 
             return Synthetic(settings)
         case _:

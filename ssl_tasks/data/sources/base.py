@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from ssl_tasks.data.file_digests import FileDigests
+    from selftrain.ssl_tasks.store.file_digests import FileDigests
 
 SPLITS = ("labeled", "unlabeled", "validation", "test")
 

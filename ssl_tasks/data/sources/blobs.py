@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_tasks.artifacts import file_lock
-from ssl_tasks.data.file_digests import FileDigests
-from ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.file_digests import FileDigests
 
 ROWS = 1024  # of a batch
 

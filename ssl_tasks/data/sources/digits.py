@@ -4,9 +4,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ssl_tasks.data.file_digests import FileDigests
-from ssl_tasks.data.settings import DigitsSource
-from ssl_tasks.data.sources.base import ImageSource, Listing
+from selftrain.ssl_tasks.data.sources.base import ImageSource, Listing
+from selftrain.ssl_tasks.settings.data import DigitsSource
+from selftrain.ssl_tasks.store.file_digests import FileDigests
 
 
 class Digits(ImageSource):

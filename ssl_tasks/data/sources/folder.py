@@ -8,14 +8,14 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from ssl_tasks.csv_text import brief, one_line
-from ssl_tasks.data.file_digests import FileDigests
-from ssl_tasks.data.labels import lookalikes, sort_classes
-from ssl_tasks.data.settings import FolderSource
-from ssl_tasks.data.sources.base import ImageSource, Listing
-from ssl_tasks.data.sources.places import SUFFIXES, Places, below, existing
-from ssl_tasks.errors import DataError
-from ssl_tasks.regular_file import read_regular
+from selftrain.ssl_tasks.data.sources.base import ImageSource, Listing
+from selftrain.ssl_tasks.data.sources.places import SUFFIXES, Places, below, existing
+from selftrain.ssl_tasks.data.splits.labels import lookalikes, sort_classes
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.settings.data import FolderSource
+from selftrain.ssl_tasks.store.csv_text import brief, one_line
+from selftrain.ssl_tasks.store.file_digests import FileDigests
+from selftrain.ssl_tasks.store.regular_file import read_regular
 
 HELD_OUT = ("validation", "test")
 ROLES = {  # what folders of images that are no class are called

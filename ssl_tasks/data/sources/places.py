@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_tasks.data.file_digests import FileDigests
-from ssl_tasks.errors import DataError
-from ssl_tasks.regular_file import read_regular
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.store.file_digests import FileDigests
+from selftrain.ssl_tasks.store.regular_file import read_regular
 
 SUFFIXES = frozenset(
     [

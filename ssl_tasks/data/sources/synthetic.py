@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ssl_tasks.artifacts import digest_json
-from ssl_tasks.data.file_digests import FileDigests
-from ssl_tasks.data.settings import SyntheticSource
-from ssl_tasks.data.sources.base import DrawnSource, Listing
+from selftrain.ssl_tasks.data.sources.base import DrawnSource, Listing
+from selftrain.ssl_tasks.settings.data import SyntheticSource
+from selftrain.ssl_tasks.store.artifacts import digest_json
+from selftrain.ssl_tasks.store.file_digests import FileDigests
 
 SHAPES = 8
 TEST_NUMBERS = 1 << 40  # test images are counted from here, so that a larger training set leaves them as they are

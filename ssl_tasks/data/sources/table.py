@@ -12,14 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ssl_tasks.csv_text import FORMULA
-from ssl_tasks.data.file_digests import FileDigests
-from ssl_tasks.data.labels import lookalikes
-from ssl_tasks.data.settings import TableSource
-from ssl_tasks.data.sources.base import SPLITS, ImageSource, Listing
-from ssl_tasks.data.sources.blobs import Blobs
-from ssl_tasks.data.sources.places import Places, below, existing, regular
-from ssl_tasks.errors import DataError, nearest
+from selftrain.ssl_tasks.data.sources.base import SPLITS, ImageSource, Listing
+from selftrain.ssl_tasks.data.sources.blobs import Blobs
+from selftrain.ssl_tasks.data.sources.places import Places, below, existing, regular
+from selftrain.ssl_tasks.data.splits.labels import lookalikes
+from selftrain.ssl_tasks.errors import DataError, nearest
+from selftrain.ssl_tasks.settings.data import TableSource
+from selftrain.ssl_tasks.store.csv_text import FORMULA
+from selftrain.ssl_tasks.store.file_digests import FileDigests
 
 TO_BE_DRAWN = ("train", "")  # in a split column
 LINE_BREAKS = pa.csv.ParseOptions(newlines_in_values=True)  # in quotes

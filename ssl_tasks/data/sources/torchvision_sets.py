@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ssl_tasks.data.file_digests import FileDigests
-from ssl_tasks.data.settings import TorchvisionSource
-from ssl_tasks.data.sources.base import ImageSource, Listing
-from ssl_tasks.data.sources.places import existing
-from ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.data.sources.base import ImageSource, Listing
+from selftrain.ssl_tasks.data.sources.places import existing
+from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.settings.data import TorchvisionSource
+from selftrain.ssl_tasks.store.file_digests import FileDigests
 
 DIGITS = tuple("0123456789")
 
@@ -73,7 +73,7 @@ class TorchvisionSet(ImageSource):
             ) from missing
 
     def _load(self, part: str, download: bool) -> Any:
-        from models.torchvision_import import torchvision  # seconds of imports that only this source pays
+        from selftrain.models.torchvision_import import torchvision  # seconds of imports that only this source pays
 
         build = getattr(torchvision.datasets, self.known.name)
         choice: dict[str, Any] = {"train": part == "train"} if self.known.by_train else {"split": part}

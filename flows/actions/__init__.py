@@ -1,0 +1,1 @@
+"""What each verb does, as functions that return data."""

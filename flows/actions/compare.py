@@ -1,0 +1,227 @@
+"""Runs side by side, paired on the same test images; and a grid of methods × label budgets × seeds to compare."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from selftrain.flows.actions.cells import run_cells
+from selftrain.flows.environment import Workspace, make_workspace, set_environment, workspace_folder
+from selftrain.ssl_tasks.errors import ConfigError, DataError, NotFound
+from selftrain.ssl_tasks.report.comparison import Comparison, Point
+from selftrain.ssl_tasks.settings.recipe import Recipe, load_recipe
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.runs import Run, find_run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Split = Literal["test", "validation"]
+PAIRED = ("images", "difference", "low", "high", "gains", "losses", "p")
+
+
+def compare_runs(names: Sequence[str], workspace: Workspace = None) -> Comparison:
+    """A row for each run: its best round's accuracies with intervals, its cost, and how it differs from the first.
+
+    The difference (with a paired bootstrap interval) and McNemar's p are over the test images, over validation where
+    there is no test set; gains are images that this run has right and the first wrong, losses the reverse. They are
+    empty, and `note` says why, where a run was tested on other images than the first.
+    """
+    import pandas as pd
+
+    if len(names) < 2:
+        raise ConfigError(f"found {len(names)} run to compare; expected two or more, the first is the reference")
+    runs = [find_run(workspace_folder(workspace), name) for name in names]
+    first = _evaluation(runs[0])
+    split = _split(first)
+    rows = [{**_line(runs[0]), **dict.fromkeys(PAIRED), "note": "the reference"}]
+    rows += [{**_line(one), **_paired(first, _evaluation(one), split)} for one in runs[1:]]
+    names_of = [one.info["name"] for one in runs]
+    return Comparison(
+        kind="runs",
+        title=" and ".join(dict.fromkeys(names_of)),
+        asked={"runs": ", ".join(one.id for one in runs)},
+        split=split,
+        table=pd.DataFrame(rows),
+        points=tuple((_point(one),) for one in runs),
+    )
+
+
+def _line(one: Run) -> dict[str, Any]:
+    summary = _evaluation(one).summary
+    line: dict[str, Any] = {"run": one.id, "round": best_round(one)}
+    for split in ("validation", "test"):
+        low, high = summary[f"{split}_interval"] or (None, None)
+        line |= {split: summary[f"{split}_accuracy"], f"{split}_low": low, f"{split}_high": high}
+    return {**line, "seconds": cost(one)}
+
+
+def best_round(one: Run) -> int:
+    """The round whose model a run chose by validation; NotFound while it has not ended."""
+    if "best_round" not in one.summary:
+        state = one.info["state"]
+        raise NotFound(f"run {one.id} has no best round yet, it is {state}; compare runs that are done")
+    return int(one.summary["best_round"])
+
+
+def cost(one: Run) -> float:
+    """Seconds that the stages of a run took when they were computed, in this run or in an earlier one."""
+    artifacts = [one.artifact(stage.name) for stage in one.stages()]
+    return round(sum(artifact.manifest["seconds"] for artifact in artifacts if artifact is not None), 3)
+
+
+def _evaluation(one: Run) -> Artifact:
+    number = best_round(one)
+    evaluation = one.rounds()[number].evaluation
+    if evaluation is None:
+        raise NotFound(f"the evaluation of round {number} of run {one.id} is gone; run its recipe again")
+    return evaluation
+
+
+def _split(evaluation: Artifact) -> Split:
+    """Where models are compared image by image."""
+    return "test" if evaluation.summary["test_count"] else "validation"
+
+
+def _point(one: Run, seed: int | None = None) -> Point:
+    summary = _evaluation(one).summary
+    return Point(one.id, seed, summary["validation_accuracy"], summary["test_accuracy"], cost(one))
+
+
+def _paired(first: Artifact, other: Artifact, split: Split) -> dict[str, Any]:
+    """How another run differs from the first on the same images, or why that cannot be said."""
+    from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations
+
+    empty: dict[str, Any] = dict.fromkeys(PAIRED)
+    try:
+        found = compare_evaluations(first, other, split)
+    except DataError:
+        return {**empty, "note": "tested on other images than the first"}
+    return {**_columns(found), "note": None if found["count"] else "no image with a label to test on"}
+
+
+def _columns(found: dict[str, Any]) -> dict[str, Any]:
+    """A paired comparison as columns of the table."""
+    if not found["count"]:
+        return dict.fromkeys(PAIRED)
+    between, test = found["difference_interval"], found["mcnemar"]
+    line = {"images": found["count"], "difference": found["difference"], "low": between["low"], "high": between["high"]}
+    return {**line, "gains": test["gains"], "losses": test["losses"], "p": test["p_value"]}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid."""
+
+    method: str
+    labels: int
+    seed: int
+    run: Run
+
+
+AXES = ("method", "labels", "seed")
+
+
+def compare_methods(
+    recipe: str | Path,
+    methods: Sequence[str] = (),
+    labels: Sequence[int] = (),
+    seeds: Sequence[int] = (0,),
+    overrides: Iterable[str] = (),
+    workspace: Workspace = None,
+    prefect: bool = True,
+) -> Comparison:
+    """A recipe's first model trained by every method, with every label budget, from every seed: mean ± std over seeds.
+
+    Each cell is a run without rounds; cells that were run before are answered from the store. A seed draws the split
+    as well. The paired columns compare with the first method on the same images, those of all seeds together.
+    With `prefect`, the cells are the children of one flow run.
+    """
+    overrides = list(overrides)
+    planned = list(_planned(recipe, methods, labels, seeds, overrides))
+    folder, title = workspace_folder(workspace), load_recipe(recipe, overrides).config.name
+    axes = {name: ", ".join(dict.fromkeys(str(cell[at]) for cell in planned)) for at, name in enumerate(AXES)}
+    asked = {"recipe": str(recipe), **({"overrides": ", ".join(overrides)} if overrides else {}), **axes}
+
+    def answer() -> Comparison:
+        runs = run_cells([cell for _, _, _, cell in planned], folder, prefect)
+        cells = [Cell(method, count, seed, one) for (method, count, seed, _), one in zip(planned, runs, strict=True)]
+        return _comparison(title, asked, cells)
+
+    if not prefect:
+        return answer()
+    make_workspace(folder)
+    set_environment(folder)
+    from selftrain.flows.prefect.local_api import prefect_api
+
+    with prefect_api(folder):
+        from selftrain.flows.prefect.compare import compare_as_flow
+
+        words = f"compare {title}: {axes['method']} · {axes['labels']} labels · seed {axes['seed']}"
+        return compare_as_flow(answer, words, asked)
+
+
+def _comparison(title: str, asked: dict[str, str], cells: Sequence[Cell]) -> Comparison:
+    """A line for each method and budget."""
+    import pandas as pd
+
+    groups: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.method, cell.labels), []).append(cell)
+    reference, split = cells[0].method, _split(_evaluation(cells[0].run))
+    lines = [_group(group, groups[reference, group[0].labels], split) for group in groups.values()]
+    return Comparison(
+        kind="methods",
+        title=title,
+        asked=asked,
+        split=split,
+        table=pd.DataFrame(lines),
+        points=tuple(tuple(_point(cell.run, cell.seed) for cell in group) for group in groups.values()),
+    )
+
+
+def _planned(
+    recipe: str | Path, methods: Sequence[str], labels: Sequence[int], seeds: Sequence[int], overrides: list[str]
+) -> Iterator[tuple[str, int, int, Recipe]]:
+    """Every cell's method, budget and seed, and its recipe; a wrong one is refused here."""
+    config = load_recipe(recipe, overrides).config
+    own, budget = config.teacher.method.name, config.data.split.labels_per_class
+    counts = labels or ([] if budget is None else [budget])
+    if not counts:
+        raise ConfigError("this recipe does not set data.split.labels_per_class; say which budgets with --labels 5,10")
+    grid = product(dict.fromkeys(counts), dict.fromkeys(seeds), dict.fromkeys(methods or [own]))
+    for count, seed, method in grid:
+        changes = ["rounds=[]", f"seed={seed}", f"data.split.seed={seed}"]
+        changes.append(f"data.split.labels_per_class={count}")
+        if method != own:
+            changes.append(f"teacher.method={{name: {method}}}")
+        name = f"{config.name}-{method}-{count}-seed{seed}"
+        yield method, count, seed, load_recipe(recipe, overrides, name, changes)
+
+
+def _group(cells: Sequence[Cell], reference: Sequence[Cell], split: Split) -> dict[str, Any]:
+    """Cells that differ by their seed alone, against those of the first method."""
+    import numpy as np
+
+    from selftrain.ssl_tasks.evaluation.paired import compare_right
+
+    line: dict[str, Any] = {"method": cells[0].method, "labels": cells[0].labels, "seeds": len(cells)}
+    for name in ("validation", "test"):
+        found = [_evaluation(cell.run).summary[f"{name}_accuracy"] for cell in cells]
+        known = np.array([value for value in found if value is not None])
+        line[name] = float(known.mean()) if len(known) else None
+        line[f"{name}_std"] = float(known.std(ddof=1)) if len(known) > 1 else None
+    line["seconds"] = round(float(np.mean([cost(cell.run) for cell in cells])), 3)
+    if cells[0].method == reference[0].method:
+        return {**line, **dict.fromkeys(PAIRED)}
+    right = [np.concatenate([_right(cell.run, split) for cell in group]) for group in (reference, cells)]
+    return {**line, **_columns(compare_right(right[0], right[1]))}
+
+
+def _right(one: Run, split: Split) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Whether each image of a split was taken for what it is."""
+    from selftrain.ssl_tasks.evaluation.comparison import read_predictions
+
+    table = read_predictions(_evaluation(one), split)
+    return (table["predicted"] == table["label"]).to_numpy()

@@ -1,0 +1,102 @@
+"""The configuration reference, generated from the typed settings: `selftrain config --reference`."""
+
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+
+HEAD = """# Configuration reference
+
+Generated from the typed settings by `selftrain config --reference`; a test keeps it true. Each section of a recipe is a
+table here. `round:` in a recipe holds what every round starts from; `rounds:` says how many (100 at most), or how each
+differs. Rounds count from 1, as in the stages' names: `--set rounds.2.select.threshold=0.9` changes `select-2`, and
+`--set round.select.threshold=0.9` every round. A `--set` that something else overrides is an error.
+A recipe is YAML 1.2: `true` and `false` alone are truth values, `off`, `no` and `12:30` are text, `1e-3` is a number,
+`010` is ten; a key that stands twice is an error. At most 1 MiB, 30 levels of nesting and 100,000 values are read.
+Settings marked ° say where or how fast a stage runs, not what it computes: changing them recomputes nothing.
+"""
+
+
+def reference() -> str:
+    """The whole reference as Markdown."""
+    return "\n".join([HEAD, *_sections(RunConfig, "", set())])
+
+
+def _sections(model: type[BaseModel], where: str, seen: set[type[BaseModel]]) -> Iterator[str]:
+    seen.add(model)
+    title = where or "the recipe itself"
+    doc = (model.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
+    yield f"## {title}\n\n{doc}\n\n| setting | type | default | |\n|---|---|---|---|"
+    inner: list[tuple[str, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        members = list(_models(field.annotation))
+        inner += [(f"{where}.{name}".lstrip("."), member) for member in members]
+        yield _row(name, field, members)
+    yield ""
+    for dotted, member in inner:
+        if member in seen:
+            continue
+        tag = _tag(member)
+        yield from _sections(
+            member, f"{dotted} (name: {tag})" if tag and len(inner) > 1 and "." in dotted else dotted, seen
+        )
+
+
+def _row(name: str, field: FieldInfo, members: list[type[BaseModel]]) -> str:
+    mark = "°" if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("key") is False else ""
+    kind = "section" if members else _kind(field.annotation)
+    limits = [str(part) for part in (_limit(rule) for rule in field.metadata) if part]
+    words = "; ".join([*limits, *([field.description] if field.description else [])])
+    return f"| `{name}`{mark} | {kind} | {_default(field, members)} | {words} |".replace("  ", " ")
+
+
+def _default(field: FieldInfo, members: list[type[BaseModel]]) -> str:
+    value = field.default
+    if value is PydanticUndefined:
+        return "*required*"
+    if members:
+        return "" if value is not None else "none"
+    if value is None:
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _limit(rule: Any) -> str:
+    for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
+        if (bound := getattr(rule, name, None)) is not None:
+            return f"{sign} {bound:g}" if bound < 2**53 else ""
+    return ""
+
+
+def _kind(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(arguments[0])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_kind(part) for part in arguments if part is not type(None))
+    if origin is tuple:
+        return f"list of {_kind(arguments[0])}" if arguments else "list"
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
+        getattr(annotation, "__name__", ""), "path" if annotation is Path else str(annotation)
+    )
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _tag(model: type[BaseModel]) -> str:
+    field = model.model_fields.get("name")
+    return ", ".join(map(str, get_args(field.annotation))) if field and get_origin(field.annotation) is Literal else ""

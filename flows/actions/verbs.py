@@ -1,0 +1,165 @@
+"""What the command line does, as functions that return data: for notebooks, and for programs.
+
+from selftrain.flows.actions.verbs import run, status
+finished = run("quickstart", ["seed=1"])
+status("last")                              # a pandas DataFrame
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selftrain.flows.actions.cleaning import Cleaned, clean
+from selftrain.flows.environment import Workspace, make_workspace, set_environment, workspace_folder
+from selftrain.flows.rounds.planning import PlannedStage, stage_names
+from selftrain.flows.rounds.planning import plan as plan_stages
+from selftrain.flows.rounds.reaper import mend_dead_runs, tell_prefect
+from selftrain.flows.rounds.recipe_paths import check_paths
+from selftrain.flows.rounds.warming import warm_up
+from selftrain.ssl_tasks.errors import NotFound, nearest
+from selftrain.ssl_tasks.execution.collection import uncollected
+from selftrain.ssl_tasks.settings.recipe import Recipe, load_recipe, parse_recipe
+from selftrain.ssl_tasks.store.artifacts import Store, write_atomically
+from selftrain.ssl_tasks.store.runs import Run, StageRecord, all_runs, approval_file, find_run
+from selftrain.ssl_tasks.store.stage_progress import Progress, read_progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def run(
+    recipe: str | Path | Recipe,
+    overrides: Iterable[str] = (),
+    name: str | None = None,
+    workspace: Workspace = None,
+    prefect: bool = True,
+    force: Iterable[str] = (),
+    command: str = "",
+) -> Run:
+    """Runs a recipe through all of its rounds; what an earlier run has answered is reused.
+
+    With `prefect`, the run is a Prefect flow run: on the server of PREFECT_API_URL, or on an API inside this process.
+    """
+    folder = workspace_folder(workspace)
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, name)
+    check_paths(loaded.config, folder / "cache")
+    make_workspace(folder)
+    set_environment(folder)
+    warm_up(loaded.config, folder, list(force))
+    if not prefect:
+        from selftrain.flows.rounds.pipeline import run_pipeline
+
+        return run_pipeline(loaded.config, folder, frozenset(force), command=command, written=loaded.written)
+    from selftrain.flows.prefect.local_api import prefect_api, server_in_use
+
+    mend_dead_runs(folder)
+    with prefect_api(folder):
+        with uncollected():
+            from selftrain.flows.prefect.flow import run_as_flow
+
+        tell_prefect(folder, server_in_use(folder))
+        return run_as_flow(loaded.config, folder, tuple(force), loaded.written)
+
+
+def train(
+    recipe: str | Path,
+    overrides: Iterable[str] = (),
+    name: str | None = None,
+    workspace: Workspace = None,
+    prefect: bool = True,
+) -> Run:
+    """Trains and evaluates the recipe's first model alone, whatever rounds it has."""
+    return run(load_recipe(recipe, overrides, name, ["rounds=[]"]), workspace=workspace, prefect=prefect)
+
+
+def rerun(
+    run_name: str,
+    stage: str | None = None,
+    overrides: Iterable[str] = (),
+    workspace: Workspace = None,
+    prefect: bool = True,
+) -> Run:
+    """Goes on with a run and reuses what is done, but for a `stage` to compute anew and what depends on it."""
+    folder = workspace_folder(workspace)
+    before = find_run(folder, run_name)
+    recipe = load_recipe(before.path, overrides)
+    known = list(stage_names(recipe.config))
+    if stage is not None and stage not in known:
+        raise NotFound(f"run {before.id} has no stage '{stage}'." + nearest(stage, known))
+    force = [] if stage is None else [stage]
+    return run(recipe, workspace=folder, prefect=prefect, force=force, command=" ".join(["rerun", before.id, *force]))
+
+
+def plan(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> list[PlannedStage]:
+    """What a run would reuse and compute, and why, before anything runs."""
+    return plan_stages(load_recipe(recipe, overrides).config, workspace_folder(workspace))
+
+
+def stages(run_name: str = "last", workspace: Workspace = None) -> list[StageRecord]:
+    """The stages of a run, those not yet begun as `pending`; those that compute have the time since they began."""
+    record = find_run(workspace_folder(workspace), run_name)
+    record.mend()
+    met = [
+        replace(stage, seconds=max(0.0, time.time() - stage.started)) if stage.state == "running" else stage
+        for stage in record.stages()
+    ]
+    names = {stage.name for stage in met}
+    if record.info["state"] == "done":
+        return met
+    ahead = [StageRecord(name=name, stage="", state="pending") for name in stage_names(record.config)]
+    return met + [stage for stage in ahead if stage.name not in names]
+
+
+def progress(stage: StageRecord, workspace: Workspace = None) -> Progress | None:
+    """How far a stage is that computes now; None where it does not, or has not said."""
+    if stage.state != "running":
+        return None
+    attempt = Store(workspace_folder(workspace) / "store").attempt(stage.stage, stage.key)
+    return read_progress(attempt / "events.jsonl", stage.started)
+
+
+def status(run_name: str = "last", workspace: Workspace = None) -> "pd.DataFrame":
+    """The stages of a run as a table."""
+    import pandas as pd
+
+    columns = ["name", "state", "seconds", "key", "digest", "reason", "log"]
+    return pd.DataFrame([asdict(stage) for stage in stages(run_name, workspace)])[columns]
+
+
+def runs(workspace: Workspace = None) -> list[dict[str, Any]]:
+    """All runs of a workspace, oldest first; states tell the truth about dead ones."""
+    found = list(all_runs(workspace_folder(workspace)))
+    for one in found:
+        one.mend()
+    return [one.info for one in found]
+
+
+def approve(run_name: str = "last", workspace: Workspace = None) -> int:
+    """Lets a run go on that waits for a person; returns the round."""
+    folder = workspace_folder(workspace)
+    record = find_run(folder, run_name)
+    waits_for = record.info.get("waits_for")
+    if not waits_for:
+        raise NotFound(f"run {record.id} does not wait for approval (it is {record.info['state']})")
+    selection = record.artifact(f"select-{waits_for['round']}")
+    assert selection is not None, "a run waits only after its selection"
+    write_atomically(approval_file(folder, selection), f"{record.id} {time.time():.0f}\n")
+    return int(waits_for["round"])
+
+
+__all__ = [
+    "Cleaned",
+    "approve",
+    "clean",
+    "parse_recipe",
+    "plan",
+    "progress",
+    "rerun",
+    "run",
+    "runs",
+    "stages",
+    "status",
+    "train",
+]

@@ -1,0 +1,91 @@
+"""Verbs about the ground that a run stands on: data, init, doctor."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from selftrain.flows.cli.running import add_recipe
+from selftrain.flows.cli.verb import Verbs
+from selftrain.flows.environment import workspace_folder
+from selftrain.flows.tables import print_table, printable
+
+
+def add_data(verbs: Verbs) -> None:
+    verb = verbs.add("data", _data, "look at every image as a run would: counts, unreadable ones, duplicates, leaks")
+    add_recipe(verb)
+    verb.add_argument("--json", action="store_true")
+
+
+def add_init(verbs: Verbs) -> None:
+    verb = verbs.add("init", _init, "write a recipe for a folder or table of your own images")
+    verb.add_argument("data", metavar="DIR", type=Path, help="class folders (and unlabeled/, test/), or a table")
+    verb.add_argument("--output", metavar="FILE", type=Path, help="default selftrain.yaml")
+    verb.add_argument("--follow-links", action="store_true", help="follow links to folders outside DIR")
+
+
+def add_doctor(verbs: Verbs) -> None:
+    verb = verbs.add("doctor", _doctor, "torch build, GPU, disk, and whether the servers answer")
+    verb.add_argument("--json", action="store_true")
+
+
+def _data(options: Namespace) -> int:
+    from selftrain.ssl_tasks.data.survey.check import check_data
+    from selftrain.ssl_tasks.settings.recipe import load_recipe
+
+    config = load_recipe(options.config, options.set).config
+    report = check_data(config.data, workspace_folder(options.workspace) / "cache", config.runtime)
+    if options.json:
+        print(json.dumps(report.to_dict()))
+        return 0 if report.ok else 2
+    rows = []
+    for split, counts in report.counts.items():
+        per_class = counts.get("per_class", [])  # nobody may count the classes of what is unlabelled
+        held_out = {
+            "images": counts["images"],
+            "unreadable": counts["unreadable"],
+            "also held out": counts["in_held_out"],
+        }
+        spread = f"{min(per_class)} to {max(per_class)}" if any(per_class) else ""
+        rows.append({"split": split, **held_out, "per class": spread})
+    print_table(rows, right=("images", "unreadable", "also held out"))
+    print(f"{len(report.classes)} classes, {report.image_size}×{report.image_size}, {report.channels} channel(s)")
+    for heading, lines in (
+        ("unreadable", [f"{sample}: {reason}" for sample, reason in report.unreadable]),
+        ("the same image", [" = ".join(group) for group in report.duplicates]),
+        ("the same image, labelled differently", [" ≠ ".join(f"{s} ({c})" for s, c in g) for g in report.conflicts]),
+        ("leaks into validation or test", [f"{a} ({b}) = {c} ({d})" for a, b, c, d in report.leaks]),
+        ("classes with few labels", [f"{name}: {count}" for name, count in report.few_labels.items()]),
+        ("notes", list(report.notes)),
+        ("problems", list(report.problems)),
+    ):
+        if lines:
+            print(f"\n{heading} ({len(lines)})")
+            for line in lines[:10]:
+                print(f"  {printable(line)}")
+            if len(lines) > 10:
+                print(f"  … and {len(lines) - 10} more; --json lists them")
+    return 0 if report.ok else 2
+
+
+def _init(options: Namespace) -> None:
+    from selftrain.flows.actions.starting import write_recipe
+
+    output = options.output or Path("selftrain.yaml")
+    found = write_recipe(options.data, output, options.follow_links)
+    for line in found:
+        print(printable(line))
+    print(f"\nwrote {output}; next:\n  selftrain data {output}\n  selftrain run {output}")
+
+
+def _doctor(options: Namespace) -> int:
+    from selftrain.flows.actions.doctor import examine
+
+    findings = examine(workspace_folder(options.workspace))
+    if options.json:
+        print(json.dumps({"findings": [finding._asdict() for finding in findings]}))
+    else:
+        print_table([{"": "ok" if one.ok else "PROBLEM", "what": one.what, "found": one.found} for one in findings])
+    return 0 if all(finding.ok for finding in findings) else 3
+
+
+VERBS = [add_data, add_init, add_doctor]

@@ -1,0 +1,204 @@
+"""Verbs that look into pseudo-labels: labels (show, diff, review, apply), sql."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selftrain.flows.cli.verb import Verbs
+from selftrain.flows.environment import workspace_folder
+from selftrain.flows.tables import print_table, printable_lines
+from selftrain.ssl_tasks.errors import ConfigError, nearest
+from selftrain.ssl_tasks.store.runs import Run, find_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_ROWS = 1000  # of an answer on a terminal
+MOST_LETTERS = 2000  # of a cell on a terminal
+TIMEOUT = 600.0  # seconds for a query
+MOST_SECONDS = 10_000_000  # a timer does not take much more
+ACTIONS = ("diff", "review", "apply")
+
+
+def add_labels(verbs: Verbs) -> None:
+    verb = verbs.add("labels", _labels, "the pseudo-labels of a run, one by one, with filters")
+    verb.usage = (
+        "selftrain labels RUN [filters]\n"
+        "       selftrain labels diff RUN A B          what changed between two rounds\n"
+        "       selftrain labels review RUN            the samples most worth a look\n"
+        "       selftrain labels apply RUN FILE.csv    corrections, for the next rounds and runs"
+    )
+    verb.add_argument("words", nargs="*", metavar="[diff|review|apply] RUN …")
+    verb.add_argument("--round", type=int, help="default the last")
+    verb.add_argument("--class", dest="class_name")
+    verb.add_argument("--selected", action="store_true", default=None)
+    verb.add_argument("--not-selected", dest="selected", action="store_false")
+    verb.add_argument("--flipped", action="store_true", default=None, help="labelled otherwise by the round before")
+    verb.add_argument("--min-confidence", type=float)
+    verb.add_argument("--sort", default="-confidence", help="confidence, margin, agreement, distance; - for descending")
+    verb.add_argument("--limit", type=int, default=50)
+    add_outputs(verb)
+
+
+def add_sql(verbs: Verbs) -> None:
+    verb = verbs.add("sql", _sql, "ask DuckDB: views manifest, predictions, selection, rounds over all rounds")
+    verb.add_argument("run", metavar="RUN")
+    verb.add_argument("query", metavar="QUERY", help='"select label, count(*) from selection group by label"')
+    verb.add_argument(
+        "--limit", type=int, metavar="N", help=f"write at most N rows (default all; {MOST_ROWS:,} on a terminal)"
+    )
+    verb.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        default=TIMEOUT,
+        help=f"end the query after SECONDS with exit code 3 (default {TIMEOUT:g}; 0 for no limit)",
+    )
+    add_outputs(verb)
+
+
+def add_outputs(verb: ArgumentParser) -> None:
+    """Where a table goes."""
+    for kind in ("csv", "json", "parquet"):
+        verb.add_argument(f"--{kind}", metavar="FILE", type=Path, help=f"write {kind} instead of a table; - is stdout")
+
+
+def _labels(options: Namespace) -> None:
+    if options.limit < 1:
+        raise ConfigError(f"--limit is {options.limit}; expected at least 1")
+    action, words = _split(options.words)
+    if len(words) > 1 and action in ("show", "review"):
+        found = " ".join(options.words)
+        raise ConfigError(f"labels: found '{found}', expected one run." + nearest(options.words[0], ACTIONS))
+    run = find_run(workspace_folder(options.workspace), words[0] if words else "last")
+    if action == "apply":
+        _apply(run, words)
+    elif action == "diff":
+        _diff(run, words, options)
+    elif action == "review":
+        _review(run, options)
+    else:
+        _show(run, options)
+
+
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    return (words[0], words[1:]) if words and words[0] in ACTIONS else ("show", words)
+
+
+def _show(run: Run, options: Namespace) -> None:
+    from selftrain.flows.actions.labels import tables_of
+    from selftrain.ssl_tasks.pseudo_labels.looking.inspection import LabelFilter, labels_table
+
+    names = ("round", "class_name", "selected", "flipped", "min_confidence", "sort", "limit")
+    wanted = LabelFilter(**{name: getattr(options, name) for name in names})
+    show_frame(labels_table(tables_of(run), wanted), options)
+
+
+def _review(run: Run, options: Namespace) -> None:
+    from selftrain.flows.actions.labels import tables_of
+    from selftrain.ssl_tasks.pseudo_labels.looking.inspection import review_queue
+
+    show_frame(review_queue(tables_of(run), options.round, options.limit), options)
+
+
+def _diff(run: Run, words: list[str], options: Namespace) -> None:
+    from selftrain.flows.actions.labels import tables_of
+    from selftrain.ssl_tasks.pseudo_labels.looking.inspection import round_differences
+
+    if len(words) != 3 or not all(word.isdigit() for word in words[1:]):
+        raise ConfigError("labels diff: expected a run and two rounds, for example `selftrain labels diff last 1 2`")
+    found = round_differences(tables_of(run), int(words[1]), int(words[2]))
+    whole = bool(options.csv or options.json or options.parquet)
+    show_frame(found if whole else found.head(options.limit), options)
+    if not whole and len(found) > options.limit:
+        print(f"{options.limit} of {len(found):,} images; --limit shows more, --csv FILE all", file=sys.stderr)
+
+
+def _apply(run: Run, words: list[str]) -> None:
+    from selftrain.flows.actions.labels import apply_corrections
+    from selftrain.ssl_tasks.pseudo_labels.selecting.overrides import count_of, lines_of
+
+    if len(words) != 2:
+        raise ConfigError("labels apply: expected a run and a file, such as `selftrain labels apply last fixed.csv`")
+    applied = apply_corrections(run, Path(words[1]))
+    print(
+        f"{applied.in_force} corrections in force for '{run.config.name}' ({applied.new} new, {applied.changed} "
+        "changed); run it again, or approve it, to use them"
+    )
+    if applied.misfits:
+        count, lines = count_of(applied.misfits), printable_lines(lines_of(applied.misfits))
+        print(f"{count} earlier corrections do not fit this data any more and are not used:{lines}", file=sys.stderr)
+
+
+def _sql(options: Namespace) -> None:
+    from selftrain.flows.actions.labels import tables_of
+    from selftrain.flows.cli.answers import show_answer
+
+    if not isinstance(options.query, str):  # argparse makes a list of the word `--`
+        raise ConfigError('sql: found no query; expected one, for example "select count(*) from selection"')
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"--limit is {options.limit}; expected at least 1")
+    if not 0 <= options.timeout <= MOST_SECONDS:
+        raise ConfigError(f"--timeout is {options.timeout:g}; expected seconds from 0 (no limit) to {MOST_SECONDS:,}")
+    check_writable(options.csv, options.json, options.parquet)
+    tables = tables_of(find_run(workspace_folder(options.workspace), options.run))
+    show_answer(tables, options, options.limit or MOST_ROWS)
+
+
+def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
+    """A data frame where the options want it: a terminal's table, or a file."""
+    check_writable(options.csv, options.json, options.parquet)
+    if options.csv:
+        _write_csv(frame, options.csv)
+    elif options.json:
+        text = frame.to_json(orient="records", default_handler=str)
+        print(text) if str(options.json) == "-" else options.json.write_text(text)
+    elif options.parquet:
+        frame.to_parquet(options.parquet, index=False)
+    else:
+        print_frame(frame)
+    written = [path for path in (options.csv, options.json, options.parquet) if path and str(path) != "-"]
+    if written:
+        print(f"wrote {written[0]}: {len(frame):,} rows", file=sys.stderr)
+
+
+def _write_csv(frame: "pd.DataFrame", path: Path) -> None:
+    from selftrain.ssl_tasks.store.csv_text import write_frame
+
+    if str(path) == "-":
+        write_frame(frame, sys.stdout)
+        return
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:  # a path may be no UTF-8
+        write_frame(frame, file)
+
+
+def check_writable(*paths: Path | None) -> None:
+    """ConfigError where a file that is to be written is a folder, or has none."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(f"cannot write {path}: {path.absolute().parent} is not a folder")
+        if path is not None and path.is_dir():
+            raise ConfigError(f"cannot write {path}: it is a folder; expected the name of a file")
+
+
+def print_frame(frame: "pd.DataFrame") -> None:
+    """Prints a data frame as a table, without its empty columns."""
+    shown = frame.dropna(axis="columns", how="all")
+    if {"uri", "sample_id"} <= set(shown.columns) and shown["uri"].equals(shown["sample_id"]):
+        shown = shown.drop(columns="uri")  # the same text twice; a file has both
+    numbers = [name for name in shown.columns if shown[name].dtype.kind in "iuf"]
+    rows = [{name: _cell(value) for name, value in row.items()} for row in shown.to_dict("records")]
+    print_table([{str(name): value for name, value in row.items()} for row in rows], right=numbers)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.4g}"
+    text = str(value)
+    if value is None or text in ("<NA>", "NaT"):
+        return ""
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
+
+
+VERBS = [add_labels, add_sql]

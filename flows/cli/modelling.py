@@ -1,0 +1,125 @@
+"""Verbs that use a trained model: predict, evaluate, export."""
+
+import json
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selftrain.flows.cli.labelling import add_outputs, check_writable, show_frame
+from selftrain.flows.cli.scores import (
+    SCORES,
+    attack_rows,
+    class_rows,
+    comparison_sentence,
+    corruption_rows,
+    corruption_sentence,
+    split_row,
+)
+from selftrain.flows.cli.verb import Verbs
+from selftrain.flows.tables import print_table
+from selftrain.ssl_tasks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from selftrain.ssl_tasks.trained.export import Format
+
+
+def add_predict(verbs: Verbs) -> None:
+    verb = verbs.add("predict", _predict, "what a model takes images for, with probabilities")
+    add_model(verb)
+    verb.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="image files, and folders of them")
+    verb.add_argument("--batch-size", type=int, default=256, help="images at a time; default 256")
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add_outputs(verb)
+
+
+def add_evaluate(verbs: Verbs) -> None:
+    verb = verbs.add("evaluate", _evaluate, "a model on a recipe's validation and test images; asked twice, done once")
+    add_model(verb)
+    verb.add_argument("data", metavar="DATA", help="a recipe: its data, its `evaluate:` and its `runtime:` are used")
+    verb.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a setting of the recipe")
+    verb.add_argument("--attacks", metavar="ε,ε,…", type=_steps, default=(), help="FGSM, such as 0.01,8/255 of white")
+    verb.add_argument("--corruptions", action="store_true", help="noise, blur, weather, digital; five severities each")
+    words = "measure this one too, and compare; default the teacher of a student; `none` compares with nobody"
+    verb.add_argument("--against", metavar="MODEL", default="", help=words)
+    verb.add_argument("--json", action="store_true")
+
+
+def add_export(verbs: Verbs) -> None:
+    verb = verbs.add("export", _export, "a model as one file for other programs, checked, with a model card beside it")
+    add_model(verb)
+    words = "such as model.pt2 or model.onnx; default named by run and stage, in this folder, and replaces nothing"
+    verb.add_argument("--output", metavar="FILE", type=Path, help=words)
+    words = "torch.export or ONNX; default what the suffix says, else torch"
+    verb.add_argument("--format", choices=("torch", "onnx"), help=words)
+    verb.add_argument("--json", action="store_true")
+
+
+def add_model(verb: ArgumentParser) -> None:
+    """The argument of every verb that uses a model."""
+    words = "a stage of the last run (student-2), RUN:STAGE, a run (its best), champion:NAME, a digest, or a folder"
+    verb.add_argument("model", metavar="MODEL", help=words)
+
+
+def _predict(options: Namespace) -> None:
+    from selftrain.flows.actions.models import predict
+
+    if options.batch_size < 1:
+        raise ConfigError(f"--batch-size is {options.batch_size}; expected at least 1")
+    check_writable(options.csv, options.json, options.parquet)
+    table = predict(options.model, options.paths, options.workspace, options.device, options.batch_size)
+    if not (options.csv or options.json or options.parquet):
+        table = table[["path", "label", "confidence", "error"]]  # the probabilities of all classes are for files
+    show_frame(table, options)
+    if unread := int(table["error"].notna().sum()):
+        print(f"{unread} of {len(table)} images could not be read; column `error` says why", file=sys.stderr)
+
+
+def _steps(text: str) -> tuple[float, ...]:
+    """0.01,8/255"""
+    try:
+        return tuple(float(Fraction(word.strip())) for word in text.split(",") if word.strip())
+    except (ValueError, ZeroDivisionError) as error:
+        raise ArgumentTypeError(f"found {text!r}, expected numbers such as 0.01,0.03 or 8/255") from error
+
+
+def _evaluate(options: Namespace) -> None:
+    from selftrain.flows.actions.measuring import evaluate
+
+    against = None if options.against == "none" else options.against
+    asked = options.set, options.workspace, options.attacks, options.corruptions, against
+    found = evaluate(options.model, options.data, *asked)
+    if options.json:
+        parts = {"metrics": found.metrics, "robustness": found.robustness, "against": found.against or None}
+        whole = {"model": found.model, **parts, "compared": found.compared, "note": found.note}
+        print(json.dumps({**whole, "evaluation": found.artifact.digest}))
+        return
+    metrics, robustness = found.metrics, found.robustness
+    measured = {split: metrics[split] for split in ("validation", "test") if metrics[split]["count"]}
+    print_table([split_row(split, one) for split, one in measured.items()], right=SCORES)
+    print(f"tempered: at the temperature {metrics['temperature']:.3g}, which validation fits best\n")
+    print_table(class_rows(measured), right=("images", "recall", "precision"))
+    for rows in (attack_rows(robustness), corruption_rows(robustness)):
+        if rows:
+            print()
+            print_table(rows, right=tuple(rows[0])[1:])
+    if "corruptions" in robustness:
+        print(corruption_sentence(found))
+    sentences = [found.note, comparison_sentence(found) if found.compared is not None else ""]
+    print("\n" + ": ".join(filter(None, sentences)))
+
+
+def _export(options: Namespace) -> None:
+    from selftrain.flows.actions.models import export
+
+    suffix: Format = "onnx" if options.output and options.output.suffix.lower() == ".onnx" else "torch"
+    done = export(options.model, options.output, options.workspace, options.format or suffix)
+    if options.json:
+        print(json.dumps({"file": str(done.file), "card": str(done.card), "difference": done.difference}))
+        return
+    print(f"wrote {done.file}, whose outputs differ from the model's by {done.difference:.1e} at the most")
+    print(f"wrote {done.card}")
+
+
+VERBS = [add_predict, add_evaluate, add_export]

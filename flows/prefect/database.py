@@ -1,0 +1,143 @@
+"""Prefect's own database in a file: set up, or brought to a new version, so that a kill at any moment breaks nothing.
+
+Prefect migrates it in place, and some of its migrations commit a part before they note that they are done: killed
+between the two, it could never start again. Ours are done on a file beside it, which takes its place when it is whole.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+from selftrain.ssl_tasks.errors import SelftrainError
+from selftrain.ssl_tasks.store.artifacts import file_lock, write_atomically
+
+log = logging.getLogger("selftrain")
+SQLITE = "sqlite+aiosqlite:///"
+# What SQLite says where another process, the disk or permissions are in the way; the database itself may be whole.
+NOT_ITS_FAULT = ("locked", "full", "readonly", "unable to open", "I/O")
+PARTS = ("", "-wal", "-shm", "-journal")  # the files of a database
+
+
+def prepare_database() -> None:
+    """Leaves the database of Prefect's settings whole and of Prefect's version, whoever else starts at this moment.
+
+    A broken one is set aside: it holds what Prefect's pages show of earlier runs; the runs are in the workspace.
+    """
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+
+    url = str(PREFECT_API_DATABASE_CONNECTION_URL.value())
+    if not url.startswith(SQLITE) or ":memory:" in url:  # a server's database is its owner's to migrate
+        return
+    database = Path(url.removeprefix(SQLITE))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(database.with_name(f"{database.name}.lock")):
+        newest = _newest_revision(database)
+        try:
+            if database.exists() and _revision(database) == newest:
+                return
+            _migrate(database)
+            if _revision(database) == newest:
+                return
+            reason = f"it came to revision {_revision(database)}, expected {newest}"
+        except Exception as error:  # whatever a migration raises: the file that it met is as before
+            reason = _line(error)
+            if not database.exists() or isinstance(error, OSError) or any(word in reason for word in NOT_ITS_FAULT):
+                raise SelftrainError(f"Prefect's database {database} cannot be set up: {reason}") from error
+        aside = _set_aside(database)
+        log.warning(
+            "Prefect's database was broken (%s) and is now %s; a new one begins. Prefect's pages do not show earlier "
+            "runs any more; `selftrain status` and `report` do.",
+            reason,
+            aside,
+        )
+        _migrate(database)
+
+
+def _migrate(database: Path) -> None:
+    """A copy of the database, or a new one, is migrated, and then takes its place."""
+    from prefect.server.database import provide_database_interface
+    from prefect.server.database.configurations import AioSqliteConfiguration
+    from prefect.server.database.dependencies import temporary_database_config
+
+    building = database.with_name(f"{database.name}.new")
+    _remove(building)
+    if database.exists():
+        _alone(database)
+        with closing(sqlite3.connect(database)) as old, closing(sqlite3.connect(building)) as new:
+            old.backup(new)
+    else:
+        _remove(database)  # a log without its database would be taken for the new one's
+
+    def upgrade() -> None:
+        with temporary_database_config(AioSqliteConfiguration(connection_url=f"{SQLITE}{building}")):
+            asyncio.run(provide_database_interface().create_db())
+
+    with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has an event loop
+        pool.submit(upgrade).result()
+    _alone(building)
+    descriptor = os.open(building, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    building.replace(database)
+
+
+def _alone(database: Path) -> None:
+    """Moves all of it into one file; an error where another process has it open."""
+    with closing(sqlite3.connect(database, timeout=5)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+
+
+def _revision(database: Path) -> str:
+    """Which version its tables are of; empty where it has none."""
+    with closing(sqlite3.connect(database)) as connection:
+        names = [
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'")
+        ]
+        rows = connection.execute("SELECT version_num FROM alembic_version").fetchall() if names else []
+    return str(rows[0][0]) if rows else ""
+
+
+def _newest_revision(database: Path) -> str:
+    """The version that this Prefect wants. It reads all of its migrations to know it, so we note it."""
+    import prefect
+
+    note = database.with_name(f"{database.name}.version")
+    try:
+        known = json.loads(note.read_text())
+        if known["prefect"] == prefect.__version__:
+            return str(known["revision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    from alembic.script import ScriptDirectory
+    from prefect.server.database import provide_database_interface
+    from prefect.server.database.alembic_commands import alembic_config
+
+    scripts = ScriptDirectory.from_config(alembic_config())
+    scripts.version_locations = [str(provide_database_interface().orm.versions_dir)]
+    revision = str(scripts.get_current_head())
+    write_atomically(note, json.dumps({"prefect": prefect.__version__, "revision": revision}) + "\n")
+    return revision
+
+
+def _set_aside(database: Path) -> Path:
+    aside = database.with_name(f"{database.name}.broken-{time.strftime('%Y%m%d-%H%M%S')}")
+    for part in PARTS:
+        if (file := database.with_name(database.name + part)).exists():
+            file.rename(aside.with_name(aside.name + part))
+    return aside
+
+
+def _remove(database: Path) -> None:
+    """What a killed start left."""
+    for part in PARTS:
+        database.with_name(database.name + part).unlink(missing_ok=True)
+
+
+def _line(error: BaseException) -> str:
+    return (str(getattr(error, "orig", None) or error).strip().splitlines() or [repr(error)])[0]

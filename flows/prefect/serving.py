@@ -1,0 +1,198 @@
+"""`selftrain up`: the UIs of Prefect and MLflow over the local workspace, and schedules that fire, without Docker.
+
+One foreground process: Prefect's API and services in a thread, MLflow as a child, and a runner that starts a process
+for every scheduled run. Ctrl-C, SIGTERM or the end of the terminal ends them all.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selftrain.flows.environment import make_workspace, set_environment
+from selftrain.flows.prefect.local_api import prefect_api, server_in_use
+from selftrain.flows.rounds.interruption import interruptible
+from selftrain.flows.rounds.reaper import mend_dead_runs, tell_prefect
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.listening import HOST, entrance, listen, own_password
+from selftrain.ssl_tasks.execution.parent import parent_of_mine
+from selftrain.ssl_tasks.execution.safe_path import folder_hides_us, safe_path
+from selftrain.ssl_tasks.settings.overrides import cut
+from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.tracking.client import artifact_folder, connect, default_uri
+from selftrain.ssl_tasks.tracking.lineage.links import announced
+from selftrain.ssl_tasks.tracking.spool import without_password
+
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
+
+log = logging.getLogger("selftrain")
+SHORTEST_SECONDS, LONGEST_SECONDS = 1, 366 * 24 * 3600
+SCHEDULES = {
+    "cron": 'minute, hour, day, month and weekday, for example --cron "0 2 * * *" for two o\'clock each night',
+    "rrule": "a rule of iCalendar, for example --rrule FREQ=DAILY;BYHOUR=2",
+}
+GRACE_SECONDS = 10.0  # between asking MLflow's server to end and killing it
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a recipe runs: one of the three, or never by itself."""
+
+    cron: str | None = None
+    interval: float | None = None  # seconds
+    rrule: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.cron, self.interval, self.rrule) if value is not None]
+        if len(given) > 1:
+            raise ConfigError("give one of --cron, --interval and --rrule")
+        if self.interval is not None and not SHORTEST_SECONDS <= self.interval <= LONGEST_SECONDS:
+            raise ConfigError(
+                f"--interval {self.interval:g}: expected seconds, {SHORTEST_SECONDS} to {LONGEST_SECONDS:,} (a year)"
+            )
+        for option, text in (("cron", self.cron), ("rrule", self.rrule)):
+            if text is not None and not _known_to_prefect(option, text):
+                raise ConfigError(f"--{option} '{cut(text)}' is not a schedule; expected {SCHEDULES[option]}")
+
+    def as_options(self) -> dict[str, Any]:
+        """What Prefect's deployments take."""
+        options = {"cron": self.cron, "interval": self.interval, "rrule": self.rrule}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+def _known_to_prefect(option: str, text: str) -> bool:
+    """Prefect must find its environment (set_environment) before it is imported for this."""
+    from prefect.client.schemas.schedules import construct_schedule
+
+    try:
+        if not text:
+            return False
+        construct_schedule(cron=text) if option == "cron" else construct_schedule(rrule=text)
+    except ValueError:  # pydantic's own is one
+        return False
+    return True
+
+
+def up(
+    workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule, port: int = 4200, mlflow_port: int = 5000
+) -> None:
+    """Serves until it is interrupted."""
+    workspace.mkdir(parents=True, exist_ok=True)
+    set_environment(workspace)
+    mend_dead_runs(workspace)
+    with (
+        prefect_api(workspace, services=True, port=port) as api,
+        mlflow_ui(workspace, mlflow_port) as ui,
+        announced(workspace, ui),
+    ):
+        tell_prefect(workspace, server_in_use(workspace))
+        known = os.environ.get("PREFECT_API_AUTH_STRING") == own_password()  # else the password is the person's own
+        prefect = api.removesuffix("/api")
+        print(f"Prefect  {entrance(prefect) if known else without_password(prefect)}", flush=True)
+        print(f"MLflow   {without_password(ui) if ui == default_uri(workspace) else entrance(ui)}", flush=True)
+        serve(workspace, recipes, schedule)
+
+
+def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> None:
+    """Registers the recipes with the API in use and runs what is due; without recipes it waits."""
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.types.entrypoint import EntrypointType
+
+    from selftrain.flows.prefect.flow import self_training_flow
+
+    if not recipes:
+        print("no recipes to schedule; Ctrl-C ends", flush=True)
+        with interruptible():
+            threading.Event().wait()
+    deployments = [
+        RunnerDeployment.from_flow(
+            self_training_flow,
+            name=config.name,
+            parameters={"config": config.model_dump(mode="json"), "workspace": str(workspace)},
+            entrypoint_type=EntrypointType.MODULE_PATH,  # by its path, our folder would hide the package `models`
+            concurrency_limit=1,  # one run per data set at a time
+            **schedule.as_options(),
+        )
+        for config in recipes
+    ]
+    for config in recipes:
+        print(f"serving  {config.name}  {schedule.as_options() or 'on demand'}", flush=True)
+    os.environ.update({**safe_path(), **parent_of_mine()})  # of the processes that it starts
+    if folder_hides_us():  # Prefect looks into the current folder first all the same
+        make_workspace(workspace)
+        os.chdir(workspace)
+    _run_what_is_due(deployments)
+
+
+def _run_what_is_due(deployments: "Sequence[RunnerDeployment]") -> None:
+    """Prefect's runner in a thread: there it leaves signals to us, and a signal in the main thread always ends it."""
+    from anyio.from_thread import start_blocking_portal
+    from prefect.runner import Runner
+
+    runner = Runner()
+    for deployment in deployments:
+        runner.add_deployment(deployment)
+    with start_blocking_portal() as portal, interruptible():
+        serving = portal.start_task_soon(runner.start)
+        try:
+            serving.result()
+        finally:
+            serving.cancel()  # it ends the runs that it has started; the portal waits for that
+
+
+@contextlib.contextmanager
+def mlflow_ui(workspace: Path, port: int) -> Iterator[str]:
+    """MLflow's server over the workspace's store, or the user's own server's address."""
+    uri = default_uri(workspace)
+    if uri.startswith("http"):
+        yield uri
+        return
+    connect(uri, workspace)  # sets a fresh database up, alone
+    path = workspace / "logs" / "mlflow.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with listen(port) as listener, path.open("a") as output:
+        port, number = listener.getsockname()[1], listener.fileno()
+        ours = f"{HOST}:{port},localhost:{port},[::1]:{port}"  # by default also `10.*`, as in 10.evil.example
+        protected = {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "false",
+            "MLFLOW_SERVER_ALLOWED_HOSTS": ours,
+            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",
+        }
+        child = subprocess.Popen(
+            [sys.executable, "-m", "selftrain.ssl_tasks.tracking.server"],
+            env={**os.environ, **safe_path(), **protected},
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            pass_fds=[number],
+            start_new_session=True,
+        )
+    told = {"uri": uri, "folder": str(artifact_folder(workspace)), "socket": number, "password": own_password()}
+    try:
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; its log says why
+            child.stdin.write(json.dumps(told).encode() + b"\n")
+            child.stdin.flush()
+        yield f"http://{HOST}:{port}"
+    finally:
+        _end(child)
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """Ends a child's whole process group: asks it to, and where it does not listen, kills it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_SECONDS)
+        os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()

@@ -1,0 +1,1 @@
+"""The rounds: which stages, in which order, and how each is answered."""

@@ -1,0 +1,294 @@
+"""The rounds: data → teacher → (predict → select → student (→ fine-tuning) → evaluate → gate) → …, whoever answers.
+
+Nothing here knows Prefect: `answer` turns a request into its artifact, as plain functions, as Prefect tasks or both.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from selftrain.flows.rounds.stages import (
+    dataset_request,
+    evaluate_request,
+    gate_request,
+    given_request,
+    predict_request,
+    select_request,
+    train_request,
+)
+from selftrain.ssl_tasks.data.splits.earlier_labels import warn_of_earlier_labels
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.execute import Request
+from selftrain.ssl_tasks.execution.seeds import derive_seed
+from selftrain.ssl_tasks.pseudo_labels.selecting.audit import true_precision
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RoundSettings, RunConfig, in_need_of_validation
+from selftrain.ssl_tasks.store.artifacts import Artifact
+
+Pending = Callable[[], Artifact]
+
+
+class Answers(Protocol):
+    """How stages are answered, and what happens between them."""
+
+    def fingerprint(self, config: RunConfig) -> str:
+        """The digest of the source's contents."""
+        ...
+
+    def run(self, request: Request, round_number: int) -> Artifact:
+        """Answers now."""
+        ...
+
+    def submit(self, request: Request, round_number: int) -> Pending:
+        """Answers at the same time as others where there is room; the result raises what the stage raised."""
+        ...
+
+    def corrections(self) -> Path | None:
+        """People's corrections of this run's labels as they are now (`selftrain labels apply`)."""
+        ...
+
+    def hold(self, round_number: int, selection: Artifact) -> None:
+        """Waits until a person approves the selection."""
+        ...
+
+    def approve(self, selection: Artifact) -> None:
+        """Notes that the selection is approved, with the corrections that came in while it was held."""
+        ...
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """One line of the result table; round 0 is the teacher."""
+
+    round: int
+    model: str
+    model_digest: str
+    labeled: int
+    selected: int | None = None
+    pseudo_label_precision: float | None = None  # where the truth is known
+    validation_accuracy: float | None = None
+    test_accuracy: float | None = None
+    median_validation_accuracy: float | None = None  # of the last evaluations in training, where the recipe asks
+    median_test_accuracy: float | None = None
+    decision: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run made of its data, and why it stopped."""
+
+    stopped: str
+    best_round: int
+    rounds: tuple[RoundSummary, ...] = field(default_factory=tuple)
+    unmatched_corrections: int = 0  # in the last selection: people's corrections that do not fit the data any more
+    unmatched_reasons: tuple[str, ...] = ()  # each with the first samples that have it
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for `--json` and for the run's record."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a round has made; round 0 is the teacher. A first model of several carries the round."""
+
+    number: int
+    name: str
+    models: list[Artifact]
+    dataset: Artifact  # at the resolution that they see
+    evaluations: list[Pending]  # of each
+    trained: tuple[Artifact, ...]  # all that the first model has cost
+    selection: Artifact | None = None
+    gate: Artifact | None = None
+
+
+def self_training(config: RunConfig, answers: Answers) -> Summary:
+    """The whole run. Without rounds: one model, evaluated."""
+    fingerprint = answers.fingerprint(config)
+    dataset = answers.run(dataset_request(config.data, fingerprint), 0)
+    _refuse_without_validation(config, dataset)
+    teachers = _first_teachers(config, dataset, answers)
+    evaluations = _evaluate("evaluate-teacher", 0, config, dataset, teachers, answers)
+    rounds = [Taught(0, _teacher_name(config), teachers, dataset, evaluations, (teachers[0],))]
+    selection: Artifact | None = None
+    stopped = (
+        f"all {len(config.rounds)} rounds done" if config.rounds else "one model trained: the recipe has no rounds"
+    )
+    for number, settings in enumerate(config.rounds, 1):
+        teacher = rounds[-1]
+        request = predict_request(f"predict-{number}", settings.predict, teacher.dataset, teacher.models)
+        predictions = answers.run(request, number)
+        selection = _select(number, settings, teacher.dataset, predictions, selection, answers)
+        if not selection.summary["kept"]:
+            stopped = f"round {number}: no unlabelled image passed the selection"
+            break
+        students = _students(number, settings, dataset, selection, teacher.models[0], config.seed, answers)
+        taught = Taught(number, settings.student.model.label, students, dataset, [], (students[0],), selection)
+        if settings.finetune is not None:
+            taught = _fine_tuned(taught, settings, config, fingerprint, answers)
+        evaluations = _evaluate(f"evaluate-{number}", number, config, taught.dataset, taught.models, answers)
+        judged = gate_request(
+            f"gate-{number}", settings.gate, dataset, teacher.evaluations[0](), evaluations[0](), selection
+        )
+        gate = answers.run(judged, number)
+        rounds.append(replace(taught, evaluations=[*evaluations, *taught.evaluations], gate=gate))
+        if gate.summary["decision"] == "stop":
+            stopped = f"round {number}: {gate.summary['reason']}"
+            break
+    lines = [_summarise(one, dataset) for one in rounds]
+    chosen = selection.summary if selection is not None else {}
+    reasons = tuple(chosen.get("unmatched_corrections", ()))
+    return Summary(stopped, _best_round(lines), tuple(lines), chosen.get("forgotten_overrides", 0), reasons)
+
+
+def _refuse_without_validation(config: RunConfig, dataset: Artifact) -> None:
+    """Says before anything is trained what a later stage would say after hours."""
+    wanting = in_need_of_validation(config)
+    if wanting and not dataset.summary["validation"]:
+        raise ConfigError(
+            f"the data has no validation images, and {', '.join(wanting)} cannot act without them; "
+            f"set data.split.validation, or leave {'it' if len(wanting) == 1 else 'them'} at the default"
+        )
+
+
+def _first_teachers(config: RunConfig, dataset: Artifact, answers: Answers) -> list[Artifact]:
+    if config.given_teacher is not None:
+        warn_of_earlier_labels(config.given_teacher, dataset)
+        return [answers.run(given_request("teacher", config.given_teacher), 0)]
+    init = None
+    if config.pretrain is not None:
+        seed = derive_seed(config.seed, "pretrain")
+        init = answers.run(train_request("pretrain", config.pretrain, dataset, seed), 0)
+    return _members("teacher", config.teacher, dataset, config.seed, 0, answers, init=init)
+
+
+def _select(
+    number: int,
+    settings: RoundSettings,
+    dataset: Artifact,
+    predictions: Artifact,
+    previous: Artifact | None,
+    answers: Answers,
+) -> Artifact:
+    """The round's selection, with people's corrections as they are now; and again after a person has looked."""
+
+    def ask() -> Artifact:
+        request = select_request(
+            f"select-{number}", settings.select, dataset, predictions, previous, answers.corrections()
+        )
+        return answers.run(request, number)
+
+    selection = ask()
+    if settings.hold:
+        answers.hold(number, selection)
+        selection = ask()  # the same question, answered from the store, unless corrections came in
+        answers.approve(selection)
+    return selection
+
+
+def _students(
+    number: int,
+    settings: RoundSettings,
+    dataset: Artifact,
+    selection: Artifact,
+    teacher: Artifact,
+    seed: int,
+    answers: Answers,
+) -> list[Artifact]:
+    init = teacher if settings.student.init == "teacher" else None
+    return _members(f"student-{number}", settings.student, dataset, seed, number, answers, selection, init)
+
+
+def _fine_tuned(
+    taught: Taught, settings: RoundSettings, config: RunConfig, fingerprint: str, answers: Answers
+) -> Taught:
+    """The students after they have seen larger images; as they were before, the first is evaluated too."""
+    assert settings.finetune is not None
+    number = taught.number
+    before = evaluate_request(f"evaluate-student-{number}", config.evaluate, taught.dataset, taught.models[0])
+    evaluation = answers.submit(before, number)
+    data = config.data.model_copy(update={"image_size": settings.finetune.image_size})
+    larger = answers.run(dataset_request(data, fingerprint, f"dataset-{number}"), number)
+    learner, names = settings.finetune.of(settings.student), member_names(f"finetune-{number}", len(taught.models))
+    pending = [
+        answers.submit(
+            train_request(name, learner, larger, derive_seed(config.seed, name), taught.selection, student), number
+        )
+        for name, student in zip(names, taught.models, strict=True)
+    ]
+    models = [result() for result in pending]
+    return replace(
+        taught,
+        name=f"{taught.name} @ {settings.finetune.image_size}",
+        models=models,
+        dataset=larger,
+        evaluations=[evaluation],
+        trained=(*taught.trained, models[0]),
+    )
+
+
+def _members(
+    name: str,
+    learner: LearnerSettings,
+    dataset: Artifact,
+    seed: int,
+    round_number: int,
+    answers: Answers,
+    selection: Artifact | None = None,
+    init: Artifact | None = None,
+) -> list[Artifact]:
+    """One model, or the members of an ensemble; the first carries the round's name and is the one that gates judge."""
+    requests = [
+        train_request(one, learner, dataset, derive_seed(seed, one), selection=selection, init=init)
+        for one in member_names(name, learner.members)
+    ]
+    pending = [answers.submit(request, round_number) for request in requests]
+    return [result() for result in pending]
+
+
+def member_names(name: str, members: int) -> list[str]:
+    """The stages of an ensemble's members: the first has the plain name."""
+    return [name] + [f"{name}-member-{number}" for number in range(2, members + 1)]
+
+
+def _evaluate(
+    name: str, round_number: int, config: RunConfig, dataset: Artifact, models: list[Artifact], answers: Answers
+) -> list[Pending]:
+    """Every member; nothing waits for them that does not read them."""
+    requests = [
+        evaluate_request(one, config.evaluate, dataset, model)
+        for one, model in zip(member_names(name, len(models)), models, strict=True)
+    ]
+    return [answers.submit(request, round_number) for request in requests]
+
+
+def _summarise(made: Taught, dataset: Artifact) -> RoundSummary:
+    """The line of a round, once all of its evaluations are there."""
+    evaluation, *_ = [one() for one in made.evaluations]
+    selection, gate = made.selection, made.gate
+    counted = (selection, *made.trained, evaluation, gate)
+    return RoundSummary(
+        round=made.number,
+        model=made.name,
+        model_digest=made.models[0].digest,
+        labeled=dataset.summary["labeled"],
+        selected=selection.summary.get("kept") if selection is not None else None,
+        pseudo_label_precision=true_precision(dataset, selection) if selection is not None else None,
+        validation_accuracy=evaluation.summary.get("validation_accuracy"),
+        test_accuracy=evaluation.summary.get("test_accuracy"),
+        median_validation_accuracy=made.models[0].summary.get("median_validation_accuracy"),
+        median_test_accuracy=made.models[0].summary.get("median_test_accuracy"),
+        decision=gate.summary["decision"] if gate is not None else "",
+        seconds=sum(one.manifest["seconds"] for one in counted if one is not None),
+    )
+
+
+def _teacher_name(config: RunConfig) -> str:
+    return config.teacher.model.label if config.given_teacher is None else config.given_teacher.name
+
+
+def _best_round(lines: list[RoundSummary]) -> int:
+    """The round with the best validation accuracy (the first of equals); never chosen by the test set."""
+    known = [line for line in lines if line.validation_accuracy is not None]
+    return max(known, key=lambda line: (line.validation_accuracy, -line.round)).round if known else lines[-1].round

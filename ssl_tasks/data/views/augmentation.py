@@ -1,0 +1,199 @@
+"""The operations of strong views, as functions of one image and one argument.
+
+They are albumentations', called on arrays with arguments that we draw ourselves: its `Compose` costs more than
+augmenting a 32×32 image, and its own random numbers would not be a pure function of the step. `randaugment` and
+`ctaugment` draw which operation is applied, and with which argument.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+os.environ.setdefault(
+    "NO_ALBUMENTATIONS_UPDATE", "1"
+)  # importing it must not look for a newer version over the network
+
+import albumentations.augmentations.dropout.functional as dropout
+import albumentations.augmentations.geometric.functional as geometric
+import albumentations.augmentations.pixel.functional as pixel
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from selftrain.ssl_tasks.settings.data import AugmentSettings
+
+cv2.setNumThreads(0)  # OpenCV's threads fight the workers'
+
+Bytes = NDArray[np.uint8]
+Boxes = NDArray[np.int64]
+UNUSED = np.random.default_rng(0)  # asked for by albumentations' cutout, which draws nothing for a fill of one number
+GREY = 127.0  # fills a cut square
+BLACK = 0.0  # fills what a shift uncovers
+RAMP = np.arange(256, dtype=np.uint8)
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL's, to which sharpness blends
+CENTRE = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
+RING = (np.ones((5, 5)) - np.pad(np.ones((3, 3)), 1)) / 16  # PIL's BLUR
+
+
+def autocontrast(image: Bytes, _: float) -> Bytes:
+    """Each channel stretched to the full range."""
+    return pixel.auto_contrast(image, 0, None, "pil").reshape(image.shape)
+
+
+def contrast(image: Bytes, factor: float) -> Bytes:
+    """Blended with its mean grey."""
+    return pixel.adjust_contrast_torchvision(image, factor)
+
+
+def equalize(image: Bytes, _: float) -> Bytes:
+    """Each channel's histogram made flat."""
+    return np.asarray(pixel.equalize(image, mode="cv", by_channels=True), np.uint8)
+
+
+def posterize(image: Bytes, bits: float) -> Bytes:
+    """Only the highest bits kept."""
+    return pixel.posterize(image, int(bits))
+
+
+@functools.cache
+def _solarize_table(threshold: int) -> Bytes:
+    return np.where(threshold <= RAMP, 255 - RAMP, RAMP)
+
+
+def solarize(image: Bytes, threshold: float) -> Bytes:
+    """Pixels from the threshold on inverted: at 0 all of them, at 1 (256 of 256) none."""
+    return np.asarray(cv2.LUT(image, _solarize_table(round(threshold * 256))), np.uint8).reshape(image.shape)
+
+
+@functools.cache
+def _brighter_shadows(addition: int) -> Bytes:
+    return np.where(RAMP < 128, np.minimum(RAMP.astype(np.int64) + addition, 255), RAMP).astype(np.uint8)
+
+
+def solarize_add(image: Bytes, addition: float) -> Bytes:
+    """A number added to the pixels below 128."""
+    return np.asarray(cv2.LUT(image, _brighter_shadows(int(addition))), np.uint8).reshape(image.shape)
+
+
+def sharpness(image: Bytes, factor: float) -> Bytes:
+    """Blended with its smoothed self: below 1 softer, above 1 sharper."""
+    return pixel.convolve(image, factor * CENTRE + (1 - factor) * SMOOTH)
+
+
+def turn_hue(image: Bytes, share: float) -> Bytes:
+    """Every hue moved by a share of the circle; grey has none."""
+    return image if image.shape[2] == 1 else np.asarray(pixel.adjust_hue_torchvision(image, share), np.uint8)
+
+
+def blur(image: Bytes, share: float) -> Bytes:
+    """Blended with its mean over rings of 5×5."""
+    return pixel.convolve(image, share * RING + (1 - share) * np.pad(CENTRE, 1))
+
+
+def blend(image: Bytes, other: Bytes, share: float) -> Bytes:
+    """`share` of the other, and the rest of the image."""
+    return np.asarray(cv2.addWeighted(image, 1 - share, other, share, 0), np.uint8).reshape(image.shape)
+
+
+def invert(image: Bytes) -> Bytes:
+    """The negative."""
+    return np.asarray(pixel.invert(image), np.uint8)
+
+
+def magnify(image: Bytes, margin: float) -> Bytes:
+    """The image without a margin (a share of its side) all around, at the old size."""
+    top, left = int(image.shape[0] * margin), int(image.shape[1] * margin)
+    inner = image[top : image.shape[0] - top, left : image.shape[1] - left]
+    return np.asarray(geometric.resize(inner, image.shape[:2], cv2.INTER_LINEAR), np.uint8)
+
+
+def warp(image: Bytes, matrix: list[list[float]], fill: float = BLACK) -> Bytes:
+    """An affine map of the image, given from output to input coordinates."""
+    size = (image.shape[1], image.shape[0])
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    warped = geometric.warp_affine_with_value_extension(image, np.array(matrix), size, flags, cv2.BORDER_CONSTANT, fill)
+    return warped.reshape(image.shape)
+
+
+def rotate(image: Bytes, degrees: float, fill: float = BLACK) -> Bytes:
+    """About the centre."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    y, x = (image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2
+    return warp(image, [[cosine, -sine, x - cosine * x + sine * y], [sine, cosine, y - sine * x - cosine * y]], fill)
+
+
+def shear_x(image: Bytes, slope: float) -> Bytes:
+    """Rows shifted in proportion to their distance from the middle."""
+    return warp(image, [[1, slope, -slope * (image.shape[0] - 1) / 2], [0, 1, 0]])
+
+
+def shear_y(image: Bytes, slope: float) -> Bytes:
+    """Columns shifted in proportion to their distance from the middle."""
+    return warp(image, [[1, 0, 0], [slope, 1, -slope * (image.shape[1] - 1) / 2]])
+
+
+def translate_x(image: Bytes, share: float, fill: float = BLACK) -> Bytes:
+    """Shifted sideways by a share of the width."""
+    return warp(image, [[1, 0, share * image.shape[1]], [0, 1, 0]], fill)
+
+
+def translate_y(image: Bytes, share: float, fill: float = BLACK) -> Bytes:
+    """Shifted up or down by a share of the height."""
+    return warp(image, [[1, 0, 0], [0, 1, share * image.shape[0]]], fill)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation, its argument's range as FixMatch's paper prints it, and the argument that changes nothing."""
+
+    apply: Callable[[Bytes, float], Bytes]
+    low: float = 0.0
+    high: float = 0.0
+    neutral: float = 0.0
+
+
+OPERATIONS: dict[str, Operation] = {
+    "identity": Operation(lambda image, _: image),
+    "autocontrast": Operation(autocontrast),
+    "brightness": Operation(pixel.adjust_brightness_torchvision, 0.05, 0.95, neutral=1),
+    "color": Operation(pixel.adjust_saturation_torchvision, 0.05, 0.95, neutral=1),
+    "contrast": Operation(contrast, 0.05, 0.95, neutral=1),
+    "equalize": Operation(equalize),
+    "posterize": Operation(posterize, 4, 8, neutral=8),
+    "rotate": Operation(rotate, -30, 30),
+    "sharpness": Operation(sharpness, 0.05, 0.95, neutral=1),
+    "shear_x": Operation(shear_x, -0.3, 0.3),
+    "shear_y": Operation(shear_y, -0.3, 0.3),
+    "solarize": Operation(solarize, 0, 1, neutral=1),
+    "translate_x": Operation(translate_x, -0.3, 0.3),
+    "translate_y": Operation(translate_y, -0.3, 0.3),
+}
+
+
+def cutout_boxes(draws: NDArray[np.float64], size: int, largest: float) -> Boxes:
+    """[n, 4] squares (x1, y1, x2, y2): any side up to `largest` of the image's, any centre, cut at the border."""
+    half = draws[:, 0] * largest * size / 2
+    x, y = draws[:, 1] * size, draws[:, 2] * size
+    return np.stack([x - half, y - half, x + half, y + half], axis=1).round().clip(0, size).astype(np.int64)
+
+
+def fixed_boxes(draws: NDArray[np.float64], size: int, half: int) -> Boxes:
+    """[n, 4] squares of 2 · half pixels around any pixel, cut at the border: what the official codes cut out."""
+    x, y = np.floor(draws[:, 0] * size), np.floor(draws[:, 1] * size)
+    return np.stack([x - half, y - half, x + half, y + half], axis=1).clip(0, size).astype(np.int64)
+
+
+def squares(draws: NDArray[np.float64], size: int, settings: AugmentSettings) -> Boxes | None:
+    """What the settings cut out of each image at the end, given three numbers of each; None is nothing."""
+    if not settings.cutout:
+        return None
+    if settings.random_cutout:
+        return cutout_boxes(draws, size, settings.cutout)
+    return fixed_boxes(draws[:, 1:], size, int(size * settings.cutout) // 2)
+
+
+def cutout(image: Bytes, box: Boxes) -> Bytes:
+    """The image with a grey square."""
+    return dropout.cutout(image, box[None], GREY, UNUSED)

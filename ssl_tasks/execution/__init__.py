@@ -1,0 +1,1 @@
+"""How a stage runs: its request, its process, its GPUs, its machines."""

@@ -1,0 +1,147 @@
+"""Several machines: one function over many items, as tasks of a Ray cluster. Ray is imported here alone.
+
+The workers import the function by its name, as a stage's process imports its body; they need the same version of this
+package. What goes to and fro are plain values and arrays. A task whose worker dies is done again by another one.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from types import ModuleType
+from typing import Any, TypeVar
+
+from selftrain.ssl_tasks import errors
+from selftrain.ssl_tasks.execution.execute import load_body
+from selftrain.ssl_tasks.execution.process import describe
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+
+Key = TypeVar("Key")
+RETRIES = 3  # of a task whose worker died
+AHEAD = 2  # tasks handed out for each that can run at once: no worker waits for the next
+START_HINT = "Start one (`ray start --head`; elsewhere `ray start --address=HOST:6379`), set runtime.ray_address or "
+
+
+def spread(
+    function: str, shared: object, items: Iterable[tuple[Key, object]], runtime: RuntimeSettings
+) -> Iterator[tuple[Key, Any]]:
+    """(key, function(shared, item)) for every (key, item), as they are done. `function` is module:function."""
+    with joined(runtime) as ray:
+        options = {"num_cpus": cpus_of(runtime), "num_gpus": runtime.gpus_per_task, "max_retries": RETRIES}
+        task = ray.remote(answer).options(**options, name=function.rpartition(":")[2])
+        handed, ahead = ray.put(shared), iter(items)
+        waiting: dict[object, Key] = {}
+        while True:
+            room = AHEAD * places(ray, runtime) - len(waiting)
+            waiting |= {task.remote(function, handed, item): key for key, item in islice(ahead, max(room, 0))}
+            if not waiting:
+                return
+            done, _ = ray.wait(list(waiting), timeout=1.0)  # machines may have come meanwhile
+            for reference in done:
+                yield waiting.pop(reference), received(ray, reference)
+
+
+def answer(function: str, shared: object, item: object) -> dict[str, Any]:
+    """A task, on its worker. An error is sent as what it says: no object of ours is pickled."""
+    try:
+        return {"value": load_body(function)(shared, item)}  # type: ignore[call-arg, arg-type]
+    except Exception as error:  # noqa: BLE001 - whatever it was, the run must hear of it
+        traceback.print_exc()
+        return {**describe(error), "host": socket.gethostname()}
+
+
+def received(ray: ModuleType, reference: object) -> Any:
+    """A task's answer, or its error."""
+    try:
+        found = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise errors.SelftrainError(
+            f"a task died with its Ray worker {RETRIES + 1} times ({reason}). It may lack memory: lower batch_size, or "
+            "give it more with runtime.threads. What was finished is kept: run again"
+        ) from error
+    if "error" not in found:
+        return found["value"]
+    kind = getattr(errors, found["error"])
+    message = f"{found['message']} (on the Ray worker {found['host']})"
+    raise errors.SelftrainError(message) if kind is errors.StageFailed else kind(message)
+
+
+@contextlib.contextmanager
+def joined(runtime: RuntimeSettings) -> Iterator[ModuleType]:
+    """Ray, connected to the cluster for the time of the block; ConfigError says why it cannot be."""
+    try:
+        import ray
+    except ImportError as error:
+        raise errors.ConfigError(
+            "runtime.task_runner: ray needs Ray, which is not installed here. Try: pip install 'selftrain[ray]', or "
+            "set runtime.task_runner to local"
+        ) from error
+    if ray.is_initialized():  # whoever connected us disconnects us
+        yield ray
+        return
+    address = runtime.ray_address or os.environ.get("RAY_ADDRESS") or "auto"
+    refuse_deaf(address)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise errors.ConfigError(
+            f"this machine cannot join the Ray cluster '{address}': {reason}. {START_HINT}RAY_ADDRESS; this machine "
+            "must be part of it. Or set runtime.task_runner to local"
+        ) from error
+    signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, which ends without a checkpoint
+    try:
+        refuse_too_small(ray, runtime)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def refuse_deaf(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise errors.ConfigError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}). {START_HINT}RAY_ADDRESS, or "
+            "runtime.task_runner to local"
+        ) from error
+
+
+def refuse_too_small(ray: ModuleType, runtime: RuntimeSettings) -> None:
+    """A task that no machine has room for would wait for ever."""
+    if places(ray, runtime):
+        return
+    found = [f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in machines(ray)]
+    raise errors.ConfigError(
+        f"no machine of the Ray cluster has room for a task of {cpus_of(runtime)} CPUs (runtime.threads) and "
+        f"{runtime.gpus_per_task:g} GPUs (runtime.gpus_per_task); found {'; '.join(found) or 'no machine'}"
+    )
+
+
+def machines(ray: ModuleType) -> list[dict[str, float]]:
+    """What each live machine has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def places(ray: ModuleType, runtime: RuntimeSettings) -> int:
+    """How many tasks can run at once."""
+    cpus, gpus = cpus_of(runtime), runtime.gpus_per_task
+    room = [
+        min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else float("inf")) for node in machines(ray)
+    ]
+    return int(sum(room))
+
+
+def cpus_of(runtime: RuntimeSettings) -> int:
+    """Of one task."""
+    return runtime.threads or 1

@@ -1,0 +1,230 @@
+"""Runs a stage's body in a process group of its own: it can be killed whole, and takes its memory with it.
+
+A fork server that has imported torch already starts it in some hundredths of a second. The group dies with us, whatever
+kills us (`selftrain.ssl_tasks.execution.parent`).
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from selftrain.ssl_tasks import errors
+from selftrain.ssl_tasks.execution.execute import Request, load_body
+from selftrain.ssl_tasks.execution.gpus import lease, needed
+from selftrain.ssl_tasks.execution.parent import end_group_after, parent_of_mine_set
+from selftrain.ssl_tasks.execution.safe_path import safe_path_set
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
+
+GRACE_SECONDS = 30.0  # between asking a worker to stop and killing it
+PRELOAD = ["selftrain.ssl_tasks.preload"]
+RESULT = "result.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = errno.ENOSPC  # a worker's exit code, where it cannot write why it failed
+
+_forkserver = multiprocessing.get_context("forkserver")
+_forkserver.set_forkserver_preload(PRELOAD)
+_live: set[BaseProcess] = set()
+_asked: set[BaseProcess] = set()  # those of them that were told to stop
+_start_lock = threading.Lock()
+
+
+class Answer(Shape):
+    """What a worker leaves for its parent: a result, or an error."""
+
+    summary: dict[str, Any] | None = None
+    parts: dict[str, str] | None = None
+    error: str | None = None
+    message: str = ""
+
+
+def start_fork_server() -> None:
+    """Starts it ahead of the first stage: it imports for seconds, and nobody has to wait for it yet."""
+    with _starting():
+        multiprocessing.forkserver.ensure_running()
+
+
+def run_isolated(request: Request, context: StageContext, log: Path | None = None) -> StageResult:
+    """Runs the body in a worker and waits. Raises the worker's error; asks the worker to stop where we are asked."""
+    attempt = context.output.parent
+    (attempt / RESULT).unlink(missing_ok=True)
+    log = log or attempt / "log.txt"
+    begun, begins = _forkserver.Pipe(duplex=False)
+    gpus = needed(request.stage, context.runtime)
+    words = (request.body, context, attempt, log, gpus, begins)
+    worker = _forkserver.Process(target=_work, args=words, name=request.name)
+    with _starting(), _without_main_module():  # a dead fork server is started anew
+        worker.start()
+    _live.add(worker)
+    begins.close()  # the worker has one of its own, and closes it when it begins
+    try:
+        multiprocessing.connection.wait([begun, worker.sentinel])  # while others hold the GPUs, no time is counted
+        worker.join(context.runtime.stage_timeout)
+        if worker.exitcode is None:
+            stop(worker)
+            raise errors.StageFailed(
+                request.name, f"took longer than runtime.stage_timeout = {context.runtime.stage_timeout:g} s", str(log)
+            )
+    finally:
+        if worker.exitcode is None:  # a signal or an exception reached us while we waited
+            stop(worker)
+        _live.discard(worker)
+        _asked.discard(worker)
+        begun.close()
+    return _read_result(request.name, attempt / RESULT, worker.exitcode, log)
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """The environment in which a fork server may be started."""
+    with _start_lock, safe_path_set(), parent_of_mine_set():
+        yield
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Bodies are imported by name; multiprocessing would run the user's script a second time in every worker."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def stop(*workers: BaseProcess) -> None:
+    """Asks workers to checkpoint and leave, once: a second signal would not let them finish. Then kills all groups."""
+    for worker in workers:
+        if worker not in _asked:
+            _asked.add(worker)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid or 0, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(worker.pid or 0, signal.SIGKILL)
+        worker.join()
+
+
+def stop_all() -> None:
+    """Stops every worker that still runs (stages that run in threads do not get signals)."""
+    stop(*_live)
+
+
+def _work(body: str, context: StageContext, attempt: Path, log: Path, gpus: int, begins: Connection) -> None:
+    """The worker's main: own group, own log, one JSON file as the answer."""
+    os.setsid()
+    end_group_after(_parent_is_gone)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        # Waits for a worker whose parent was killed a moment ago: two must never write into one scratch folder.
+        with file_lock(attempt / "worker.lock"), lease(context.runtime.device, gpus) as device:
+            begins.close()
+            runtime = context.runtime.model_copy(update={"device": device})
+            result = load_body(body)(replace(context, runtime=runtime))
+        answer: dict[str, Any] = {"summary": dict(result.summary), "parts": dict(result.parts)}
+    except BaseException as error:  # noqa: BLE001 - whatever it was, the parent must hear of it
+        _print_trace()
+        answer = describe(error)
+    code = _write_answer(attempt / RESULT, answer)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if code:
+        os._exit(code)  # threads of a broken body must not keep the process
+
+
+def _write_answer(path: Path, answer: dict[str, Any]) -> int:
+    """Leaves the answer for the parent, and returns our exit code: on a full disk, it is all that can be said."""
+    try:
+        path.write_text(json.dumps(answer, default=str))
+        return int("error" in answer)
+    except OSError as error:
+        _print_trace()
+        path.unlink(missing_ok=True)  # half of an answer
+        return NO_SPACE if out_of_space(error) else 1
+
+
+def _print_trace() -> None:
+    with contextlib.suppress(OSError):  # the log may be on a full disk, too
+        traceback.print_exc()
+
+
+def _interrupt(*_: Any) -> None:
+    raise errors.Interrupted("asked to stop")
+
+
+def _parent_is_gone() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An error as JSON: the class of our tree that it belongs to, and a message of one line for a person."""
+    if isinstance(error, errors.SelftrainError):
+        return {"error": type(error).__name__, "message": str(error)}
+    if out_of_space(error):
+        where = getattr(error, "filename", None) or "the workspace"
+        return {"error": "SelftrainError", "message": f"no space left to write {where}; free some and run again"}
+    if isinstance(error, MemoryError):
+        return {"error": "OutOfMemory", "message": "the host's memory was not enough; lower batch_size or workers"}
+    if isinstance(error, (ConnectionError, TimeoutError, BlockingIOError)):
+        return {"error": "Transient", "message": f"{type(error).__name__}: {error}"}
+    lines = str(error).strip().splitlines() or [""]
+    return {"error": "SelftrainError", "message": f"{type(error).__name__}: {lines[0]}".removesuffix(": ")}
+
+
+def out_of_space(error: BaseException) -> bool:
+    """Whether a disk or a quota is full. Libraries of other languages have errors of their own, and the same words."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return isinstance(error, Exception) and any(os.strerror(one) in str(error) for one in FULL)
+
+
+def _read_result(name: str, path: Path, exitcode: int | None, log: Path) -> StageResult:
+    if not path.exists():
+        if exitcode == NO_SPACE:
+            raise errors.SelftrainError(f"no space left to write {path.parent}; free some and run again")
+        if exitcode is not None and exitcode < 0:
+            number = signal.Signals(-exitcode)
+            memory = " (often the kernel's, when memory runs out)" if number is signal.SIGKILL else ""
+            raise errors.StageFailed(name, f"its process was killed by {number.name}{memory}", str(log))
+        raise errors.StageFailed(name, f"its process ended with code {exitcode} and no answer", str(log))
+    try:
+        answer = read_json(path, Answer)
+    except Malformed as error:
+        raise errors.StageFailed(name, f"its answer {path} is damaged ({error}); run again", str(log)) from error
+    if answer.get("error") is None:
+        return StageResult(summary=answer.get("summary", {}), parts=answer.get("parts", {}))
+    kind = getattr(errors, answer["error"], errors.SelftrainError)
+    if kind is errors.StageFailed:
+        raise errors.StageFailed(name, answer["message"], str(log))
+    raise kind(answer["message"])

@@ -1,0 +1,1 @@
+"""Tables, SQL and inspection of pseudo-labels."""

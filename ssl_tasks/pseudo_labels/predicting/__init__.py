@@ -1,0 +1,1 @@
+"""Predictions of the teacher for all unlabelled images."""

@@ -1,0 +1,1 @@
+"""What a recipe may say, as typed sections; how a recipe is read."""

@@ -1,0 +1,168 @@
+"""RunConfig: the one place where the sections of a recipe meet. `recipes.py` reads it from YAML."""
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from selftrain.models.settings import ONE_SIZE, ModelSettings
+from selftrain.ssl_tasks.settings.data import AugmentSettings, DataSettings
+from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings, GateSettings
+from selftrain.ssl_tasks.settings.methods import MethodSettings, NoisyStudentSettings, SupervisedSettings
+from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings
+from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.section import RecipePath, Section
+from selftrain.ssl_tasks.settings.training import FineTuneTrainSettings, TrainSettings
+
+MOST_ROUNDS = 100
+MOST_MEMBERS = 100
+LONGEST_NAME = 200  # a run's folder and its files add words to it, and a file's name has 255 bytes at the most
+
+
+class LearnerSettings(Section):
+    """How one network is trained: the network, the method, the optimisation and the images' noise."""
+
+    model: ModelSettings = ModelSettings()
+    method: MethodSettings = SupervisedSettings()
+    train: TrainSettings = TrainSettings()
+    augment: AugmentSettings = AugmentSettings()
+    members: int = Field(
+        1,
+        ge=1,
+        le=MOST_MEMBERS,
+        json_schema_extra={"key": False},
+        description="networks of an ensemble, alike but for their seed",
+    )
+
+
+class StudentSettings(LearnerSettings):
+    """How a round's student is trained. An online method takes the selected pseudo-labels as further labels."""
+
+    method: MethodSettings = NoisyStudentSettings()
+    init: Literal["scratch", "teacher"] = Field("scratch", description="the student's first weights")
+
+
+class FineTuneSettings(Section):
+    """FixRes (1906.06423): a trained student sees larger images for a few steps, as it will see them when it is used.
+
+    It learns the labelled and the selected images, unaugmented and without its noise.
+    """
+
+    image_size: int = Field(ge=1, description="of the larger images; the network must take any size")
+    layers: Literal["classifier_and_norms", "all"] = Field(
+        "classifier_and_norms", description="whose weights are trained; running statistics move in any case"
+    )
+    train: FineTuneTrainSettings = FineTuneTrainSettings()
+
+    def of(self, student: LearnerSettings) -> "TunedSettings":
+        """What the stage that fine-tunes this student is asked."""
+        # Running statistics belong to a size, and have few steps to reach the new one's.
+        quiet = {"dropout": 0.0, "stochastic_depth": 0.0, "batch_norm_momentum": 0.1, "pretrained": None}
+        as_they_are = AugmentSettings(flip=False, crop_padding=0)
+        model = student.model.model_copy(update=quiet)
+        return TunedSettings(model=model, train=self.train, augment=as_they_are, layers=self.layers)
+
+
+class TunedSettings(LearnerSettings):
+    """A fine-tuning as a stage is asked for it: the supervised training of a given network."""
+
+    layers: Literal["classifier_and_norms", "all"]
+
+
+class RoundSettings(Section):
+    """One turn of predict → select → student (→ fine-tuning) → evaluate → gate."""
+
+    predict: PredictSettings = PredictSettings()
+    select: SelectSettings = SelectSettings()
+    student: StudentSettings = StudentSettings()
+    finetune: FineTuneSettings | None = Field(
+        None, description="of the student on larger images; its outcome is the round's model. For the last round"
+    )
+    gate: GateSettings = GateSettings()
+    hold: bool = Field(False, description="wait after select until a person approves")
+
+    @model_validator(mode="after")
+    def _network_takes_any_size(self) -> Self:
+        name = self.student.model.name
+        if self.finetune is not None and name.startswith(ONE_SIZE):
+            raise ValueError(
+                f"finetune needs a student that takes images of any size, and {name} is built for one; leave finetune "
+                "out, or use small_cnn, wrn-28-2 or torchvision:efficientnet_b0"
+            )
+        return self
+
+
+class RunConfig(Section):
+    """A whole run. Without rounds it is an online run: one method, then evaluation."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
+    seed: int = Field(0, ge=0, lt=2**62)
+    data: DataSettings = DataSettings()
+    teacher: LearnerSettings = LearnerSettings()
+    pretrain: LearnerSettings | None = Field(None, description="trained first, as the teacher's first weights: simclr")
+    given_teacher: RecipePath | None = Field(None, description="a folder with a trained model, in place of `teacher`")
+    rounds: tuple[RoundSettings, ...] = Field((), max_length=MOST_ROUNDS, description=f"at most {MOST_ROUNDS}")
+    evaluate: EvaluateSettings = EvaluateSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+    @model_validator(mode="after")
+    def _finetuning_sees_larger_images(self) -> Self:
+        usual = self.data.image_size
+        for number, settings in enumerate(self.rounds, 1):
+            if settings.finetune is not None and usual is not None and settings.finetune.image_size <= usual:
+                raise ValueError(
+                    f"rounds.{number}.finetune.image_size is {settings.finetune.image_size} and data.image_size "
+                    f"{usual}; expected larger images than the student was trained on"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _students_learn_on_from_networks_of_their_kind(self) -> Self:
+        """What the student's stage would say after its teacher has been trained, said before."""
+        teacher = None if self.given_teacher else self.teacher
+        for number, student in enumerate((settings.student for settings in self.rounds), 1):
+            problem = teacher and unfit_to_begin_with(teacher.model, teacher.members, student.model)
+            if problem and student.init == "teacher":
+                raise ValueError(f"rounds.{number}.student.{problem}")
+            teacher = student
+        return self
+
+
+def in_need_of_validation(config: RunConfig) -> list[str]:
+    """The settings of a recipe that cannot act without validation images, each with its value."""
+    learners: dict[str, LearnerSettings] = {} if config.given_teacher else {"teacher": config.teacher}
+    if config.pretrain is not None and not config.given_teacher:
+        learners["pretrain"] = config.pretrain
+    found = []
+    for number, one in enumerate(config.rounds):
+        learners[f"rounds.{number}.student"] = one.student
+        if one.predict.temperature == "fit":
+            found.append(f"rounds.{number}.predict.temperature: fit")
+        if one.select.target_precision is not None:
+            found.append(f"rounds.{number}.select.target_precision: {one.select.target_precision:g}")
+        if one.gate.enabled and one.gate.require_gain:
+            found.append(f"rounds.{number}.gate.require_gain: true")
+        if one.finetune is not None and one.finetune.train.patience is not None:
+            found.append(f"rounds.{number}.finetune.train.patience: {one.finetune.train.patience}")
+    waiting = {name: one.train.patience for name, one in learners.items() if one.train.patience is not None}
+    return [*(f"{name}.train.patience: {value}" for name, value in waiting.items()), *found]
+
+
+def unfit_to_begin_with(given: ModelSettings, members: int, wanted: ModelSettings) -> str:
+    """Why a network cannot begin with the weights of a given model; empty where it can."""
+    if members > 1:
+        return (
+            f"init: the given model is {members} networks side by side, and a student starts from one. "
+            "Expected a model of one network. Set init: scratch."
+        )
+    if given.label != wanted.label:
+        return (
+            f"init: the given weights are of {given.label}, the network to train is {wanted.label}; "
+            "expected the same architecture. Set model.name and model.width alike, or init: scratch."
+        )
+    return ""
+
+
+def run_name(text: str, otherwise: str = "run") -> str:
+    """A name that a run may have, made of any text; half as long as allowed, for a comparison's cells add to it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[: LONGEST_NAME // 2] or otherwise

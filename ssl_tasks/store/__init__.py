@@ -1,0 +1,1 @@
+"""Artifacts, runs and locks on disk."""

@@ -1,0 +1,25 @@
+"""The one place that says how to go on with a run: `run`, `status` and the report all ask it."""
+
+import os
+import shlex
+from pathlib import Path
+
+from selftrain.ssl_tasks.store.runs import Run
+
+UNFINISHED = ("failed", "interrupted", "crashed")
+
+
+def advice(run: Run) -> str:
+    """What to do next about a run, with a command that can be pasted; empty where it runs or is done."""
+    match run.info["state"]:
+        case "waiting":
+            return f"look at its labels, then approve them: {_command(run, 'approve')}"
+        case state if state in UNFINISHED:
+            return f"go on with: {_command(run, 'rerun')}   (finished stages are reused)"
+    return ""
+
+
+def _command(run: Run, verb: str) -> str:
+    usual = Path(os.path.expanduser(os.environ.get("SELFTRAIN_HOME") or ".selftrain")).absolute()
+    elsewhere = [] if run.workspace == usual else ["--workspace", str(run.workspace)]
+    return shlex.join(["selftrain", *elsewhere, verb, run.id])

@@ -1,0 +1,290 @@
+"""Write-once folders under the key of the question that they answer: the only cache of the pipeline."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from selftrain.ssl_tasks.errors import DamagedArtifact
+from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
+from selftrain.ssl_tasks.store.regular_file import open_regular
+
+MANIFEST = "artifact.json"
+REMEDY = "run its recipe again: what is damaged is computed anew, and the old files go to store/quarantine"
+log = logging.getLogger("selftrain")
+CHUNK = 1 << 20
+
+
+def digest_json(value: Any) -> str:
+    """sha256 of a JSON value in one canonical spelling."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    file, _ = open_regular(path)
+    with file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stage_key(stage: str, version: int, section: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The identity of a question: what is done, how, and to which contents. Never paths, times or run ids."""
+    return digest_json({"stage": stage, "version": version, "section": section, "inputs": inputs})
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed folder. `digest` names its contents; `parts` name contents that consumers may depend on apart."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def stage(self) -> str:
+        return self.manifest["stage"]
+
+    @property
+    def key(self) -> str:
+        return self.manifest["key"]
+
+    @property
+    def digest(self) -> str:
+        return self.manifest["digest"]
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """Digests of parts of the contents, as the stage's body named them (labelled, unlabelled, …)."""
+        return self.manifest.get("parts", {})
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """What the stage's body returned: small JSON values for tables and logs."""
+        return self.manifest.get("summary", {})
+
+    def file(self, name: str) -> Path:
+        """The path of one of the artifact's files."""
+        return self.path / name
+
+
+class Store:
+    """The folder `<workspace>/store`: `<stage>/<key>/` are artifacts, `attempts/<stage>-<key>/` work in progress."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+
+    def path(self, stage: str, key: str) -> Path:
+        """Where the artifact is, or would be."""
+        return self.root / stage / key
+
+    def attempt(self, stage: str, key: str) -> Path:
+        """Where an attempt works: `output/` becomes the artifact, `scratch/` (checkpoints, shards) survives a kill."""
+        return self.root / "attempts" / f"{stage}-{key}"
+
+    @contextlib.contextmanager
+    def lock(self, stage: str, key: str) -> Iterator[None]:
+        """Alone with this key on this host; the kernel frees the lock on any death."""
+        with file_lock(self.root / "locks" / f"{stage}-{key}"):
+            yield
+
+    def find(self, stage: str, key: str, verify: bool = True) -> Artifact | None:
+        """The artifact of a key, or None. With `verify`, every file's digest is checked; sizes always are."""
+        artifact = self.unchecked(stage, key)
+        if artifact is not None:
+            check_contents(artifact)
+            check_files(artifact, verify)
+        return artifact
+
+    def unchecked(self, stage: str, key: str) -> Artifact | None:
+        """The same as its manifest tells it, whatever became of its files."""
+        path = self.path(stage, key)
+        try:
+            artifact = Artifact(path, read_manifest(path))
+        except FileNotFoundError:
+            if path.is_dir():
+                raise DamagedArtifact(f"{path / MANIFEST} is missing; {REMEDY}") from None
+            return None
+        except NotADirectoryError:
+            return None
+        if (artifact.stage, artifact.key) != (stage, key):
+            raise DamagedArtifact(
+                f"{path / MANIFEST} is of another artifact: {artifact.stage} {artifact.key}; {REMEDY}"
+            )
+        return artifact
+
+    def commit(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
+        """Turns an attempt's output into the artifact: digests, flush to disk, one rename."""
+        output = self.attempt(stage, key) / "output"
+        files = {
+            str(path.relative_to(output)): {"sha256": digest_file(path), "bytes": path.stat().st_size}
+            for path in sorted(output.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+        whole = {**manifest, "stage": stage, "key": key, "digest": contents_digest(files), "files": files}
+        (output / MANIFEST).write_text(json.dumps(whole, indent=1, sort_keys=True, default=str) + "\n")
+        flush_tree(output)
+        final = self.path(stage, key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(output, final)
+        flush_folder(final.parent)
+        shutil.rmtree(self.attempt(stage, key), ignore_errors=True)
+        return Artifact(final, whole)
+
+    def quarantine(self, stage: str, key: str) -> Path | None:
+        """Moves a damaged or forced artifact aside; nothing is deleted in silence."""
+        path = self.path(stage, key)
+        if not path.exists():
+            return None
+        aside = self.root / "quarantine" / f"{stage}-{key}-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(path, aside)
+        return aside
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Every artifact, unverified, in no promised order. Damaged manifests are passed over and logged."""
+        for folder in self.folders():
+            try:
+                yield Artifact(folder, read_manifest(folder))
+            except DamagedArtifact as error:
+                log.warning("%s", error)
+
+    def folders(self) -> Iterator[Path]:
+        """The folder of every artifact, whatever its manifest says."""
+        for path in self.root.glob(f"*/*/{MANIFEST}"):
+            if path.parent.parent.name not in {"attempts", "quarantine"}:
+                yield path.parent
+
+
+class _File(Shape):
+    sha256: str
+    bytes: int
+
+
+class _Input(Shape):
+    stage: str
+    key: str
+    digest: str
+
+
+class ManifestShape(Shape):
+    """What every manifest holds."""
+
+    stage: str
+    key: str
+    digest: str
+    files: dict[str, _File]
+    inputs: dict[str, _Input]
+    settings: dict[str, Any]
+    seconds: float
+    finished: float
+    parts: dict[str, str] = Field(default_factory=dict)
+    summary: dict[str, Any] = Field(default_factory=dict)
+    key_parts: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("files")
+    @classmethod
+    def _names_lead_inside(cls, files: dict[str, _File]) -> dict[str, _File]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+                raise ValueError(f"the file name {name!r} leads out of the artifact")
+        return files
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """What an artifact's folder says of itself."""
+    try:
+        return read_json(folder / MANIFEST, ManifestShape)
+    except Malformed as error:
+        raise DamagedArtifact(f"{folder / MANIFEST} is damaged ({error}); {REMEDY}") from error
+
+
+def contents_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The name of an artifact's contents: the digest of its files' names and digests."""
+    # Files under logs/ tell of times and machines: they are kept and checked, but do not change the contents' name.
+    return digest_json({name: entry["sha256"] for name, entry in files.items() if not name.startswith("logs/")})
+
+
+def check_contents(artifact: Artifact) -> None:
+    """Raises DamagedArtifact where a manifest names files that do not make up its digest."""
+    if contents_digest(artifact.manifest["files"]) != artifact.digest:
+        raise DamagedArtifact(f"{artifact.file(MANIFEST)} names files that do not make up its digest: it was changed")
+
+
+def check_files(artifact: Artifact, digests: bool = True) -> None:
+    """Raises DamagedArtifact where a file is missing, has another size or (with `digests`) other bytes."""
+    for name, entry in artifact.manifest["files"].items():
+        path = artifact.path / name
+        if not path.is_file():
+            raise DamagedArtifact(f"{path} is missing")
+        if (size := path.stat().st_size) != entry["bytes"]:
+            raise DamagedArtifact(f"{path} has {size} bytes, expected {entry['bytes']}")
+        if digests and digest_file(path) != entry["sha256"]:
+            raise DamagedArtifact(f"{path} has other contents than when it was written")
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, blocking: bool = True) -> Iterator[None]:
+    """An exclusive flock on `path`; BlockingIOError where it is held and `blocking` is off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _open_lock(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's: a local disk locks what can be read
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """A reader sees the old file or the new one, whole, even after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def flush_tree(root: Path) -> None:
+    """Flushes every file and folder below `root` to disk."""
+    for path in root.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for path in [*(path for path in root.rglob("*") if path.is_dir()), root]:
+        flush_folder(path)
+
+
+def flush_folder(path: Path) -> None:
+    """Flushes a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Trained models: their files, predictions, exports and cards."""

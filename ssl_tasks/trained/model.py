@@ -1,0 +1,136 @@
+"""A trained network and its card: what predicting, evaluating and serving need, and nothing of how it was trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from selftrain.models import build_model
+from selftrain.models.classifier import Classifier
+from selftrain.models.ensemble import joined
+from selftrain.models.settings import ModelSettings
+from selftrain.ssl_tasks.errors import DamagedArtifact, DataError
+from selftrain.ssl_tasks.execution.precision import autocast, resolve_device, resolve_precision
+from selftrain.ssl_tasks.settings.section import Section
+from selftrain.ssl_tasks.store.json_file import MOST_BYTES
+from selftrain.ssl_tasks.store.regular_file import read_regular
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+
+
+class Card(Section):
+    """What must be known to use the weights."""
+
+    model: ModelSettings
+    classes: tuple[str, ...]
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: str = "auto"  # as asked for in training; `auto` is resolved on the machine that predicts
+    built_for: int | None = None  # the image size by which the network is built, where it was fine-tuned at another
+    members: int = 1  # networks of this model side by side, whose logits are averaged
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in evaluation mode on its device, in channels_last, that reads raw images."""
+
+    network: Classifier
+    card: Card
+    device: torch.device
+    dtype: torch.dtype
+    scale: Tensor
+    shift: Tensor
+
+    @torch.inference_mode()
+    def logits(self, images: np.ndarray | Tensor) -> Tensor:
+        """float32 [n, K] of uint8 images [n, H, W, C]; H and W may differ from the card's."""
+        with autocast(self.device, self.dtype):
+            return self.network(self.normalise(images)).float()
+
+    @torch.inference_mode()
+    def features(self, images: np.ndarray | Tensor) -> Tensor:
+        """float32 [n, D] before the last layer."""
+        with autocast(self.device, self.dtype):
+            return self.network.features(self.normalise(images)).float()
+
+    def normalise(self, images: np.ndarray | Tensor) -> Tensor:
+        """(x / 255 - mean) / std as float32 [n, C, H, W]; [n, H, W, C] in memory is channels_last already."""
+        tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+        if tensor.ndim != 4 or tensor.shape[-1] != self.card.in_channels or tensor.dtype != torch.uint8:
+            raise DataError(
+                f"found images {list(tensor.shape)} of {tensor.dtype}; this network reads uint8 images "
+                f"[n, height, width, {self.card.in_channels}]"
+            )
+        moved = tensor.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        return moved.mul(self.scale).add_(self.shift)
+
+
+def save_trained(folder: Path, network: nn.Module, card: Card) -> None:
+    """Writes model.safetensors and model.json."""
+    save_weights(folder / WEIGHTS, network.state_dict())
+    save_card(folder, card)
+
+
+def save_card(folder: Path, card: Card) -> None:
+    """Writes model.json. Where the first weights came from is no part of it: no path of this machine leaves it."""
+    card = card.model_copy(update={"model": card.model.model_copy(update={"pretrained": None})})
+    unsaid = {"built_for"} if card.built_for is None else None
+    (folder / CARD).write_text(card.model_dump_json(indent=1, exclude=unsaid) + "\n")
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """A network's whole state, in one plain memory layout, so that equal weights are equal bytes."""
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, path)
+
+
+def load_card(folder: Path) -> Card:
+    """The card beside the weights."""
+    try:
+        return Card.model_validate_json(read_regular(folder / CARD, MOST_BYTES))
+    except FileNotFoundError:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
+        raise DamagedArtifact(f"{folder / CARD} is not a model's card ({found})") from error
+    except OSError as error:
+        raise DamagedArtifact(f"{folder / CARD} is not a model's card ({error.strerror or error})") from error
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, on the CPU."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedArtifact(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def load_trained(folder: Path, device: str = "auto", precision: str = "auto") -> Trained:
+    """The network of a model artifact, ready to predict; `precision=auto` is what it was trained for."""
+    card = load_card(folder)
+    size = len(card.classes), card.in_channels, card.built_for or card.image_size
+    networks = [build_model(card.model, *size) for _ in range(card.members)]
+    network = networks[0] if card.members == 1 else joined(networks)
+    network.load_state_dict(load_weights(folder / WEIGHTS))
+    return as_trained(network, card, device, precision)
+
+
+def as_trained(network: Classifier, card: Card, device: str = "auto", precision: str = "auto") -> Trained:
+    """Moves a network where it predicts best: evaluation mode, channels_last, products' weights in their own format."""
+    where = resolve_device(device)
+    dtype = resolve_precision(card.precision if precision == "auto" else precision, where)
+    network = network.to(where).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    for module in network.modules():
+        # Autocast would convert these weights anew for every batch; the result is the same.
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.to(dtype)
+    mean, std = (torch.tensor(values, device=where).view(1, -1, 1, 1) for values in (card.mean, card.std))
+    return Trained(network, card, where, dtype, 1 / (255 * std), -mean / std)

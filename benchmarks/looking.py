@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import publish
 from benchmarks.report_size import Making
-from selftrain.flows.actions.labels import tables_of
+from selftrain.flows.actions.looking import tables_of
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 
 SECONDS, TIMES = 2.0, 3

@@ -5,7 +5,7 @@ python examples/compare_thresholds.py [round.student.train.steps=60 …]
 
 import sys
 
-from selftrain.flows.actions.labels import tables_of
+from selftrain.flows.actions.looking import tables_of
 from selftrain.flows.actions.verbs import run
 from selftrain.ssl_tasks.pseudo_labels.looking.inspection import class_summary
 

@@ -99,7 +99,10 @@ BUSY_TORCH = "import ctypes; ctypes.PyDLL(None).sleep(600)"  # as a large librar
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked to kill it")
 def test_a_fork_server_that_is_still_importing_ends_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(BUSY_TORCH)
-    code = "from selftrain.ssl_tasks.execution.process import start_fork_server; start_fork_server(); print('there', flush=True); input()"
+    code = (
+        "from selftrain.ssl_tasks.execution.process import start_fork_server\n"
+        "start_fork_server(); print('there', flush=True); input()"
+    )
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, **pipes)

@@ -29,11 +29,9 @@ def add_doctor(verbs: Verbs) -> None:
 
 
 def _data(options: Namespace) -> int:
-    from selftrain.ssl_tasks.data.survey.check import check_data
-    from selftrain.ssl_tasks.settings.recipe import load_recipe
+    from selftrain.flows.actions.looking import data
 
-    config = load_recipe(options.config, options.set).config
-    report = check_data(config.data, workspace_folder(options.workspace) / "cache", config.runtime)
+    report = data(options.config, options.set, options.workspace)
     if options.json:
         print(json.dumps(report.to_dict()))
         return 0 if report.ok else 2

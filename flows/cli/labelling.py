@@ -5,18 +5,18 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selftrain.flows.actions import looking
 from selftrain.flows.cli.verb import Verbs
 from selftrain.flows.environment import workspace_folder
 from selftrain.flows.tables import print_table, printable_lines
 from selftrain.ssl_tasks.errors import ConfigError, nearest
-from selftrain.ssl_tasks.store.runs import Run, find_run
+from selftrain.ssl_tasks.store.runs import find_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MOST_ROWS = 1000  # of an answer on a terminal
 MOST_LETTERS = 2000  # of a cell on a terminal
-TIMEOUT = 600.0  # seconds for a query
 MOST_SECONDS = 10_000_000  # a timer does not take much more
 ACTIONS = ("diff", "review", "apply")
 
@@ -52,8 +52,8 @@ def add_sql(verbs: Verbs) -> None:
         "--timeout",
         type=float,
         metavar="SECONDS",
-        default=TIMEOUT,
-        help=f"end the query after SECONDS with exit code 3 (default {TIMEOUT:g}; 0 for no limit)",
+        default=looking.TIMEOUT,
+        help=f"end the query after SECONDS with exit code 3 (default {looking.TIMEOUT:g}; 0 for no limit)",
     )
     add_outputs(verb)
 
@@ -71,59 +71,41 @@ def _labels(options: Namespace) -> None:
     if len(words) > 1 and action in ("show", "review"):
         found = " ".join(options.words)
         raise ConfigError(f"labels: found '{found}', expected one run." + nearest(options.words[0], ACTIONS))
-    run = find_run(workspace_folder(options.workspace), words[0] if words else "last")
+    run = words[0] if words else "last"
     if action == "apply":
-        _apply(run, words)
+        _apply(words, options)
     elif action == "diff":
-        _diff(run, words, options)
+        _diff(words, options)
     elif action == "review":
-        _review(run, options)
+        show_frame(looking.review(run, options.round, options.limit, options.workspace), options)
     else:
-        _show(run, options)
+        names = ("round", "class_name", "selected", "flipped", "min_confidence", "sort", "limit", "workspace")
+        show_frame(looking.labels(run, **{name: getattr(options, name) for name in names}), options)
 
 
 def _split(words: list[str]) -> tuple[str, list[str]]:
     return (words[0], words[1:]) if words and words[0] in ACTIONS else ("show", words)
 
 
-def _show(run: Run, options: Namespace) -> None:
-    from selftrain.flows.actions.labels import tables_of
-    from selftrain.ssl_tasks.pseudo_labels.looking.inspection import LabelFilter, labels_table
-
-    names = ("round", "class_name", "selected", "flipped", "min_confidence", "sort", "limit")
-    wanted = LabelFilter(**{name: getattr(options, name) for name in names})
-    show_frame(labels_table(tables_of(run), wanted), options)
-
-
-def _review(run: Run, options: Namespace) -> None:
-    from selftrain.flows.actions.labels import tables_of
-    from selftrain.ssl_tasks.pseudo_labels.looking.inspection import review_queue
-
-    show_frame(review_queue(tables_of(run), options.round, options.limit), options)
-
-
-def _diff(run: Run, words: list[str], options: Namespace) -> None:
-    from selftrain.flows.actions.labels import tables_of
-    from selftrain.ssl_tasks.pseudo_labels.looking.inspection import round_differences
-
+def _diff(words: list[str], options: Namespace) -> None:
     if len(words) != 3 or not all(word.isdigit() for word in words[1:]):
         raise ConfigError("labels diff: expected a run and two rounds, for example `selftrain labels diff last 1 2`")
-    found = round_differences(tables_of(run), int(words[1]), int(words[2]))
+    found = looking.differences(words[0], int(words[1]), int(words[2]), options.workspace)
     whole = bool(options.csv or options.json or options.parquet)
     show_frame(found if whole else found.head(options.limit), options)
     if not whole and len(found) > options.limit:
         print(f"{options.limit} of {len(found):,} images; --limit shows more, --csv FILE all", file=sys.stderr)
 
 
-def _apply(run: Run, words: list[str]) -> None:
-    from selftrain.flows.actions.labels import apply_corrections
-    from selftrain.ssl_tasks.pseudo_labels.selecting.overrides import count_of, lines_of
-
+def _apply(words: list[str], options: Namespace) -> None:
     if len(words) != 2:
         raise ConfigError("labels apply: expected a run and a file, such as `selftrain labels apply last fixed.csv`")
-    applied = apply_corrections(run, Path(words[1]))
+    applied = looking.apply_corrections(words[0], words[1], options.workspace)
+    from selftrain.ssl_tasks.pseudo_labels.selecting.overrides import count_of, lines_of
+
+    name = find_run(workspace_folder(options.workspace), words[0]).config.name
     print(
-        f"{applied.in_force} corrections in force for '{run.config.name}' ({applied.new} new, {applied.changed} "
+        f"{applied.in_force} corrections in force for '{name}' ({applied.new} new, {applied.changed} "
         "changed); run it again, or approve it, to use them"
     )
     if applied.misfits:
@@ -132,7 +114,6 @@ def _apply(run: Run, words: list[str]) -> None:
 
 
 def _sql(options: Namespace) -> None:
-    from selftrain.flows.actions.labels import tables_of
     from selftrain.flows.cli.answers import show_answer
 
     if not isinstance(options.query, str):  # argparse makes a list of the word `--`
@@ -142,7 +123,7 @@ def _sql(options: Namespace) -> None:
     if not 0 <= options.timeout <= MOST_SECONDS:
         raise ConfigError(f"--timeout is {options.timeout:g}; expected seconds from 0 (no limit) to {MOST_SECONDS:,}")
     check_writable(options.csv, options.json, options.parquet)
-    tables = tables_of(find_run(workspace_folder(options.workspace), options.run))
+    tables = looking.tables_of(find_run(workspace_folder(options.workspace), options.run))
     show_answer(tables, options, options.limit or MOST_ROWS)
 
 

@@ -102,11 +102,9 @@ def _plan(options: Namespace) -> None:
 
 
 def _explain(options: Namespace) -> None:
-    from selftrain.flows.environment import workspace_folder
-    from selftrain.flows.rounds.planning import explain
-    from selftrain.ssl_tasks.store.runs import find_run
+    from selftrain.flows.actions.looking import explain
 
-    found = explain(find_run(workspace_folder(options.workspace), options.run), options.stage)
+    found = explain(options.run, options.stage, options.workspace)
     if options.json:
         print(json.dumps(asdict(found)))
         return

@@ -5,12 +5,11 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+from selftrain.flows.actions import looking
 from selftrain.flows.cli.labelling import check_writable
 from selftrain.flows.cli.verb import Verbs
 from selftrain.flows.environment import workspace_folder
 from selftrain.ssl_tasks.errors import DamagedArtifact, NotFound
-from selftrain.ssl_tasks.store.artifacts import Artifact, Store
-from selftrain.ssl_tasks.store.runs import Run, find_run
 from selftrain.ssl_tasks.tracking.client import default_uri
 from selftrain.ssl_tasks.tracking.spool import without_password
 
@@ -36,26 +35,19 @@ def add_sync(verbs: Verbs) -> None:
     verb.add_argument("--to", metavar="URI", help="another server than the one that it was meant for")
 
 
-def _lineage(options: Namespace) -> int | None:
+def _lineage(options: Namespace) -> None:
     from selftrain.ssl_tasks.tracking.lineage.graph import as_json, as_mermaid, as_tree
-    from selftrain.ssl_tasks.tracking.lineage.trace import store_lineage
-    from selftrain.ssl_tasks.tracking.lineage.verification import verify
+    from selftrain.ssl_tasks.tracking.lineage.samples import SampleLineage, sample_tree
 
-    folder = workspace_folder(options.workspace)
-    store = Store(folder / "store")
-    found = _find(folder, store, options)
-    if found is None:
-        _sample(find_run(folder, options.run), options)
-        return None
-    artifact, names = found
-    graph = store_lineage(store, artifact, names)
-    damages = verify(store, graph) if options.verify else []
+    found = looking.lineage(options.what, options.run, options.verify, options.workspace)
+    if isinstance(found, SampleLineage):
+        print(json.dumps(asdict(found)) if options.json else sample_tree(found))
+        return
+    graph, damages = found.graph, found.damages
     if options.json:
         print(json.dumps({**json.loads(as_json(graph)), "damages": [asdict(one) for one in damages]}))
     else:
         print(as_mermaid(graph) if options.mermaid else as_tree(graph))
-    if not options.verify:
-        return None
     if damages:
         called = {node.digest: f"{node.label} ({node.digest[:12]})" for node in graph.nodes.values()}
         lines = [
@@ -64,68 +56,20 @@ def _lineage(options: Namespace) -> int | None:
             for one in damages
         ]
         raise DamagedArtifact("\n".join(["the lineage is damaged:", *lines]))
-    print(f"verified: every file of {len(graph.nodes)} nodes is what its digest says")
-    return None
-
-
-def _find(folder: Path, store: Store, options: Namespace) -> tuple[Artifact, dict[str, str]] | None:
-    """The artifact that X names, and what its run calls the stages; None where X must be a sample."""
-    from selftrain.ssl_tasks.tracking.lineage.trace import find_artifact
-
-    try:
-        run = find_run(folder, options.what)
-        return _last_artifact(run), _names(run)
-    except NotFound:
-        pass
-    run = find_run(folder, options.run)
-    if (artifact := run.artifact(options.what)) is not None:
-        return artifact, _names(run)
-    try:
-        return find_artifact(store, options.what), _names(run)
-    except NotFound:
-        return None
-
-
-def _last_artifact(run: Run) -> Artifact:
-    for one in reversed(run.rounds()):
-        for artifact in (one.gate, one.evaluation, one.model, one.selection, one.predictions):
-            if artifact is not None:
-                return artifact
-    if run.dataset is not None:
-        return run.dataset
-    raise NotFound(f"run {run.id} has made nothing yet")
-
-
-def _names(run: Run) -> dict[str, str]:
-    return {stage.key: stage.name for stage in run.stages() if stage.key}
-
-
-def _sample(run: Run, options: Namespace) -> None:
-    from selftrain.ssl_tasks.tracking.lineage.samples import sample_lineage, sample_tree
-
-    lineage = sample_lineage(run, options.what)
-    print(json.dumps(asdict(lineage)) if options.json else sample_tree(lineage))
+    if options.verify:
+        print(f"verified: every file of {len(graph.nodes)} nodes is what its digest says")
 
 
 def _report(options: Namespace) -> None:
-    from selftrain.flows.rounds.pipeline import REPORT
-    from selftrain.ssl_tasks.report.page import write_report
-    from selftrain.ssl_tasks.tracking.lineage.links import run_links
-
     check_writable(options.output)
-    run = find_run(workspace_folder(options.workspace), options.run)
-    run.mend()  # a page about a run whose process died does not say that it still runs
-    print(write_report(run, options.output or run.path / REPORT, run_links(run)))
+    print(looking.report(options.run, options.output, options.workspace))
 
 
 def _sync(options: Namespace) -> None:
-    from selftrain.flows.environment import set_environment
     from selftrain.ssl_tasks.tracking.spool import waiting_elsewhere
-    from selftrain.ssl_tasks.tracking.tracker import sync
 
     folder = workspace_folder(options.workspace)
-    set_environment(folder)
-    report = sync(folder, options.to)
+    report = looking.sync(options.to, folder)
     print(f"{report.sent} entries sent, {report.left} left, {report.rejected} refused")
     for sentence in waiting_elsewhere(folder):
         print(sentence)

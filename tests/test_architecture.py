@@ -180,3 +180,20 @@ def test_nothing_is_unpickled() -> None:
         assert "pickle.load" not in text, path
         for call in (part.split(")")[0] for part in text.split("torch.load(")[1:]):
             assert "weights_only=True" in call, path
+
+
+def test_the_answers_to_where_is_it_are_true() -> None:
+    """Each file of the table in docs/architecture.md exists and defines what the table says."""
+    table = (ROOT / "docs" / "architecture.md").read_text().split("## Where is …?")[1]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(rows) >= 20
+    for _, question, files, names, _ in rows:
+        paths = [word for word in files.split("`") if word.endswith(".py")]
+        defined = {
+            getattr(node, "name", None) or getattr(target, "id", None)
+            for node in ast.walk(sources()[paths[0]])
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Assign))
+            for target in getattr(node, "targets", [node])
+        }
+        asked = {name.split(".")[-1] for name in names.split("`")[1::2]}
+        assert asked <= defined, f"{question.strip()}: {paths[0]} lacks {asked - defined}"

@@ -4,7 +4,7 @@
 
 Each method's setting is its recipe in `configs/digits/`. A seed draws the split, the weights and the batches; all
 methods see the same splits. What was run is kept in the workspace's store, so a broken run goes on where it stopped.
-DivideMix, which cleans labels, learns from all of them with 40 % wrong, as a third supervised row does.
+DivideMix, which cleans labels, learns from 40 labels a class of which 40 % are wrong, as a third supervised row does.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from selftrain.ssl_tasks.store.artifacts import Artifact
 
 SEEDS = (0, 1, 2)
 ALL_LABELS = ("data.split.labels_per_class=null",)
-WRONG_LABELS = (*ALL_LABELS, "data.split.label_noise=0.4")
+WRONG_LABELS = ("data.split.labels_per_class=40", "data.split.label_noise=0.4")
 SUPERVISED = {"supervised": (), "fully supervised": ALL_LABELS, "supervised, 40 % wrong": WRONG_LABELS}
 
 

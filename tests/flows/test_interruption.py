@@ -16,7 +16,7 @@ from selftrain.ssl_tasks.errors import Interrupted
 from tests.clock import HANG, until
 from tests.flows.claims import assert_nobody_is_left, kill_marked, marked
 from tests.flows.test_kills import start
-from tests.flows.test_up import addresses, up
+from tests.flows.test_up import servers, up
 from tests.flows.tiny import command, environment, last
 
 
@@ -163,7 +163,7 @@ def test_under_nohup_a_run_and_its_stages_survive_the_end_of_the_terminal(copy: 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
 def test_no_server_outlives_the_command_that_started_it(fresh: Path, number: signal.Signals) -> None:
     with up(fresh, fresh.parent) as process:
-        addresses(process)
+        servers(process)
         process.send_signal(number)
         assert process.wait(HANG) == (130 if number == signal.SIGHUP else -number)
         assert_nobody_is_left(str(fresh))

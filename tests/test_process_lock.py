@@ -111,7 +111,7 @@ def test_a_command_that_ends_leaves_no_lock(tmp_path: Path) -> None:
     """It ends without Python's own clean-up, which takes a second."""
     code = """
 import sys
-from flows import cli
+from selftrain.flows.cli import main as cli
 from selftrain.ssl_tasks.store.process_lock import held_lock
 from pathlib import Path
 cli.answer = lambda _: held_lock(Path(sys.argv[1])) and 0
@@ -132,7 +132,7 @@ def test_locks_of_killed_processes_are_removed_and_those_of_living_ones_are_not(
         take = """
 import sys
 from pathlib import Path
-from ssl_tasks import process_lock as p
+from selftrain.ssl_tasks.store import process_lock as p
 p.OF_ONE_KERNEL = {p.file_system(Path(sys.argv[1]))}
 p.held_lock(Path(sys.argv[1]))
 print(*Path(sys.argv[2]).iterdir())
@@ -147,7 +147,7 @@ def test_many_processes_that_take_locks_and_remove_dead_ones_never_lose_their_ow
     code = """
 import sys, time
 from pathlib import Path
-from ssl_tasks import process_lock as p
+from selftrain.ssl_tasks.store import process_lock as p
 folder = Path(sys.argv[1])
 p.OF_ONE_KERNEL = {p.file_system(folder)}
 for at in range(200):

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selftrain.flows.environment import Workspace, set_environment, workspace_folder
-from selftrain.flows.rounds.planning import Explanation
-from selftrain.flows.rounds.planning import explain as explain_stage
 from selftrain.ssl_tasks.errors import NotFound
 from selftrain.ssl_tasks.settings.recipe import Recipe, load_recipe
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store, file_lock
@@ -16,6 +14,7 @@ from selftrain.ssl_tasks.store.runs import Run, corrections_path, find_run, tabl
 if TYPE_CHECKING:
     import pandas as pd
 
+    from selftrain.flows.rounds.planning import Explanation
     from selftrain.ssl_tasks.data.survey.check import DataReport
     from selftrain.ssl_tasks.pseudo_labels.looking.corrections import Applied
     from selftrain.ssl_tasks.pseudo_labels.looking.views import RunTables
@@ -173,8 +172,10 @@ def report(run: str = "last", output: str | Path | None = None, workspace: Works
     return write_report(found, Path(output) if output is not None else found.path / REPORT, run_links(found))
 
 
-def explain(run: str, stage: str, workspace: Workspace = None) -> Explanation:
+def explain(run: str, stage: str, workspace: Workspace = None) -> "Explanation":
     """Why a stage of a run was computed or reused: which parts of its key differ."""
+    from selftrain.flows.rounds.planning import explain as explain_stage
+
     return explain_stage(find_run(workspace_folder(workspace), run), stage)
 
 

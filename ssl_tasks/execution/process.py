@@ -94,9 +94,16 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
 
 @contextlib.contextmanager
 def _starting() -> Iterator[None]:
-    """The environment in which a fork server may be started."""
+    """The environment in which a fork server may be started.
+
+    It inherits that Ctrl-C is blocked: while it starts, before it ignores Ctrl-C, it would print a traceback.
+    """
     with _start_lock, safe_path_set(), parent_of_mine_set():
-        yield
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -43,14 +43,14 @@ def csv_text(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def write_frame(frame: "pd.DataFrame", file: TextIO) -> None:
+def write_frame(frame: "pd.DataFrame", file: TextIO, header: bool = True) -> None:
     """A data frame; its numbers stay numbers."""
     safe = frame.copy(deep=False)
     for at, kind in enumerate(frame.dtypes):
         if kind.kind == "O":
             safe.isetitem(at, [guarded(value) for value in frame.iloc[:, at]])
     safe.columns = [guarded(str(name)) for name in frame.columns]
-    safe.to_csv(_LineFeeds(file), index=False, lineterminator="\r\n")
+    safe.to_csv(_LineFeeds(file), index=False, header=header, lineterminator="\r\n")
 
 
 def frame_text(frame: "pd.DataFrame") -> str:

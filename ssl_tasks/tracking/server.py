@@ -16,7 +16,9 @@ from selftrain.ssl_tasks.execution.parent import end_group_after
 
 def main() -> None:
     """In a process group of its own, started by `selftrain up`."""
-    asked = json.loads(_line())
+    if not (line := _line()):
+        return  # the process that started us is gone already
+    asked = json.loads(line)
     end_group_after(_standard_input_ends)
     import uvicorn  # before MLflow, which is protected where it finds a server
     from mlflow.server import constants

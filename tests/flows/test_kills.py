@@ -18,7 +18,7 @@ from tests.flows.claims import GPU, assert_nobody_is_left, claims_to_run, marked
 from tests.flows.tiny import STAGES, command, environment, last, outcome, selftrain
 
 KILLS = 20
-ALONE = int(os.environ.get("SELFTRAIN_TEST_KILLS", "10"))  # of the main process alone; 30 were done once
+ALONE = int(os.environ.get("SELFTRAIN_TEST_KILLS", "4"))  # of the main process alone; 30 were done once
 FOLLOW_SECONDS = 5.0
 BEFORE_WORK = 4  # every fourth kill comes before a stage is at work
 START_SECONDS = 4.0

@@ -279,7 +279,8 @@ class Stack:
         return home
 
     def _config(self, name: str) -> Path:
-        path = self.folder / name
+        path = self.folder / "configs" / name  # a service may be called so, and has a folder
+        path.parent.mkdir(exist_ok=True)
         path.write_text(self.placed(COMPOSE["configs"][name]["content"]))
         return path
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from selftrain.ssl_tasks.errors import UserError
 from selftrain.ssl_tasks.pseudo_labels.looking.engine import saying_what_is_full
 from selftrain.ssl_tasks.pseudo_labels.looking.views import Answer
+from selftrain.ssl_tasks.store.csv_text import write_frame
 
 # Whole numbers stay whole where some are missing.
 WHOLE = {
@@ -47,7 +48,7 @@ def write_csv(answer: Answer, file: TextIO) -> int:
     """Writes a header and all rows; returns their number."""
     rows = 0
     for number, frame in enumerate(frames(answer)):
-        frame.to_csv(file, index=False, header=not number)
+        write_frame(frame, file, header=not number)
         rows += len(frame)
     return rows
 

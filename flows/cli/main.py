@@ -52,10 +52,10 @@ def answer(arguments: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return code or 0
     except KeyboardInterrupt:
-        return _fail(f"interrupted{_how_to_go_on(options, arguments, True)}", 130)
+        return _fail(f"interrupted{_how_to_continue(options, arguments, True)}", 130)
     except SelftrainError as error:
         ended = isinstance(error, (StageFailed, Interrupted))
-        return _fail(f"{error}{_how_to_go_on(options, arguments, ended)}", error.exit_code)
+        return _fail(f"{error}{_how_to_continue(options, arguments, ended)}", error.exit_code)
     except BrokenPipeError:  # the reader of a pipe (head, less) has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -116,7 +116,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _how_to_go_on(options: argparse.Namespace, arguments: Sequence[str] | None, ended: bool) -> str:
+def _how_to_continue(options: argparse.Namespace, arguments: Sequence[str] | None, ended: bool) -> str:
     """The advice about the run that this process made, else, where something was ended, the same command again."""
     import shlex
 
@@ -129,7 +129,7 @@ def _how_to_go_on(options: argparse.Namespace, arguments: Sequence[str] | None, 
             if ours and (said := advice(ours[-1])):
                 return f"\n{said}"
     again = shlex.join(["selftrain", *(sys.argv[1:] if arguments is None else arguments)])
-    return f"\ngo on with: {again}" if ended else ""
+    return f"\ncontinue with: {again}" if ended else ""
 
 
 def _write_crash(workspace: Path) -> Path | None:
@@ -141,7 +141,3 @@ def _write_crash(workspace: Path) -> Path | None:
             (folder / name).write_text(traceback.format_exc())
             return folder / name
     return None
-
-
-if __name__ == "__main__":
-    main()

@@ -104,4 +104,4 @@ def _ending(run: Run, task: bool = False) -> "State[None]":
         case "failed" if not task:
             return Failed(message=info["stopped"])
         case _:
-            return Crashed(message="its process died; run it again to go on")
+            return Crashed(message="its process died; run it again to continue")

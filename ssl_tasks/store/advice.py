@@ -1,4 +1,4 @@
-"""The one place that says how to go on with a run: `run`, `status` and the report all ask it."""
+"""The one place that says how to continue a run: `run`, `status` and the report all ask it."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ def advice(run: Run) -> str:
         case "waiting":
             return f"look at its labels, then approve them: {_command(run, 'approve')}"
         case state if state in UNFINISHED:
-            return f"go on with: {_command(run, 'rerun')}   (finished stages are reused)"
+            return f"continue with: {_command(run, 'rerun')}   (finished stages are reused)"
     return ""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selftrain.flows.actions import verbs
-from selftrain.flows.cli.main import _how_to_go_on, main, parser
+from selftrain.flows.cli.main import _how_to_continue, main, parser
 from selftrain.flows.rounds.conductor import Conductor, reason_of
 from selftrain.ssl_tasks import errors
 from selftrain.ssl_tasks.errors import DataError, Interrupted, StageFailed
@@ -34,7 +34,7 @@ def test_run_status_and_report_give_the_same_advice(
     assert said.count(f"selftrain --workspace {workspace} {command} {run.id}") == bool(command)
     assert bool(said) == bool(command)
     options = parser().parse_args(["--workspace", str(workspace), "run", "quickstart"])
-    assert _how_to_go_on(options, None, ended=False) == (f"\n{said}" if said else "")
+    assert _how_to_continue(options, None, ended=False) == (f"\n{said}" if said else "")
     assert main(["--workspace", str(workspace), "status"]) == 0
     assert (said in capsys.readouterr().out) or not said
     assert report_data(run).run["advice"] == said
@@ -53,8 +53,8 @@ def test_a_run_of_another_process_is_not_taken_for_ours(workspace: Path) -> None
     run = Run.create(workspace, RunConfig())
     run.update(state="failed", pid_started=1.0)
     options = parser().parse_args(["--workspace", str(workspace), "run", "quickstart"])
-    assert _how_to_go_on(options, ["run", "quickstart"], ended=False) == ""
-    assert _how_to_go_on(options, ["run", "quickstart"], ended=True) == "\ngo on with: selftrain run quickstart"
+    assert _how_to_continue(options, ["run", "quickstart"], ended=False) == ""
+    assert _how_to_continue(options, ["run", "quickstart"], ended=True) == "\ncontinue with: selftrain run quickstart"
 
 
 def test_rerun_without_a_stage_goes_on_with_the_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_a_failed_stage_gets_code_3_and_the_command_that_goes_on(copy: Path, rec
     done = selftrain(copy, "run", recipe, *steep, "--set", "teacher.train.precision=fp32", "--no-prefect")
     assert done.returncode == 3, done.stderr
     assert "stage 'teacher' failed" in done.stderr
-    assert "go on with: selftrain" in done.stderr
+    assert "continue with: selftrain" in done.stderr
     assert "Traceback" not in done.stderr
     stages = {stage["name"]: stage for stage in json.loads(selftrain(copy, "status", "--json").stdout)["stages"]}
     assert stages["teacher"]["state"] == "failed"

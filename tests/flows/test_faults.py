@@ -38,7 +38,7 @@ def assert_failed(workspace: Path, recipe: str, how: str, reason: str) -> None:
     assert len(message) == 1
     assert message[0].startswith("selftrain: stage 'student-1' failed: ")
     assert reason in message[0]
-    assert "go on with: selftrain" in errors
+    assert "continue with: selftrain" in errors
     assert "Traceback" not in errors
     shown = selftrain(workspace, "status", "--json")
     answer = json.loads(shown.stdout)

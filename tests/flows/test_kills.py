@@ -148,7 +148,7 @@ def test_a_killed_rerun_of_a_lost_stage_ends_as_if_nothing_had_been(
     assert claims_to_run(copy) == []
 
 
-def test_ctrl_c_checkpoints_and_says_how_to_go_on(fresh: Path, recipe: str) -> None:
+def test_ctrl_c_checkpoints_and_says_how_to_continue(fresh: Path, recipe: str) -> None:
     words = command(fresh, "run", recipe, "--set", "teacher.train.steps=100000")
     changes = {"SELFTRAIN_TEST": str(fresh)}
     run = subprocess.Popen(words, env=environment(**changes), stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -163,7 +163,7 @@ def test_ctrl_c_checkpoints_and_says_how_to_go_on(fresh: Path, recipe: str) -> N
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 130, errors
-    assert f"go on with: selftrain --workspace {fresh} rerun {last(fresh).id}" in errors
+    assert f"continue with: selftrain --workspace {fresh} rerun {last(fresh).id}" in errors
     assert_nobody_is_left(str(fresh))
     assert last(fresh).info["state"] == "interrupted"
     assert list(fresh.glob("store/attempts/train-*/scratch/*")), "the checkpoint is kept"

@@ -140,12 +140,12 @@ def test_clean_says_what_evaluate_measured_before_it_removes_it(copy: Path, reci
     assert clean(copy).evaluations == 1
 
 
-def test_a_failed_evaluation_says_how_to_go_on(copy: Path, recipe: str) -> None:
+def test_a_failed_evaluation_says_how_to_continue(copy: Path, recipe: str) -> None:
     words = ("evaluate", "student-1", recipe, "--set", "evaluate.bootstrap=61", "--set", "runtime.stage_timeout=0.001")
     done = selftrain(copy, *words)
     assert done.returncode == 3, done.stderr
     assert "stage 'evaluate' failed: took longer than" in done.stderr
-    assert f"go on with: selftrain --workspace {copy} evaluate student-1 {recipe}" in done.stderr
+    assert f"continue with: selftrain --workspace {copy} evaluate student-1 {recipe}" in done.stderr
     assert "log: " in done.stderr
 
 

@@ -6,8 +6,7 @@ import shutil
 import unicodedata
 from pathlib import Path
 
-from selftrain.ssl_tasks.errors import ConfigError, SelftrainError
-from selftrain.ssl_tasks.settings.overrides import cut
+from selftrain.ssl_tasks.errors import ConfigError, SelftrainError, cut
 
 LEAST_FREE = 8_000_000  # bytes: less does not hold the databases of Prefect and MLflow
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)

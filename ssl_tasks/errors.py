@@ -24,7 +24,7 @@ A message says what was found, what was expected and what to do. The command lin
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SelftrainError(Exception):
@@ -96,3 +96,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return ""
     close = difflib.get_close_matches(name, choices, n=1)
     return (f" Did you mean '{close[0]}'?" if close else "") + f" Known: {', '.join(choices)}."
+
+
+def brief(texts: Sequence[str], most: int = 10) -> str:
+    """The first few texts, each short and on one line, for a message."""
+    shown = [one_line(text) for text in texts[:most]]
+    return ", ".join(shown) + (f" … ({len(texts)} in all)" if len(texts) > most else "")
+
+
+def one_line(text: str, most: int = 80) -> str:
+    """A text from a file, short and without line breaks or control characters."""
+    shown = text if text.isprintable() else repr(text)[1:-1]
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
+def cut(text: str, longest: int = 100) -> str:
+    """A text of any length, for a message."""
+    return text if len(text) <= longest else f"{text[:longest]}…"

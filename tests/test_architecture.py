@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "ssl_tasks", "models", "configs")
 ORDER = [  # a room imports from itself and from those above it in this list
     "ssl_tasks/errors.py",
+    "ssl_tasks/regular_file.py",
     "configs",
     "models",
     "ssl_tasks/settings",

@@ -152,7 +152,7 @@ HOSTILE = {
     "a billion members": ("teacher: {members: 1000000000}", "less than or equal to 100"),
     "a round that is no section": ("round: 5\nrounds: 2", "round: found 5"),
     "rounds that are no sections": ("rounds: [0, off]", "rounds.1: found 0"),
-    "megabytes": (b"#" * 2_000_000, "more than 1,048,576 bytes"),
+    "megabytes": (b"#" * 2_000_000, "more than the 1,048,576 that are read"),
 }
 
 

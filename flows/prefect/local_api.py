@@ -16,6 +16,7 @@ from selftrain.flows.prefect.database import prepare_database
 from selftrain.ssl_tasks.errors import SelftrainError
 from selftrain.ssl_tasks.execution.collection import uncollected
 from selftrain.ssl_tasks.execution.listening import HOST, Guard, listen, own_password
+from selftrain.ssl_tasks.execution.safe_path import in_environment
 from selftrain.ssl_tasks.store.artifacts import file_lock
 from selftrain.ssl_tasks.tracking.spool import without_password
 
@@ -79,7 +80,7 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
                 on_failure.pop_all()
     url = f"http://{HOST}:{port}/api"
     no_heartbeat = {settings.PREFECT_API_URL: url, settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    with in_environment(PREFECT_API_URL=url, PREFECT_API_AUTH_STRING=password):  # children inherit them
+    with in_environment({"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}):  # children inherit them
         try:
             with settings.temporary_settings({**known, **no_heartbeat}):
                 yield url
@@ -87,20 +88,6 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
             _drain()
             server.should_exit = True
             thread.join(10)
-
-
-@contextlib.contextmanager
-def in_environment(**variables: str) -> Iterator[None]:
-    """Sets variables for the time of the block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def server_in_use(workspace: Path) -> str:

@@ -21,11 +21,10 @@ from selftrain.flows.environment import make_workspace, set_environment
 from selftrain.flows.prefect.local_api import prefect_api, server_in_use
 from selftrain.flows.rounds.interruption import interruptible
 from selftrain.flows.rounds.reaper import mend_dead_runs, tell_prefect
-from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.errors import ConfigError, cut
 from selftrain.ssl_tasks.execution.listening import HOST, entrance, listen, own_password
 from selftrain.ssl_tasks.execution.parent import parent_of_mine
 from selftrain.ssl_tasks.execution.safe_path import folder_hides_us, safe_path
-from selftrain.ssl_tasks.settings.overrides import cut
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.tracking.client import artifact_folder, connect, default_uri
 from selftrain.ssl_tasks.tracking.lineage.links import announced

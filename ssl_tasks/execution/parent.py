@@ -5,13 +5,12 @@ import holds Python's lock (`die_with`; Linux alone). One whose children are not
 as it reads that the other end of a pipe is gone (`end_group_after`; a thread, which works anywhere).
 """
 
-import contextlib
 import ctypes
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -23,20 +22,7 @@ def parent_of_mine() -> dict[str, str]:
 
     The kernel means the thread that starts it: only the main thread is sure to live as long as its process.
     """
-    return {VARIABLE: str(os.getpid())} if threading.current_thread() is threading.main_thread() else {}
-
-
-@contextlib.contextmanager
-def parent_of_mine_set() -> Iterator[None]:
-    """The same for a process that takes our own environment as it is."""
-    before = os.environ.pop(VARIABLE, None)
-    os.environ.update(parent_of_mine())
-    try:
-        yield
-    finally:
-        os.environ.pop(VARIABLE, None)
-        if before is not None:
-            os.environ[VARIABLE] = before
+    return {VARIABLE: str(os.getpid()) if threading.current_thread() is threading.main_thread() else ""}
 
 
 def die_with_parent() -> None:

@@ -28,8 +28,8 @@ from typing import Any
 from selftrain.ssl_tasks import errors
 from selftrain.ssl_tasks.execution.execute import Request, load_body
 from selftrain.ssl_tasks.execution.gpus import lease, needed
-from selftrain.ssl_tasks.execution.parent import end_group_after, parent_of_mine_set
-from selftrain.ssl_tasks.execution.safe_path import safe_path_set
+from selftrain.ssl_tasks.execution.parent import end_group_after, parent_of_mine
+from selftrain.ssl_tasks.execution.safe_path import in_environment, safe_path
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.store.artifacts import file_lock
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
@@ -98,7 +98,7 @@ def _starting() -> Iterator[None]:
 
     It inherits that Ctrl-C is blocked: while it starts, before it ignores Ctrl-C, it would print a traceback.
     """
-    with _start_lock, safe_path_set(), parent_of_mine_set():
+    with _start_lock, in_environment({**safe_path(), **parent_of_mine()}):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield

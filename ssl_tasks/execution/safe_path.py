@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -25,14 +25,14 @@ def folder_hides_us() -> bool:
 
 
 @contextlib.contextmanager
-def safe_path_set() -> Iterator[None]:
-    """The same for a process that takes our own environment as it is."""
-    before = os.environ.get(VARIABLE)
-    os.environ.update(safe_path())
+def in_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables of our own environment for the time of the block: processes that start in it inherit them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(VARIABLE, None)
-        else:
-            os.environ[VARIABLE] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.errors import ConfigError, cut
 from selftrain.ssl_tasks.settings.recipe_text import DEEPEST, read_values
 from selftrain.ssl_tasks.settings.run_config import MOST_ROUNDS
 
@@ -185,8 +185,3 @@ def _numbers(rounds: Sequence[Any]) -> set[str]:
 def shown(value: Any) -> str:
     """A value as a message shows it: as Python writes it, and not too long."""
     return cut(repr(value))
-
-
-def cut(text: str, longest: int = 100) -> str:
-    """A text of any length, for a message."""
-    return text if len(text) <= longest else f"{text[:longest]}…"

@@ -11,10 +11,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from selftrain import configs
-from selftrain.ssl_tasks.errors import ConfigError, nearest
+from selftrain.ssl_tasks.errors import ConfigError, cut, nearest
 from selftrain.ssl_tasks.settings.overrides import (
     Override,
-    cut,
     overridden,
     parse_override,
     refuse_without_effect,

@@ -4,14 +4,15 @@ YAML 1.1, PyYAML's own, takes `off` for false, `12:30` for 750, `010` for 8 and 
 two equal keys. Here words are text unless they are `true`, `false` or `null`, and a repeated key is an error.
 """
 
-import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml import MappingNode, MarkedYAMLError, Node, ScalarNode
+
+from selftrain.ssl_tasks.errors import cut
+from selftrain.ssl_tasks.regular_file import read_regular
 
 LARGEST_BYTES = 1 << 20
 DEEPEST = 30  # sections and lists within each other
@@ -68,15 +69,9 @@ def dump_values(values: Any) -> str:
 def read_file(path: Path) -> str:
     """The text of a recipe's file; ValueError says in one sentence why it has none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not make us wait
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError("it is a pipe or a device; expected a file")
-            data = file.read(LARGEST_BYTES + 1) or b""
+        data = read_regular(path, LARGEST_BYTES)
     except OSError as error:
-        raise ValueError(f"it cannot be read ({error.strerror})") from error
-    if len(data) > LARGEST_BYTES:
-        raise ValueError(f"it has more than {LARGEST_BYTES:,} bytes; expected a short text")
+        raise ValueError(f"it cannot be read ({error.strerror or error})") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -195,4 +190,4 @@ def _problem(node: Node, sentence: str) -> MarkedYAMLError:
 
 
 def _short(text: str) -> str:
-    return f"'{text if len(text) <= 60 else text[:60] + '…'}'"
+    return f"'{cut(text, 60)}'"

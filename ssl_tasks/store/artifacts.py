@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from selftrain.ssl_tasks.errors import DamagedArtifact
+from selftrain.ssl_tasks.regular_file import open_regular
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
-from selftrain.ssl_tasks.store.regular_file import open_regular
 
 MANIFEST = "artifact.json"
 REMEDY = "run its recipe again: what is damaged is computed anew, and the old files go to store/quarantine"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.errors import DataError, brief, one_line
 
 if TYPE_CHECKING:
     import _csv
@@ -137,15 +137,3 @@ def _rows(reader: "_csv.Reader", width: int, places: list[int], path: Path) -> I
                 "Put texts with commas, quotes or line breaks into double quotes"
             )
         yield [plain(row[at]) if at >= 0 else "" for at in places]
-
-
-def brief(texts: Sequence[str], most: int = 10) -> str:
-    """The first few texts, each short and on one line, for a message."""
-    shown = [one_line(text) for text in texts[:most]]
-    return ", ".join(shown) + (f" … ({len(texts)} in all)" if len(texts) > most else "")
-
-
-def one_line(text: str, most: int = 80) -> str:
-    """A text from a file, short and without line breaks or control characters."""
-    shown = text if text.isprintable() else repr(text)[1:-1]
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"

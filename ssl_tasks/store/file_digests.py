@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from selftrain.ssl_tasks.regular_file import open_regular
 from selftrain.ssl_tasks.store.artifacts import write_atomically
-from selftrain.ssl_tasks.store.regular_file import open_regular
 
 RACY_NS = 2_000_000_000  # a file touched this shortly before it was read may change again under the same time stamp
 CHUNK = 1 << 20

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from selftrain.ssl_tasks.store.regular_file import read_regular
+from selftrain.ssl_tasks.regular_file import read_regular
 
 MOST_BYTES = 64_000_000
 

@@ -15,7 +15,7 @@ from selftrain.ssl_tasks.data.decoding.decode import Decoded, Decoder, quiet_dec
 from selftrain.ssl_tasks.data.sources.folder import Notes, image_files
 from selftrain.ssl_tasks.data.sources.places import existing
 from selftrain.ssl_tasks.errors import DataError
-from selftrain.ssl_tasks.store.regular_file import read_regular
+from selftrain.ssl_tasks.regular_file import read_regular
 from selftrain.ssl_tasks.trained.model import Trained
 
 MAX_FILE_MB = 256  # a larger image file is not read

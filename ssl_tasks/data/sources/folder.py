@@ -11,11 +11,10 @@ from pathlib import Path
 from selftrain.ssl_tasks.data.sources.base import ImageSource, Listing
 from selftrain.ssl_tasks.data.sources.places import SUFFIXES, Places, below, existing
 from selftrain.ssl_tasks.data.splits.labels import lookalikes, sort_classes
-from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.errors import DataError, brief, one_line
+from selftrain.ssl_tasks.regular_file import read_regular
 from selftrain.ssl_tasks.settings.data import FolderSource
-from selftrain.ssl_tasks.store.csv_text import brief, one_line
 from selftrain.ssl_tasks.store.file_digests import FileDigests
-from selftrain.ssl_tasks.store.regular_file import read_regular
 
 HELD_OUT = ("validation", "test")
 ROLES = {  # what folders of images that are no class are called

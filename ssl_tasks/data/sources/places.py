@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.regular_file import read_regular
 from selftrain.ssl_tasks.store.file_digests import FileDigests
-from selftrain.ssl_tasks.store.regular_file import read_regular
 
 SUFFIXES = frozenset(
     [

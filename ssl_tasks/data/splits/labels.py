@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from selftrain.ssl_tasks.data.sources.base import Listing
-from selftrain.ssl_tasks.errors import DataError, nearest
-from selftrain.ssl_tasks.store.csv_text import brief
+from selftrain.ssl_tasks.errors import DataError, brief, nearest
 
 
 def sort_classes(names: list[str]) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from selftrain.ssl_tasks.errors import DataError
+from selftrain.ssl_tasks.errors import DataError, brief, one_line
 from selftrain.ssl_tasks.pseudo_labels.looking.engine import read_parquet
 from selftrain.ssl_tasks.pseudo_labels.selecting.label_words import NO_CLASS, REJECT, LabelWords, UnknownLabel
 from selftrain.ssl_tasks.store.artifacts import digest_file
-from selftrain.ssl_tasks.store.csv_text import brief, one_line, read_csv
+from selftrain.ssl_tasks.store.csv_text import read_csv
 
 log = logging.getLogger(__name__)
 SHOWN = 10  # samples named in a message

@@ -6,7 +6,10 @@ from selftrain.ssl_tasks.execution.collection import uncollected
 from selftrain.ssl_tasks.execution.parent import die_with_parent
 
 die_with_parent()  # torch's import lasts for seconds, and until its end nothing else here looks at anything
-for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group; whoever started us decides when we end
+for number in (
+    signal.SIGINT,
+    signal.SIGHUP,
+):  # they reach the whole group; the process that started us decides when we end
     signal.signal(number, signal.SIG_IGN)
 
 with uncollected():

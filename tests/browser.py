@@ -57,7 +57,7 @@ class Browser:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One browser for all tests; without a Chromium they fail, so that nobody believes they passed."""
+    """One browser for all tests; without a Chromium they fail, so that they are not taken for passed."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
-HANG = 300.0  # seconds after which something is believed never to come; no claim about speed
+HANG = 300.0  # seconds after which something counts as never coming; no claim about speed
 SCHEDULER = Path("/proc/thread-self/schedstat")  # of this thread, in nanoseconds: on a processor, waiting for one, …
 
 

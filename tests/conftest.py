@@ -54,7 +54,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """What a failed test has started and not ended must not disturb another test."""
+    """Ends the processes that a failed test started and did not end."""
     report = yield
     if report.when == "call" and report.failed:
         kill_what_was_started_by(item.nodeid)

@@ -1,4 +1,4 @@
-"""What strangers try: a web page of another origin, and requests that come from nowhere good."""
+"""Attacks by a web page of another origin, and by requests with foreign headers."""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""Who may import whom, held by walking the imports; and the size of rooms, files and functions."""
+"""The order of imports between rooms, and the size of rooms, files and functions."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""What gets installed: the wheel, the source archive, and the functions that the package offers."""
+"""The wheel, the source archive, and the functions that the package offers."""
 
 import ast
 import inspect

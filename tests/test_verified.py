@@ -1,4 +1,4 @@
-"""A changed byte in an artifact is noticed by whoever reads it first, and files that did not change are read once."""
+"""A changed byte in an artifact is noticed at its first read, and files that did not change are read once."""
 
 import json
 import os

@@ -1,1 +1,1 @@
-"""What each verb does, as functions that return data."""
+"""The verbs as functions that return data."""

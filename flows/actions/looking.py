@@ -1,4 +1,4 @@
-"""What can be asked about a run: its pseudo-labels, its tables, its lineage, its report, its data."""
+"""Functions that look into a run: its pseudo-labels, tables, lineage, report and data."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -103,7 +103,7 @@ def tables_of(run: Run) -> "RunTables":
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a run, a model or an artifact was made from; damages are files that differ from their digests."""
+    """The graph of artifacts behind a run or a model; damages are files that differ from their digests."""
 
     graph: "Graph"
     damages: "list[Damage]" = field(default_factory=list)
@@ -112,7 +112,7 @@ class Lineage:
 def lineage(
     what: str, run: str = "last", verify: bool = False, workspace: Workspace = None
 ) -> "Lineage | SampleLineage":
-    """Where something comes from: a run, a stage of `run`, a digest, or a sample id.
+    """Trace the origin of a run, a stage of `run`, a digest, or a sample id.
 
     With `verify`, every file is checked against its digest.
     """

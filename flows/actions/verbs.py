@@ -81,7 +81,7 @@ def rerun(
     workspace: Workspace = None,
     prefect: bool = True,
 ) -> Run:
-    """Goes on with a run and reuses what is done, but for a `stage` to compute anew and what depends on it."""
+    """Continue a run and reuse its finished stages; a named `stage` and all that depends on it are recomputed."""
     folder = workspace_folder(workspace)
     before = find_run(folder, run_name)
     recipe = load_recipe(before.path, overrides)
@@ -113,7 +113,7 @@ def stages(run_name: str = "last", workspace: Workspace = None) -> list[StageRec
 
 
 def progress(stage: StageRecord, workspace: Workspace = None) -> Progress | None:
-    """How far a stage is that computes now; None where it does not, or has not said."""
+    """The progress of a running stage; None if it is not running or has not reported any."""
     if stage.state != "running":
         return None
     attempt = Store(workspace_folder(workspace) / "store").attempt(stage.stage, stage.key)

@@ -41,9 +41,9 @@ def add_train(verbs: Verbs) -> None:
 
 
 def add_rerun(verbs: Verbs) -> None:
-    verb = verbs.add("rerun", _rerun, "continue a run, or compute one of its stages anew and what depends on it")
+    verb = verbs.add("rerun", _rerun, "continue a run, or recompute one of its stages and what depends on it")
     verb.add_argument("run", metavar="RUN", help="id, unique prefix, name or last")
-    words = "the stage to compute anew, as `status` names it: teacher, select-1, student-2; without it, all is reused"
+    words = "the stage to recompute, as `status` names it: teacher, select-1, student-2 (default: none)"
     verb.add_argument("stage", metavar="STAGE", nargs="?", help=words)
     verb.add_argument("--set", action="append", default=[], metavar="A.B=C")
     add_how(verb)

@@ -31,7 +31,7 @@ def add_report(verbs: Verbs) -> None:
 
 
 def add_sync(verbs: Verbs) -> None:
-    verb = verbs.add("sync", _sync, "send to MLflow what could not be sent while it was away; twice is once")
+    verb = verbs.add("sync", _sync, "send to MLflow what could not be sent while it was away; safe to repeat")
     verb.add_argument("--to", metavar="URI", help="another server than the one that it was meant for")
 
 

@@ -134,7 +134,7 @@ def _set_aside(database: Path) -> Path:
 
 
 def _remove(database: Path) -> None:
-    """What a killed start left."""
+    """Delete the files that a killed start left."""
     for part in PARTS:
         database.with_name(database.name + part).unlink(missing_ok=True)
 

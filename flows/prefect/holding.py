@@ -19,7 +19,7 @@ from selftrain.ssl_tasks.store.runs import Run
 
 log = logging.getLogger("selftrain")
 PAUSE_SECONDS = 2.0  # between two looks at a paused run
-PAUSED = "paused in Prefect; Resume there lets it go on"
+PAUSED = "paused in Prefect; press Resume there to continue"
 
 
 @contextlib.contextmanager

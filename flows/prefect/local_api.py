@@ -107,7 +107,7 @@ def _wait_until_started(server: object, thread: threading.Thread, complaints: li
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """What the server logs as errors, a line each: of a traceback, the exception. None of it reaches the terminal."""
+    """The errors that the server logs, a line each: of a traceback, the exception. None of it reaches the terminal."""
     said: list[str] = []
 
     class Listener(logging.Handler):

@@ -1,4 +1,4 @@
-"""What a flow run is called: as the person says who starts it, else as the recipe is."""
+"""Names of flow runs: the name that a person gave, else the name of the recipe."""
 
 import functools
 from typing import Any

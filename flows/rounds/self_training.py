@@ -81,7 +81,7 @@ class Summary:
     stopped: str
     best_round: int
     rounds: tuple[RoundSummary, ...] = field(default_factory=tuple)
-    unmatched_corrections: int = 0  # in the last selection: people's corrections that do not fit the data any more
+    unmatched_corrections: int = 0  # in the last selection: corrections that no longer fit the data
     unmatched_reasons: tuple[str, ...] = ()  # each with the first samples that have it
 
     def as_json(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""How a stage runs: its request, its process, its GPUs, its machines."""
+"""Running a stage: its request, its process, its GPUs, its machines."""

@@ -92,7 +92,7 @@ def execute(
         except DamagedArtifact as error:
             aside = store.quarantine(request.stage, key)
             replaced = f"the stored artifact was damaged ({error}) and is in {aside} now"
-            log.warning("%s is computed anew: %s", request.name, replaced)
+            log.warning("%s is recomputed: %s", request.name, replaced)
             found = None
         if found is not None and mirror is not None:
             mirror.offer(found)  # where an earlier run could not

@@ -36,7 +36,7 @@ request.send()
 def listen(port: int) -> socket.socket:
     """A socket that this machine alone can reach, at this port where it is free, else at one that the system chooses.
 
-    It listens at once, so that nobody else can take the port before the server has started.
+    It listens at once, so that no other process can take the port before the server has started.
     """
     if not 0 <= port < 2**16:
         raise ConfigError(f"port {port} was asked for; expected 0 (any) to {2**16 - 1}")
@@ -50,7 +50,7 @@ def listen(port: int) -> socket.socket:
 def own_password() -> str:
     """`user:password` of this process's servers, known to those whom it tells.
 
-    Not kept from start to start: whoever takes the port afterwards would get it from a page that is still open.
+    Not kept from start to start: a process that takes the port afterwards would get it from a page that is still open.
     """
     return f"selftrain:{secrets.token_urlsafe(24)}"
 

@@ -51,7 +51,7 @@ def end_group_after(wait: Callable[[], object]) -> None:
 
 
 def _lives(pid: int) -> bool:
-    """Whether the process is there and has not ended; one that nobody has waited for yet is there for long."""
+    """Whether the process is there and has not ended; a process that its parent has not waited for stays listed."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -45,7 +45,7 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def computed_by(device: torch.device, *dtypes: torch.dtype) -> dict[str, str]:
-    """What the last digits of a result depend on beside its settings; kept in the manifest of each stage that computes.
+    """Device, number format and instruction set, on which the last digits of a result depend; kept in manifests.
 
     It is no part of a key: a result of another machine is reused.
     """

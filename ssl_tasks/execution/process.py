@@ -48,7 +48,7 @@ _start_lock = threading.Lock()
 
 
 class Answer(Shape):
-    """What a worker leaves for its parent: a result, or an error."""
+    """The answer that a worker leaves for its parent: a result, or an error."""
 
     summary: dict[str, Any] | None = None
     parts: dict[str, str] | None = None

@@ -1,1 +1,1 @@
-"""What a recipe may say, as typed sections; how a recipe is read."""
+"""The sections of a recipe as types, and reading a recipe."""

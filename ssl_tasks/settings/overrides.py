@@ -68,7 +68,7 @@ def spread(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(base: Any, over: Any) -> Any:
-    """`over` on top of `base`, section by section; a section that names another method or source starts anew."""
+    """`over` on top of `base`, section by section; a section that names another method or source replaces the base."""
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
     if "name" in over and over["name"] != base.get("name", over["name"]):
@@ -113,7 +113,7 @@ def _without_effect(one: Override, by: str) -> ConfigError:
 
 
 class _Missing:
-    """What stands at a path that the values do not have."""
+    """Stands for a value at a path that does not exist."""
 
 
 def _at(values: Any, path: Sequence[str]) -> Any:

@@ -137,7 +137,7 @@ def _written(path: Path) -> dict[str, Any] | None:
 
 
 def _refuse_more_rounds(raw: Mapping[str, Any], path: Path, overrides: Iterable[str]) -> None:
-    """What a further round starts from is not known where only the outcome of the recipe is."""
+    """Refuse further rounds of a resolved recipe: the values they would start from are not recorded."""
     rounds = len(raw.get("rounds") or ())
     for one in map(parse_override, overrides):
         if one.dotted == "rounds" and isinstance(one.value, int) and one.value > rounds:
@@ -200,7 +200,7 @@ def _run_name(path: Path) -> str:
 
 
 def _folder(path: Path) -> Path:
-    """Where relative paths of a recipe start: its folder; for built-in recipes the current one."""
+    """The folder at which relative paths of a recipe start: its own; for built-in recipes the current one."""
     return Path.cwd() if path in _built_in() else path.parent
 
 

@@ -1,4 +1,4 @@
-"""Where and how fast a recipe runs: nothing here changes what is computed."""
+"""Settings of the machine: they change the place and speed of a run, and no result."""
 
 from typing import Literal
 

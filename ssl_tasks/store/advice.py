@@ -10,7 +10,7 @@ UNFINISHED = ("failed", "interrupted", "crashed")
 
 
 def advice(run: Run) -> str:
-    """What to do next about a run, with a command that can be pasted; empty where it runs or is done."""
+    """The next step for a run, as a command that can be pasted; empty if it runs or is done."""
     match run.info["state"]:
         case "waiting":
             return f"look at its labels, then approve them: {_command(run, 'approve')}"

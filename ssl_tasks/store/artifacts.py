@@ -21,7 +21,7 @@ from selftrain.ssl_tasks.regular_file import open_regular
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
 
 MANIFEST = "artifact.json"
-REMEDY = "run its recipe again: what is damaged is computed anew, and the old files go to store/quarantine"
+REMEDY = "run its recipe again: damaged artifacts are recomputed, and the old files are moved to store/quarantine"
 log = logging.getLogger("selftrain")
 CHUNK = 1 << 20
 
@@ -178,7 +178,7 @@ class _Input(Shape):
 
 
 class ManifestShape(Shape):
-    """What every manifest holds."""
+    """The entries that every manifest has."""
 
     stage: str
     key: str

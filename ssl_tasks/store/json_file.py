@@ -12,7 +12,7 @@ MOST_BYTES = 64_000_000
 
 
 class Shape(BaseModel):
-    """What a JSON object must hold; other entries are allowed."""
+    """Base of the required entries of a JSON object; other entries are allowed."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 

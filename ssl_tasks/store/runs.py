@@ -223,7 +223,7 @@ class WaitsFor(Shape):
 
 
 class RunShape(Shape):
-    """What run.json must hold."""
+    """The required entries of run.json."""
 
     id: str
     name: str
@@ -240,7 +240,7 @@ class RunShape(Shape):
 
 
 class SummaryShape(Shape):
-    """What summary.json must hold."""
+    """The required entries of summary.json."""
 
     best_round: int | None = None
 
@@ -282,7 +282,7 @@ def dumped(config: RunConfig) -> str:
 
 
 def tables_folder(artifact: Artifact) -> Path:
-    """Where its tables are; DamagedArtifact says how to continue where one of them is not as it was written."""
+    """The folder of its tables; DamagedArtifact if one of them was changed since it was written."""
     return verified(artifact).path
 
 

@@ -1,4 +1,4 @@
-"""How far a stage is that computes now, read from the events that it writes."""
+"""Progress of a running stage, read from the events that it writes."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How good a network is on the validation images, and near the end of a run on the test images where that is asked for.
+"""Accuracy on the validation images, and near the end of a run on the test images if the recipe asks for it.
 
 Training opens the test images for `train.median_of` alone, the protocol of printed numbers; nothing is chosen by them.
 """

@@ -1,4 +1,4 @@
-"""What a person sets on Prefect's page of a run counts: its name, and Pause."""
+"""A name and a Pause that a person sets on Prefect's page of a run take effect."""
 
 import contextvars
 import threading

@@ -1,4 +1,4 @@
-"""How many examples the fuzz tests try: a few in the usual suite, more with SELFTRAIN_FUZZ=long or a number.
+"""Number of examples of the fuzz tests: a few in the usual suite, more with SELFTRAIN_FUZZ=long or a number.
 
     SELFTRAIN_FUZZ=long pytest -n 0 -o timeout=0 tests/fuzz
 

@@ -1,4 +1,4 @@
-"""What queries spill is removed: at their end, at SIGTERM, and after SIGKILL by the next query."""
+"""Spill folders of queries are removed: at their end, at SIGTERM, and after SIGKILL by the next query."""
 
 import os
 import signal

@@ -57,7 +57,7 @@ class ImageSource(ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of the source: what was passed over, and classes that look alike."""
+        """Notes for a person: entries that were passed over, and classes that look alike."""
         return ()
 
     @abstractmethod

@@ -47,7 +47,7 @@ class Rows:
 
 
 class Notes(Counter[str]):
-    """How many entries were passed over for each reason, and the names of those that a person may miss."""
+    """Counts the entries that were passed over, by reason, with the names of those that a person may miss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ def leaves(real: str, inside: Iterable[str]) -> bool:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What a folder holds."""
+    """The entries of a folder; DataError if it cannot be read."""
     try:
         with os.scandir(folder) as found:
             return list(found)

@@ -186,7 +186,7 @@ def fixed_boxes(draws: NDArray[np.float64], size: int, half: int) -> Boxes:
 
 
 def squares(draws: NDArray[np.float64], size: int, settings: AugmentSettings) -> Boxes | None:
-    """What the settings cut out of each image at the end, given three numbers of each; None is nothing."""
+    """The squares that the settings cut out of the images at the end, from three numbers for each; None: none."""
     if not settings.cutout:
         return None
     if settings.random_cutout:

@@ -154,7 +154,7 @@ OFFICIAL = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What is done to each image: [n, N] operations of a table, their arguments, and [n, N, 2] places."""
+    """The choice for each image: [n, N] operations of a table, their arguments, and [n, N, 2] places."""
 
     table: list[Change]
     operations: NDArray[np.int64]

@@ -78,7 +78,7 @@ def write_parquet(answer: Answer, path: Path) -> int:
 
 @contextlib.contextmanager
 def appearing_whole(path: Path) -> Iterator[Path]:
-    """Where to write a file that appears under its name when it is whole; a pipe or a device is written to itself."""
+    """A temporary path whose file takes the given name once it is whole; a pipe or a device is written to directly."""
     with saying_what_is_full(path.absolute().parent):
         if path.exists() and not path.is_file():
             yield path

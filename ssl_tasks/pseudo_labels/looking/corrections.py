@@ -1,4 +1,4 @@
-"""Files of people's corrections: validated against the data before any run meets them, merged, and counted."""
+"""Files of corrections: validated against the data before any run meets them, merged, and counted."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from selftrain.ssl_tasks.store.csv_text import csv_text
 
 @dataclass(frozen=True)
 class Applied:
-    """What became of a file of corrections, and what is in force now."""
+    """The outcome of applying a file of corrections, and the number in force now."""
 
     in_force: int  # corrections that the next selection of this data uses
     new: int  # of the file that was applied

@@ -1,4 +1,4 @@
-"""What a label in a file of corrections means: a class, or that the image gets no label."""
+"""Meanings of the labels in a file of corrections: a class, or a rejection."""
 
 from collections import Counter
 from collections.abc import Sequence

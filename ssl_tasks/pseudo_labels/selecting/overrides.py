@@ -1,4 +1,4 @@
-"""What people say of single samples: a label, or `reject`. It wins over the model, and is carried to later rounds."""
+"""Corrections of single samples: a label, or `reject`. They win over the model and are carried to later rounds."""
 
 import difflib
 import logging
@@ -91,7 +91,7 @@ def read_file(
 
 @dataclass(frozen=True)
 class Said:
-    """What a file says of one sample."""
+    """One row of a file of corrections."""
 
     text: str  # the label as it is written
     label: int | None  # the class; None: a rejection, or a label without a meaning
@@ -100,7 +100,7 @@ class Said:
 
 
 def people_say(connection: duckdb.DuckDBPyConnection, path: Path, classes: tuple[str, ...]) -> dict[str, Said]:
-    """What a file says of each sample. Refuses rows without an id or a label, and two labels for one sample."""
+    """The correction of each sample in a file. Refuses rows without an id or a label, and two labels for one sample."""
     words, said = LabelWords(classes), dict[str, Said]()
     contradicted: dict[str, None] = {}
     incomplete: dict[str, int] = {}
@@ -175,7 +175,7 @@ def pass_over(connection: duckdb.DuckDBPyConnection, table: str, manifest: Path,
 
 
 def add_fitting(connection: duckdb.DuckDBPyConnection, table: str, manifest: Path) -> None:
-    """What fits the data, and of which nothing was said yet, joins `overrides`."""
+    """Add to `overrides` the corrections that fit the data, of samples that have none yet."""
     judged = JUDGED.format(table=table, manifest=read_parquet(manifest))
     connection.execute(
         f"INSERT INTO overrides SELECT sample_id, label, origin FROM ({judged}) "

@@ -102,7 +102,7 @@ class Selecting:
     connection: duckdb.DuckDBPyConnection
 
     def run(self) -> tuple[dict[str, Any], list[str]]:
-        """The numbers of stats.json, and why people's corrections are not used, where some are not."""
+        """The numbers of stats.json, and the reasons why corrections are not used."""
         unmatched = self.define_tables()
         fixed = self.settings.threshold or 0.0
         histogram = candidates.measure(self.connection, self.num_classes, fixed, self.settings)
@@ -124,7 +124,7 @@ class Selecting:
         return self.context.inputs["dataset"].file("manifest.parquet")
 
     def define_tables(self) -> list[overrides.Misfit]:
-        """Who may be chosen, and what people said; returns the corrections that do not fit the data any more."""
+        """Define the candidates and the corrections; returns the corrections that no longer fit the data."""
         candidates.define_excluded(self.connection, self.manifest)
         previous = self.context.inputs.get("previous_selection")
         carried = previous.file(OVERRIDES) if previous and previous.file(OVERRIDES).exists() else None

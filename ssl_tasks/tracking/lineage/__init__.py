@@ -1,1 +1,1 @@
-"""Where a model and its labels come from."""
+"""The origin of models and labels."""

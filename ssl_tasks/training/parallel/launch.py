@@ -46,7 +46,7 @@ class Group:
     def start(self, host: bool) -> subprocess.Popen[bytes]:
         """This machine's share of the group; on one of the machines the hosts meet.
 
-        On a single host nobody else is to reach the processes: they meet in files, and talk over loopback. (torch's
+        On a single host no other user may reach the processes: they meet in files, and talk over loopback. (torch's
         `--standalone` listens on all addresses.)
         """
         threads = max(1, (self.threads or os.cpu_count() or 1) // self.processes)

@@ -33,6 +33,14 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         verb, rest = words[0], words[1:]
         done = selftrain(tmp_path, verb, *rest[:1], *(QUICKER if verb in COMPUTES else []), *rest[1:])
         assert done.returncode == 0, f"selftrain {shlex.join(words)}: {done.stderr}"
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    quicker = block.replace('["seed=1"]', repr(QUICKER[1::2]))
+    assert quicker != block
+    environment = {**os.environ, "SELFTRAIN_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", quicker], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from selftrain.ssl_tasks.report.comparison import Comparison, Point
 from selftrain.ssl_tasks.settings.recipe import Recipe, load_recipe
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.store.runs import Run, find_run
+from selftrain.ssl_tasks.store.verified import verified
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +77,7 @@ def _evaluation(one: Run) -> Artifact:
     evaluation = one.rounds()[number].evaluation
     if evaluation is None:
         raise NotFound(f"the evaluation of round {number} of run {one.id} is gone; run its recipe again")
-    return evaluation
+    return verified(evaluation)
 
 
 def _split(evaluation: Artifact) -> Split:

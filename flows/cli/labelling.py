@@ -27,7 +27,8 @@ def add_labels(verbs: Verbs) -> None:
         "selftrain labels RUN [filters]\n"
         "       selftrain labels diff RUN A B          what changed between two rounds\n"
         "       selftrain labels review RUN            the samples most worth a look\n"
-        "       selftrain labels apply RUN FILE.csv    corrections, for the next rounds and runs"
+        "       selftrain labels apply RUN FILE.csv    corrections for the next rounds and runs: the columns\n"
+        "                                              sample_id and label; other columns are ignored"
     )
     verb.add_argument("words", nargs="*", metavar="[diff|review|apply] RUN …")
     verb.add_argument("--round", type=int, help="default the last")

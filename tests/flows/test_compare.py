@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from selftrain.flows.actions.compare import compare_methods, compare_runs
+from selftrain.flows.actions.compare import best_round, compare_methods, compare_runs
 from selftrain.flows.actions.verbs import run
+from selftrain.ssl_tasks.errors import DamagedArtifact
 from selftrain.ssl_tasks.store.runs import Run, find_run
 from selftrain.ssl_tasks.tracking.client import connect, default_uri
 from tests.flows.claims import rows, unended_in_prefect
@@ -35,6 +36,18 @@ def find_rounds(workspace: Path, run_id: str) -> list[dict[str, float]]:
     """The summary lines of a run."""
     rounds: list[dict[str, float]] = find_run(workspace, run_id).summary["rounds"]
     return rounds
+
+
+def test_a_changed_evaluation_is_named_and_not_compared(copy: Path) -> None:
+    whole = last(copy)
+    evaluation = whole.rounds()[best_round(whole)].evaluation
+    assert evaluation is not None
+    table = next(evaluation.path.rglob("*.parquet"))
+    data = bytearray(table.read_bytes())
+    data[len(data) // 2] ^= 1
+    table.write_bytes(data)
+    with pytest.raises(DamagedArtifact, match=f"{table.name} has other contents"):
+        compare_runs([whole.id, whole.id], copy)
 
 
 def test_adding_a_seed_runs_only_the_new_cells(tmp_path: Path, recipe: str) -> None:

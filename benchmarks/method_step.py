@@ -38,7 +38,7 @@ from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.stream import PseudoPool
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.execution.precision import autocast, prepare_backends, resolve_device
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings, SyntheticSource
 from selftrain.ssl_tasks.settings.overrides import merged
 from selftrain.ssl_tasks.settings.recipe import load_recipe

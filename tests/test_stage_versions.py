@@ -29,7 +29,7 @@ from selftrain.flows.rounds.stages import (
 )
 from selftrain.ssl_tasks.data.sources import fingerprint
 from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings
 from selftrain.ssl_tasks.settings.recipe import parse_recipe
 from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, GateSettings, LearnerSettings, RuntimeSettings

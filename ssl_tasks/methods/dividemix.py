@@ -27,8 +27,6 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -54,6 +52,9 @@ from selftrain.ssl_tasks.settings.methods import DivideMixSettings
 
 def clean_probability(losses: np.ndarray) -> np.ndarray:
     """[n] in 0 … 1: the posterior of the Gaussian with the smaller mean; 1 where all losses are alike."""
+    from sklearn.exceptions import ConvergenceWarning  # not on every GPU machine
+    from sklearn.mixture import GaussianMixture
+
     span = np.ptp(losses) if len(losses) > 1 else 0.0
     if not span > 0:
         return np.ones(len(losses))

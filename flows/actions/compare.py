@@ -21,8 +21,7 @@ from selftrain.ssl_tasks.execution.cluster import spread
 from selftrain.ssl_tasks.report.page import Comparison, Point
 from selftrain.ssl_tasks.settings.recipe import Recipe, load_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.store.artifacts import Artifact
-from selftrain.ssl_tasks.store.file_digests import verified
+from selftrain.ssl_tasks.store.artifacts import Artifact, verified
 from selftrain.ssl_tasks.store.runs import Run, find_run
 from selftrain.ssl_tasks.tracking.spool import without_password
 

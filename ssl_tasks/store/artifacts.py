@@ -288,3 +288,25 @@ def flush_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def verified(artifact: Artifact) -> Artifact:
+    """Returns the artifact if each file has its digest; DamagedArtifact names the file that has not, and the remedy.
+
+    Each file is read once: its digest is remembered in the workspace's cache by inode, size and times, for other
+    processes too. `selftrain lineage --verify` and the reuse of an artifact read every file again.
+    """
+    from selftrain.ssl_tasks.store.file_digests import FileDigests  # pyarrow is not imported before it is needed
+
+    files = artifact.manifest["files"]
+    try:
+        check_contents(artifact)
+        check_files(artifact, digests=False)
+        cache = artifact.path.parents[2] / "cache"  # <workspace>/store/<stage>/<key>
+        digests = FileDigests(cache).of(artifact.path, list(files))
+        for (name, entry), digest in zip(files.items(), digests, strict=True):
+            if digest is None or digest.hex() != entry["sha256"]:
+                raise DamagedArtifact(f"{artifact.file(name)} has other contents than when it was written")
+    except DamagedArtifact as error:
+        raise DamagedArtifact(f"{error}; {REMEDY}") from error
+    return artifact

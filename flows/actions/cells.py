@@ -31,7 +31,7 @@ def run_cells(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[R
     with prefect_api(workspace) if prefect else nullcontext():
         if cells[0].config.runtime.task_runner == "ray":
             return by_ray(cells, workspace, prefect)
-        return [run(cell, workspace=workspace, prefect=prefect, command="compare") for cell in cells]
+        return [run(cell, workspace=workspace, prefect=prefect) for cell in cells]
 
 
 def by_ray(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]:
@@ -70,7 +70,7 @@ def run_cell(shared: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         refuse_unreachable(os.environ["PREFECT_API_URL"])
     cell = Recipe(RunConfig.model_validate(config), workspace, {})
     with within(shared["parent"]):
-        return run(cell, workspace=workspace, prefect=shared["prefect"], command="compare").id
+        return run(cell, workspace=workspace, prefect=shared["prefect"]).id
 
 
 def flow_run_of_ours() -> str:

@@ -36,7 +36,6 @@ def run(
     workspace: Workspace = None,
     prefect: bool = True,
     force: Iterable[str] = (),
-    command: str = "",
 ) -> Run:
     """Runs a recipe through all of its rounds; what an earlier run has answered is reused.
 
@@ -51,7 +50,7 @@ def run(
     if not prefect:
         from selftrain.flows.rounds.pipeline import run_pipeline
 
-        return run_pipeline(loaded.config, folder, frozenset(force), command=command, written=loaded.written)
+        return run_pipeline(loaded.config, folder, frozenset(force), written=loaded.written)
     from selftrain.flows.prefect.local_api import prefect_api, server_in_use
 
     mend_dead_runs(folder)
@@ -89,7 +88,7 @@ def rerun(
     if stage is not None and stage not in known:
         raise NotFound(f"run {before.id} has no stage '{stage}'." + nearest(stage, known))
     force = [] if stage is None else [stage]
-    return run(recipe, workspace=folder, prefect=prefect, force=force, command=" ".join(["rerun", before.id, *force]))
+    return run(recipe, workspace=folder, prefect=prefect, force=force)
 
 
 def plan(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> list[PlannedStage]:

@@ -28,7 +28,6 @@ def run_pipeline(
     force: frozenset[str] = frozenset(),
     isolate: bool = True,
     prepare: Prepare | None = None,
-    command: str = "",
     own_signals: bool = True,
     written: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -38,7 +37,7 @@ def run_pipeline(
     Without `own_signals`, whoever called us has a handler of SIGTERM that raises.
     """
     mend_dead_runs(workspace)
-    run = Run.create(workspace, config, written, command=command)
+    run = Run.create(workspace, config, written)
     tracker = Tracker(default_uri(workspace), workspace)
     settings, text = leaves(config.model_dump(mode="json")), (run.path / "config.yaml").read_text()
     tracked = tracker.start_run(run.id, settings, text, {"selftrain.run": run.id})

@@ -21,7 +21,7 @@ from selftrain.ssl_tasks.store.runs import RoundArtifacts, Run, tables_folder
 MEMORY_GB = 1.0
 MOST_BYTES = 14_500_000  # of the data in the page: with style and scripts it stays below 15 MB
 MOST_GALLERY_BYTES = 12_000_000
-SHOWN_OF_RUN = ("id", "name", "state", "stopped", "created", "finished", "command", "tracked")
+SHOWN_OF_RUN = ("id", "name", "state", "stopped", "created", "finished", "tracked")
 Links = Mapping[str, str]
 
 

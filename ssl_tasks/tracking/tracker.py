@@ -7,9 +7,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from selftrain.ssl_tasks.execution.parent import parent_of_mine
 from selftrain.ssl_tasks.execution.safe_path import safe_path
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.tracking.client import default_uri
-from selftrain.ssl_tasks.tracking.follower import Follower, metric_rows, spool_rows
+from selftrain.ssl_tasks.tracking.follower import Follower
 from selftrain.ssl_tasks.tracking.spool import Spool, spools, without_password
 
 EXPERIMENT = "selftrain"
@@ -95,14 +94,6 @@ class Tracker:
         """A file that stays where it is (a report, a log) is copied to the run's artifacts."""
         self.spool.append("file", run=run, path=str(Path(path).absolute()), folder=folder)
 
-    def log_text(self, run: str, text: str, file: str) -> None:
-        """A small text becomes a file among the run's artifacts."""
-        self.spool.append("text", run=run, text=text, file=file)
-
-    def log_metrics(self, run: str, values: Mapping[str, float], step: int = 0) -> None:
-        """Numbers of a run, now."""
-        spool_rows(self.spool, run, metric_rows(values, time.time(), step))
-
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
         """Tags of a run; the last value counts."""
         self.spool.append("tags", run=run, tags=dict(tags))
@@ -120,11 +111,6 @@ class Tracker:
         if tags:
             self.set_tags(run, tags)
         self._end(run, ending)
-
-    def end_dead(self, runs: Iterable[str]) -> None:
-        """Ends runs of dead attempts. (Those that a dead process left open in its spool are ended without this.)"""
-        for run in runs:
-            self._end(run, "KILLED")
 
     def close(self, timeout: float = 60.0) -> Report:
         """Sends what is left, unless the server is away; what waits is sent by the next run, or by `sync`."""

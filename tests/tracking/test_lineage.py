@@ -12,10 +12,11 @@ from selftrain.ssl_tasks.store.artifacts import Artifact, Store
 from selftrain.ssl_tasks.store.runs import Run, StageRecord
 from selftrain.ssl_tasks.tracking.client import connect, default_uri
 from selftrain.ssl_tasks.tracking.lineage.graph import Graph, Node, as_json, as_mermaid, as_tree, visible
-from selftrain.ssl_tasks.tracking.lineage.mlflow_lineage import champion_lineage
+from selftrain.ssl_tasks.tracking.lineage.mlflow_lineage import mlflow_lineage
 from selftrain.ssl_tasks.tracking.lineage.samples import sample_lineage, sample_tree
 from selftrain.ssl_tasks.tracking.lineage.trace import find_artifact, resting_on, store_lineage
 from selftrain.ssl_tasks.tracking.lineage.verification import verify
+from selftrain.ssl_tasks.tracking.registry import champion
 from selftrain.ssl_tasks.tracking.shipper import Shipper
 from selftrain.ssl_tasks.tracking.tracker import Tracker
 
@@ -149,7 +150,10 @@ def test_mlflow_alone_tells_the_same_lineage(
     uri = default_uri(workspace)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     Shipper(workspace, uri).ship_left(None)
-    told = champion_lineage(connect(uri, workspace), "quickstart")
+    client = connect(uri, workspace)
+    version = champion(client, "quickstart")
+    assert version is not None
+    told = mlflow_lineage(client, str(version.source).rsplit("/", 1)[-1])
     assert told.nodes[told.root].digest == artifacts["student-1"].digest
     models = {node.digest for node in told.nodes.values() if node.kind == "model"}
     assert models == {node.digest for node in graph.nodes.values() if node.kind == "model"}

@@ -3,23 +3,13 @@
 import json
 from typing import TYPE_CHECKING
 
-from selftrain.ssl_tasks.errors import NotFound
 from selftrain.ssl_tasks.tracking.entities import input_datasets, input_models
 from selftrain.ssl_tasks.tracking.lineage.graph import Graph, Node
 from selftrain.ssl_tasks.tracking.lineage.trace import kind_of
-from selftrain.ssl_tasks.tracking.registry import champion
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Dataset, Run
-
-
-def champion_lineage(client: "MlflowClient", name: str) -> Graph:
-    """What the champion of a registered model rests on. (A version's model_id is None here: its source has it.)"""
-    version = champion(client, name)
-    if version is None:
-        raise NotFound(f"no version of the registered model '{name}' is the champion; finish a run first")
-    return mlflow_lineage(client, str(version.source).rsplit("/", 1)[-1])
 
 
 def mlflow_lineage(client: "MlflowClient", model_id: str) -> Graph:

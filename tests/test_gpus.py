@@ -17,7 +17,7 @@ from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.execution.gpus import lease, needed, visible_gpus
 from selftrain.ssl_tasks.execution.process import run_isolated
 from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 from tests.bodies import Behaviour
 from tests.clock import HANG
 

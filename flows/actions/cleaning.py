@@ -8,8 +8,8 @@ from pathlib import Path
 
 from selftrain.flows.environment import workspace_folder
 from selftrain.ssl_tasks.errors import UserError
-from selftrain.ssl_tasks.store.artifacts import Store, file_lock
-from selftrain.ssl_tasks.store.occupancy import alone
+from selftrain.ssl_tasks.store.artifacts import Store
+from selftrain.ssl_tasks.store.locks import alone, file_lock
 from selftrain.ssl_tasks.store.runs import alive, all_runs
 
 

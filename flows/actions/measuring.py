@@ -26,7 +26,7 @@ from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact
-from selftrain.ssl_tasks.store.occupancy import at_work
+from selftrain.ssl_tasks.store.locks import at_work
 
 log = logging.getLogger("selftrain")
 

@@ -20,9 +20,9 @@ from selftrain.flows.cli.verb import Parser, Verbs, Version, add_workspace
 from selftrain.flows.environment import refusal, workspace_folder
 from selftrain.flows.rounds.interruption import end_on_signals
 from selftrain.flows.tables import printable_lines
-from selftrain.ssl_tasks.errors import Interrupted, SelftrainError, StageFailed
+from selftrain.ssl_tasks.errors import Interrupted, SelftrainError, StageFailed, describe, out_of_space
 from selftrain.ssl_tasks.execution.collection import own_process
-from selftrain.ssl_tasks.store.process_lock import release
+from selftrain.ssl_tasks.store.locks import release
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,8 +60,6 @@ def answer(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - a defect of ours; the user gets one line, we get the rest in a file
-        from selftrain.ssl_tasks.execution.process import describe, out_of_space
-
         if out_of_space(error):
             return _fail(describe(error)["message"], 3)
         workspace = workspace_folder(options.workspace)

@@ -17,7 +17,7 @@ from selftrain.ssl_tasks.errors import SelftrainError
 from selftrain.ssl_tasks.execution.collection import uncollected
 from selftrain.ssl_tasks.execution.listening import HOST, Guard, listen, own_password
 from selftrain.ssl_tasks.execution.safe_path import in_environment
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.tracking.spool import without_password
 
 # The catalogue of block types, for the UI's forms: two seconds in a fresh database, and the import of every plugin.

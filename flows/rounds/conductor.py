@@ -11,9 +11,9 @@ from threading import BoundedSemaphore
 
 from selftrain.flows.rounds.progress import Show, display
 from selftrain.flows.rounds.self_training import Pending
-from selftrain.ssl_tasks.errors import Interrupted, StageFailed, UserError
+from selftrain.ssl_tasks.errors import Interrupted, StageFailed, UserError, describe
 from selftrain.ssl_tasks.execution.execute import Outcome, Request, execute, run_inline
-from selftrain.ssl_tasks.execution.process import describe, run_isolated, stop_all
+from selftrain.ssl_tasks.execution.process import run_isolated, stop_all
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.advice import advice

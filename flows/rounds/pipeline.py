@@ -12,7 +12,7 @@ from selftrain.flows.rounds.reaper import mend_dead_runs
 from selftrain.flows.rounds.self_training import Summary, self_training
 from selftrain.ssl_tasks.settings.recipe import leaves
 from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.store.occupancy import at_work
+from selftrain.ssl_tasks.store.locks import at_work
 from selftrain.ssl_tasks.store.runs import Run, all_runs
 from selftrain.ssl_tasks.tracking.client import default_uri
 from selftrain.ssl_tasks.tracking.tracker import Ending, Tracker

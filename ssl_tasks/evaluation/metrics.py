@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selftrain.ssl_tasks.evaluation.calibration import BINS, expected_calibration_error, reliability_bins
+from selftrain.ssl_tasks.pseudo_labels.predicting.calibration import BINS, expected_calibration_error, reliability_bins
 
 Z = 1.959963984540054  # the standard normal's 97.5 % point
 Floats = NDArray[np.float64]

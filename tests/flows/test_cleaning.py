@@ -14,8 +14,8 @@ from selftrain.flows.actions.models import export, predict
 from selftrain.ssl_tasks.errors import UserError
 from selftrain.ssl_tasks.execution.execute import Request, run_inline
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
-from selftrain.ssl_tasks.store.artifacts import Store, file_lock
-from selftrain.ssl_tasks.store.occupancy import at_work
+from selftrain.ssl_tasks.store.artifacts import Store
+from selftrain.ssl_tasks.store.locks import at_work, file_lock
 
 WRITTEN = {"stage": "train", "key": "stray", "digest": "", "files": {}}
 WRITTEN |= {"inputs": {}, "settings": {}, "seconds": 0.0, "finished": 0.0}

@@ -22,9 +22,10 @@ from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.training.parallel.launch import free_port
 from tests.flows.tiny import write_recipe
 from tests.pseudo_labels.teachers import synthetic, teacher
-from tests.stack.servers import BINARIES, ROOT, free_port
+from tests.stack.servers import BINARIES, ROOT
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'selftrain[ray]'")
 pytestmark = pytest.mark.stack

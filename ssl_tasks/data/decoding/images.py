@@ -15,7 +15,7 @@ from selftrain.ssl_tasks.data.decoding.sweep import cache_limit, chunk_size, chu
 from selftrain.ssl_tasks.data.sources.base import DrawnSource, ImageSource
 from selftrain.ssl_tasks.errors import DataError
 from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 
 Column = Callable[[np.ndarray], Sequence[str]]  # positions → uris, or contents
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 
 ROWS = 4096  # written at a time
 READ = 1 << 20  # bytes at a time, in place of a whole row group's

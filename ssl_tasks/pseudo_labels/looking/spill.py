@@ -5,7 +5,6 @@ that its process keeps locked; the kernel frees the lock when the process ends, 
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from selftrain.ssl_tasks.errors import Interrupted
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock, take
 
 LOCK = "in-use.lock"
 STARTING = "starting.lock"
@@ -58,7 +57,8 @@ def _own(root: Path) -> bool:
 
 def _locked(folder: Path) -> int:
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    held = take(descriptor, blocking=False)
+    assert held, "no other process knows this new folder"
     return descriptor
 
 

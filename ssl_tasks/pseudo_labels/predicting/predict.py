@@ -28,7 +28,12 @@ from selftrain.ssl_tasks.pseudo_labels.looking.tables import (
     unreadable_table,
 )
 from selftrain.ssl_tasks.pseudo_labels.predicting.batches import AUGMENT, Batches, Clock
-from selftrain.ssl_tasks.pseudo_labels.predicting.calibration import calibration, fit_temperature, fitting_half
+from selftrain.ssl_tasks.pseudo_labels.predicting.calibration import (
+    LOG_RANGE_OF_TEACHERS,
+    calibration,
+    fit_temperature,
+    fitting_half,
+)
 from selftrain.ssl_tasks.pseudo_labels.predicting.labeller import Columns, Labeller, Opinion, class_means, judge
 from selftrain.ssl_tasks.pseudo_labels.predicting.shards import Shard, ShardCache, cut, place, shard_file, shard_key
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
@@ -187,7 +192,8 @@ class Predicting:
                 raise ConfigError(
                     "predict.temperature=fit needs held-out images; set data.split.validation, or a number"
                 )
-            temperature = fit_temperature(log_probs[fitted], labels[fitted])
+            best = fit_temperature(log_probs[fitted], labels[fitted], LOG_RANGE_OF_TEACHERS)
+            temperature = float(f"{best:.4g}")
         report = {
             "temperature": temperature,
             "fitted_on": int(fitted.sum()),

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from selftrain.flows.prefect.local_api import WITHOUT_BLOCKS
+from selftrain.flows.prefect.server import WITHOUT_BLOCKS
 
 START_SECONDS = 240.0
 

@@ -28,7 +28,7 @@ from selftrain.flows.rounds.stages import (
     train_request,
 )
 from selftrain.ssl_tasks.data.fingerprint import fingerprint
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.methods import METHODS
 from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings, GateSettings
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings

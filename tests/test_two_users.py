@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.execution.gpus import lease
+from selftrain.ssl_tasks.execution.devices import lease
 from selftrain.ssl_tasks.store.locks import file_lock
 
 NOBODY = 65534

@@ -25,7 +25,7 @@ def run_cells(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[R
     """The runs, in the order of their recipes; what was answered before is reused."""
     workspace.mkdir(parents=True, exist_ok=True)
     set_environment(workspace)
-    from selftrain.flows.prefect.local_api import prefect_api
+    from selftrain.flows.prefect.server import prefect_api
 
     # One API for all cells: a run starts none of its own where one is there.
     with prefect_api(workspace) if prefect else nullcontext():
@@ -36,7 +36,7 @@ def run_cells(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[R
 
 def by_ray(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]:
     """Every cell as a task of the cluster, which shares the workspace with us."""
-    from selftrain.flows.prefect.local_api import server_in_use
+    from selftrain.flows.prefect.server import server_in_use
 
     mark = workspace / f"seen-{uuid4().hex}"
     told = TOLD if server_in_use(workspace) else (*TOLD, PASSWORD)
@@ -84,14 +84,14 @@ def within(flow_run: str) -> AbstractContextManager[None]:
     """Runs of this block are children of that flow run, if there is one."""
     if not flow_run:
         return nullcontext()
-    from selftrain.flows.prefect.compare import child_of
+    from selftrain.flows.prefect.flow import child_of
 
     return child_of(flow_run)
 
 
 def refuse_unreachable(url: str) -> None:
     """Each worker would start a Prefect API of its own, and the runs would be told to nobody."""
-    from selftrain.flows.prefect.local_api import check_reachable
+    from selftrain.flows.prefect.server import check_reachable
 
     try:
         check_reachable(url)

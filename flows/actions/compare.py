@@ -154,10 +154,10 @@ def compare_methods(
         return answer()
     make_workspace(folder)
     set_environment(folder)
-    from selftrain.flows.prefect.local_api import prefect_api
+    from selftrain.flows.prefect.server import prefect_api
 
     with prefect_api(folder):
-        from selftrain.flows.prefect.compare import compare_as_flow
+        from selftrain.flows.prefect.flow import compare_as_flow
 
         words = f"compare {title}: {axes['method']} · {axes['labels']} labels · seed {axes['seed']}"
         return compare_as_flow(answer, words, asked)

@@ -44,7 +44,7 @@ def _version(name: str) -> Finding:
 def _torch() -> Finding:
     import torch
 
-    from selftrain.ssl_tasks.execution.precision import computed_by, resolve_device, resolve_precision
+    from selftrain.ssl_tasks.execution.devices import computed_by, resolve_device, resolve_precision
 
     device = resolve_device("auto")
     found = computed_by(device, resolve_precision("auto", device))

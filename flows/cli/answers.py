@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selftrain.ssl_tasks.execution.collection import is_own_process
+from selftrain.ssl_tasks.execution.startup import is_own_process
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -33,8 +33,7 @@ def _deploy(options: Namespace) -> None:
 
     config = load_recipe(options.config, options.set).config
     set_environment(workspace_folder(options.workspace))
-    from selftrain.flows.prefect.deployments import deploy
-    from selftrain.flows.prefect.serving import Schedule
+    from selftrain.flows.prefect.serving import Schedule, deploy
 
     schedule = Schedule(options.cron, options.interval, options.rrule)
     workspace = workspace_folder(options.workspace) if options.workspace else None
@@ -50,8 +49,8 @@ def _deploy(options: Namespace) -> None:
 
 def _init_server(options: Namespace) -> None:
     set_environment(workspace_folder(options.workspace))
-    from selftrain.flows.prefect.deployments import require_server
-    from selftrain.flows.prefect.server_setup import init_server
+    from selftrain.flows.prefect.server import init_server
+    from selftrain.flows.prefect.serving import require_server
 
     require_server()
     for line in init_server(options.pool or ["cpu"], options.gpus, options.notify):

@@ -10,7 +10,7 @@ from selftrain.flows.cli.verb import Verbs
 from selftrain.flows.tables import print_table, printable, seconds
 
 if TYPE_CHECKING:
-    from selftrain.ssl_tasks.store.stage_progress import Progress
+    from selftrain.ssl_tasks.execution.progress import Progress
 
 
 def add_status(verbs: Verbs) -> None:

@@ -21,7 +21,7 @@ from selftrain.flows.environment import refusal, workspace_folder
 from selftrain.flows.rounds.interruption import end_on_signals
 from selftrain.flows.tables import printable_lines
 from selftrain.ssl_tasks.errors import Interrupted, SelftrainError, StageFailed, describe, out_of_space
-from selftrain.ssl_tasks.execution.collection import own_process
+from selftrain.ssl_tasks.execution.startup import own_process
 from selftrain.ssl_tasks.store.locks import release
 
 

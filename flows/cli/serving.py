@@ -47,7 +47,7 @@ def _up(options: Namespace) -> None:
 
 
 def _serve(options: Namespace) -> None:
-    from selftrain.flows.prefect.local_api import prefect_api
+    from selftrain.flows.prefect.server import prefect_api
     from selftrain.flows.prefect.serving import Schedule, serve
     from selftrain.ssl_tasks.settings.recipe import load_recipe
 

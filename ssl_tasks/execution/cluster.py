@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from selftrain.ssl_tasks import errors
-from selftrain.ssl_tasks.execution.execute import load_body
+from selftrain.ssl_tasks.execution.stage import load_body
 from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
 
 Key = TypeVar("Key")

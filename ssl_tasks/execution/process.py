@@ -1,7 +1,7 @@
 """Runs a stage's body in a process group of its own: it can be killed whole, and takes its memory with it.
 
 A fork server that has imported torch already starts it in some hundredths of a second. The group dies with us, whatever
-kills us (`selftrain.ssl_tasks.execution.parent`).
+kills us (`selftrain.ssl_tasks.execution.startup`).
 """
 
 import contextlib
@@ -26,11 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from selftrain.ssl_tasks import errors
-from selftrain.ssl_tasks.execution.execute import Request, load_body
-from selftrain.ssl_tasks.execution.gpus import lease, needed
-from selftrain.ssl_tasks.execution.parent import end_group_after, parent_of_mine
-from selftrain.ssl_tasks.execution.safe_path import in_environment, safe_path
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.devices import lease, needed
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult, load_body
+from selftrain.ssl_tasks.execution.startup import end_group_after, in_environment, parent_of_mine, safe_path
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
 from selftrain.ssl_tasks.store.locks import file_lock
 

@@ -26,6 +26,7 @@ from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact, read_manifest, write_atomically
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
 from selftrain.ssl_tasks.store.locks import file_lock, freed, held_lock
+from selftrain.ssl_tasks.store.stage_names import FIRST, RoundNames
 from selftrain.ssl_tasks.store.verified import verified
 
 RunState = Literal["running", "waiting", "done", "failed", "interrupted", "crashed"]
@@ -162,30 +163,28 @@ class Run:
 
     @property
     def dataset(self) -> Artifact | None:
-        return self.artifact("dataset")
+        return self.artifact(FIRST.dataset)
 
     def rounds(self) -> list[RoundArtifacts]:
         """Round 0 is the teacher, then one entry a round begun."""
         last = max((stage.round for stage in self.stages()), default=0)
-        first = RoundArtifacts(0, model=self.artifact("teacher"), evaluation=self.artifact("evaluate-teacher"))
+        first = RoundArtifacts(0, model=self.artifact(FIRST.model), evaluation=self.artifact(FIRST.evaluate))
         return [first] + [
             RoundArtifacts(
-                number,
-                predictions=self.artifact(f"predict-{number}"),
-                selection=self.artifact(f"select-{number}"),
-                model=self.artifact(self.model_stage(number)),
-                evaluation=self.artifact(f"evaluate-{number}"),
-                gate=self.artifact(f"gate-{number}"),
+                names.number,
+                predictions=self.artifact(names.predict),
+                selection=self.artifact(names.select),
+                model=self.artifact(self.model_stage(names.number)),
+                evaluation=self.artifact(names.evaluate),
+                gate=self.artifact(names.gate),
             )
-            for number in range(1, last + 1)
+            for names in map(RoundNames, range(1, last + 1))
         ]
 
     def model_stage(self, number: int) -> str:
         """The stage that gave a round its model: the student's training, or its fine-tuning where there was one."""
-        if not number:
-            return "teacher"
-        tuned = f"finetune-{number}"
-        return f"student-{number}" if self.artifact(tuned) is None else tuned
+        names = RoundNames(number)
+        return names.finetune if number and self.artifact(names.finetune) is not None else names.model
 
     @property
     def nothing_new(self) -> bool:

@@ -7,12 +7,13 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from selftrain.ssl_tasks.execution.progress import Show
 from selftrain.ssl_tasks.store.artifacts import write_atomically
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
 from selftrain.ssl_tasks.tracking.spool import Spool
@@ -53,14 +54,14 @@ class Mark(Shape):
 class Follower(threading.Thread):
     """Follows one attempt of a stage. What an earlier attempt wrote and nobody spooled still goes to its own run."""
 
-    def __init__(self, spool: Spool, run: str, events: Path) -> None:
+    def __init__(self, spool: Spool, run: str, events: Path, show: Show | None = None) -> None:
         super().__init__(name=f"follow-{run[:8]}", daemon=True)
         self.spool, self.local, self.events = spool, run, events
         self.mark = events.with_name(events.name + ".followed")
         self.ended = threading.Event()
         self.offset = 0
         self.progress: tuple[int, int, str] | None = None  # done, total, what
-        self.show: Callable[[int, int, str], None] = lambda _done, _total, _what: None  # is told of it
+        self.show = show  # is told of it
         before: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError, Malformed):
             before = read_json(self.mark, Mark)
@@ -109,7 +110,7 @@ class Follower(threading.Thread):
             if "progress" in event:
                 self.progress = (*event["progress"], event.get("what", ""))
             rows += metric_rows(event.get("metrics", {}), event["time"], event.get("step", 0))
-        if self.progress is not None and self.progress != before:
+        if self.show is not None and self.progress is not None and self.progress != before:
             self.show(*self.progress)
         spool_rows(self.spool, run, rows)
         self.offset += len(whole)

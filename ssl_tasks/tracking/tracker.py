@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selftrain.ssl_tasks.execution.parent import parent_of_mine
-from selftrain.ssl_tasks.execution.safe_path import safe_path
+from selftrain.ssl_tasks.execution.progress import Show
+from selftrain.ssl_tasks.execution.startup import parent_of_mine, safe_path
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.tracking.client import default_uri
 from selftrain.ssl_tasks.tracking.follower import Follower
@@ -70,9 +70,12 @@ class Tracker:
         """One attempt of a stage: a child run of its own."""
         return self._start(name, parent, tags)
 
-    def follow(self, run: str, events: Path) -> Follower:
-        """Ships an attempt's events while it runs; `.stop()` it before the artifact is committed."""
-        follower = Follower(self.spool, run, events)
+    def follow(self, run: str, events: Path, show: Show | None = None) -> Follower:
+        """Ships an attempt's events while it runs, and tells `show` of its progress.
+
+        `.stop()` it before the artifact is committed.
+        """
+        follower = Follower(self.spool, run, events, show)
         follower.start()
         return follower
 

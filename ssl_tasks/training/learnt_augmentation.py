@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from selftrain.ssl_tasks.data.batch import Batch
+from selftrain.ssl_tasks.execution.devices import autocast
 from selftrain.ssl_tasks.execution.distributed import gather_rows
-from selftrain.ssl_tasks.execution.precision import autocast
 from selftrain.ssl_tasks.training.run import TrainingRun
 from selftrain.ssl_tasks.training.validation import evaluation_mode
 

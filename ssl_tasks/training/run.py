@@ -18,9 +18,9 @@ from selftrain.ssl_tasks.data.stream.pools import Images, LabeledPool, PseudoPoo
 from selftrain.ssl_tasks.data.stream.stream import BatchStream
 from selftrain.ssl_tasks.data.views.policy import Policy, build_policy
 from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.devices import resolve_precision
 from selftrain.ssl_tasks.execution.distributed import grouped, rank, world
-from selftrain.ssl_tasks.execution.precision import resolve_precision
-from selftrain.ssl_tasks.execution.seeds import derive_seed
+from selftrain.ssl_tasks.execution.stage import derive_seed
 from selftrain.ssl_tasks.methods import build_method, method_class
 from selftrain.ssl_tasks.methods.base import Method, Problem
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from selftrain.ssl_tasks.data.batch import Batch
+from selftrain.ssl_tasks.execution.devices import autocast
 from selftrain.ssl_tasks.execution.distributed import average_buffers, average_gradients, rank
-from selftrain.ssl_tasks.execution.precision import autocast
-from selftrain.ssl_tasks.execution.seeds import derive_seed
+from selftrain.ssl_tasks.execution.stage import derive_seed
 from selftrain.ssl_tasks.methods.base import Losses
 from selftrain.ssl_tasks.training.ema import move_average, warmed_decay
 from selftrain.ssl_tasks.training.learnt_augmentation import learn_augmentation

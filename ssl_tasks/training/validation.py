@@ -14,8 +14,8 @@ from torch import nn
 
 from selftrain.ssl_tasks.data.stream.loading import normalise
 from selftrain.ssl_tasks.data.stream.pools import Images
+from selftrain.ssl_tasks.execution.devices import autocast
 from selftrain.ssl_tasks.execution.distributed import rank, sum_over_ranks, world
-from selftrain.ssl_tasks.execution.precision import autocast
 from selftrain.ssl_tasks.training.run import TrainingRun
 
 BATCH = 256

@@ -9,7 +9,7 @@ from PIL import Image
 from selftrain.models import ModelSettings, build_model
 from selftrain.ssl_tasks.data.fingerprint import fingerprint
 from selftrain.ssl_tasks.data.splits.permutation import key_of
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource, SplitSettings, SyntheticSource
 from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact

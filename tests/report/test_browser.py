@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.pseudo_labels.selecting.label_words import REJECT, LabelWords
 from selftrain.ssl_tasks.pseudo_labels.selecting.overrides import read_rows
 from selftrain.ssl_tasks.report.collect import report_data

@@ -17,12 +17,13 @@ from selftrain.flows.actions.cells import run_cells
 from selftrain.flows.actions.verbs import run
 from selftrain.ssl_tasks.errors import ConfigError, Interrupted
 from selftrain.ssl_tasks.execution import process
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.training.parallel.launch import free_port
+from tests.bodies import isolated
 from tests.flows.tiny import write_recipe
 from tests.pseudo_labels.teachers import synthetic, teacher
 from tests.stack.servers import BINARIES, ROOT
@@ -125,7 +126,7 @@ def predict(workspace: Path, inputs: Inputs, **runtime: Any) -> Artifact:
         "predict", "predict", 1, "selftrain.ssl_tasks.pseudo_labels.predicting.predict:predict", settings, roles
     )
     chosen = RuntimeSettings.model_validate({"threads": 1, "device": "cpu", **runtime})
-    return execute(request, workspace, chosen, process.run_isolated).artifact
+    return isolated(request, workspace, chosen)
 
 
 def begin(workspace: Path, inputs: Inputs, cluster: Cluster) -> "Future[Artifact]":

@@ -17,7 +17,7 @@ from selftrain.ssl_tasks.data.dataset import Dataset, Pool
 from selftrain.ssl_tasks.data.splits.permutation import key_of
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.cluster import spread
-from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
+from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.pseudo_labels.looking import schema
 from selftrain.ssl_tasks.pseudo_labels.looking.engine import saying_what_is_full

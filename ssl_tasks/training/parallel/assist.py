@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from selftrain.ssl_tasks.execution.gpus import lease
+from selftrain.ssl_tasks.execution.devices import lease
 from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.training.parallel.launch import ALIVE, INVITATION, Group
 

@@ -14,8 +14,8 @@ from typing import Any
 from uuid import uuid4
 
 from selftrain.ssl_tasks import errors
-from selftrain.ssl_tasks.execution.safe_path import safe_path
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.startup import safe_path
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact, write_atomically

@@ -5,7 +5,7 @@ Started by torch's launcher.
 
 import os
 
-from selftrain.ssl_tasks.execution.parent import die_with
+from selftrain.ssl_tasks.execution.startup import die_with
 
 if __name__ == "__main__":
     die_with(os.getppid())  # before torch's import; where that one was dead by now, the lock below is free
@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from selftrain.ssl_tasks.errors import describe
-from selftrain.ssl_tasks.execution.precision import resolve_device
+from selftrain.ssl_tasks.execution.devices import resolve_device
 from selftrain.ssl_tasks.store.artifacts import write_atomically
 from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.training.parallel.launch import ALIVE, MEETING, answer_path, from_json

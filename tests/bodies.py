@@ -8,10 +8,10 @@ from pathlib import Path
 from selftrain.ssl_tasks.errors import Interrupted, Transient, UserError
 from selftrain.ssl_tasks.execution.process import run_isolated
 from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult, begin_attempt, commit
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.settings.section import Section
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store
-from selftrain.ssl_tasks.training.parallel.interruption import stop_requests
+from selftrain.ssl_tasks.training.checkpoints import stop_requests
 
 
 def isolated(request: Request, workspace: Path, runtime: RuntimeSettings | None = None) -> Artifact:

@@ -15,7 +15,7 @@ from selftrain.flows.rounds.stages import VERSIONS
 from selftrain.ssl_tasks.errors import ConfigError, StageFailed
 from selftrain.ssl_tasks.execution.devices import lease, needed, visible_gpus
 from selftrain.ssl_tasks.execution.stage import Request
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.locks import file_lock
 from tests.bodies import Behaviour, isolated
 from tests.clock import HANG

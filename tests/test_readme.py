@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.methods.table import METHODS
 from tests.flows.tiny import selftrain
 
 README = Path(__file__).parent.parent / "README.md"

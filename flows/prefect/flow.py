@@ -36,12 +36,12 @@ from selftrain.ssl_tasks.execution.startup import die_with_parent
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Store
 from selftrain.ssl_tasks.store.runs import Run, all_runs
-from selftrain.ssl_tasks.tracking.lineage.graph import as_mermaid, as_tree
-from selftrain.ssl_tasks.tracking.lineage.trace import store_lineage
+from selftrain.ssl_tasks.tracking.lineage import as_mermaid, as_tree
 from selftrain.ssl_tasks.tracking.spool import without_password
+from selftrain.ssl_tasks.tracking.trace import store_lineage
 
 if TYPE_CHECKING:
-    from selftrain.ssl_tasks.report.comparison import Comparison
+    from selftrain.ssl_tasks.report.page import Comparison
 
 die_with_parent()  # of `selftrain up`, where its runner started us
 log = logging.getLogger("selftrain")

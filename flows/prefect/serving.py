@@ -27,7 +27,7 @@ from selftrain.ssl_tasks.execution.listening import HOST, entrance, listen, own_
 from selftrain.ssl_tasks.execution.startup import folder_hides_us, parent_of_mine, safe_path
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.tracking.client import artifact_folder, connect, default_uri
-from selftrain.ssl_tasks.tracking.lineage.links import announced
+from selftrain.ssl_tasks.tracking.lineage import announced
 from selftrain.ssl_tasks.tracking.spool import without_password
 
 if TYPE_CHECKING:

@@ -32,8 +32,7 @@ from selftrain.flows.rounds.conductor import Orchestrator
 from selftrain.ssl_tasks.errors import Transient
 from selftrain.ssl_tasks.execution.devices import needed, visible_gpus
 from selftrain.ssl_tasks.execution.stage import Outcome, Request
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSettings, TunedSettings
 from selftrain.ssl_tasks.store.runs import Run
 
 log = logging.getLogger("selftrain")

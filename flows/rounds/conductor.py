@@ -16,8 +16,7 @@ from selftrain.ssl_tasks.errors import Interrupted, StageFailed, UserError, desc
 from selftrain.ssl_tasks.execution.process import run_isolated, stop_all
 from selftrain.ssl_tasks.execution.progress import Display
 from selftrain.ssl_tasks.execution.stage import Outcome, Request, StageContext, begin_attempt, commit, look_up
-from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RunConfig, RuntimeSettings
 from selftrain.ssl_tasks.store.advice import advice
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store, write_atomically
 from selftrain.ssl_tasks.store.runs import Run, RunState, StageRecord, StageState, approval_file, corrections_file
@@ -190,7 +189,7 @@ class Conductor:
 
     def fingerprint(self, config: RunConfig) -> str:
         """The digest of the source's contents."""
-        from selftrain.ssl_tasks.data.fingerprint import fingerprint
+        from selftrain.ssl_tasks.data.sources import fingerprint
 
         def say(note: str) -> None:
             log.warning("data: %s", note)

@@ -14,7 +14,7 @@ from selftrain.flows.actions.verbs import run
 from selftrain.ssl_tasks.errors import DamagedArtifact
 from selftrain.ssl_tasks.store.runs import Run, find_run
 from selftrain.ssl_tasks.tracking.client import connect, default_uri
-from selftrain.ssl_tasks.training.parallel.launch import free_port
+from selftrain.ssl_tasks.training.launch import free_port
 from tests.flows.claims import rows, unended_in_prefect
 from tests.flows.tiny import computed_in_total, environment, last, selftrain
 from tests.local_servers import prefect_server
@@ -73,7 +73,7 @@ def test_adding_a_seed_runs_only_the_new_cells(tmp_path: Path, recipe: str) -> N
 
 ON_A_WORKER = """
 import json, sys
-from selftrain.flows.actions.cells import run_cell
+from selftrain.flows.actions.compare import run_cell
 run_cell(*json.loads(sys.argv[1]))
 """
 CELLS = """

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import yaml
 
-from selftrain.ssl_tasks.training.parallel.launch import free_port
+from selftrain.ssl_tasks.training.launch import free_port
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

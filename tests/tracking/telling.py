@@ -9,9 +9,8 @@ import pytest
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.tracking import shipper
 from selftrain.ssl_tasks.tracking.client import default_uri
-from selftrain.ssl_tasks.tracking.follower import metric_rows, spool_rows
 from selftrain.ssl_tasks.tracking.shipper import Shipper
-from selftrain.ssl_tasks.tracking.tracker import Tracker
+from selftrain.ssl_tasks.tracking.tracker import Tracker, metric_rows, spool_rows
 
 
 def spool_only(workspace: Path) -> Tracker:

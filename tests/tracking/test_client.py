@@ -21,7 +21,7 @@ from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.tracking.client import check_server, connect, default_uri
 from selftrain.ssl_tasks.tracking.spool import spools
 from selftrain.ssl_tasks.tracking.tracker import Report, Tracker, sync
-from selftrain.ssl_tasks.training.parallel.launch import free_port
+from selftrain.ssl_tasks.training.launch import free_port
 from tests.clock import own_seconds, until
 from tests.local_servers import mlflow_server
 from tests.tracking.observed import runs_by_name

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from selftrain.flows.actions.housekeeping import Cleaned, clean
 from selftrain.flows.environment import Workspace, make_workspace, set_environment, workspace_folder
-from selftrain.flows.rounds.pipeline import check_paths, run_pipeline, warm_up
+from selftrain.flows.rounds.pipeline import check_paths, mend_dead_runs, run_pipeline, warm_up
 from selftrain.flows.rounds.planning import PlannedStage
 from selftrain.flows.rounds.planning import plan as plan_stages
-from selftrain.flows.rounds.reaper import mend_dead_runs, tell_prefect
 from selftrain.ssl_tasks.errors import ConfigError, NotFound, nearest
 from selftrain.ssl_tasks.execution.progress import Progress, read_progress
 from selftrain.ssl_tasks.execution.startup import uncollected
@@ -58,6 +57,7 @@ def run(
     with prefect_api(folder):
         with uncollected():
             from selftrain.flows.prefect.flow import run_as_flow
+            from selftrain.flows.prefect.tasks import tell_prefect
 
         tell_prefect(folder, server_in_use(folder))
         return run_as_flow(loaded.config, folder, tuple(force), loaded.written)

@@ -49,8 +49,7 @@ def add_config(verbs: Verbs) -> None:
 
 def _status(options: Namespace) -> None:
     from selftrain.flows.actions import verbs
-    from selftrain.ssl_tasks.store.advice import UNFINISHED, advice
-    from selftrain.ssl_tasks.store.runs import find_run
+    from selftrain.ssl_tasks.store.runs import UNFINISHED, advice, find_run
 
     if options.all:
         runs = verbs.runs(options.workspace)

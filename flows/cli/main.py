@@ -120,8 +120,7 @@ def _how_to_continue(options: argparse.Namespace, arguments: Sequence[str] | Non
     """The advice about the run that this process made, else, where something was ended, the same command again."""
     import shlex
 
-    from selftrain.ssl_tasks.store.advice import advice
-    from selftrain.ssl_tasks.store.runs import all_runs, owner
+    from selftrain.ssl_tasks.store.runs import advice, all_runs, owner
 
     if getattr(options, "makes_run", False):
         with contextlib.suppress(SelftrainError, OSError, ValueError):  # it must not hide what has happened

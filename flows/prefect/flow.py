@@ -27,9 +27,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from selftrain.flows.environment import set_environment, workspace_folder
 from selftrain.flows.prefect.server import CHAMPION, NOTHING_NEW, RESTARTED, check_reachable
-from selftrain.flows.prefect.tasks import FlowRun
+from selftrain.flows.prefect.tasks import PrefectOrchestrator, process_tag
 from selftrain.flows.rounds.pipeline import run_pipeline
-from selftrain.flows.rounds.reaper import process_tag
 from selftrain.flows.tables import share
 from selftrain.ssl_tasks.errors import SelftrainError
 from selftrain.ssl_tasks.execution.startup import die_with_parent
@@ -94,7 +93,11 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
     own_signals = not deployment.get_id()
     with TagsContext(current_tags=set()):  # the flow run's tag is not its tasks': each would ask for a slot of it
         run = run_pipeline(
-            config, folder, frozenset(force), FlowRun(config.runtime.retries, own_signals), written=WRITTEN.get()
+            config,
+            folder,
+            frozenset(force),
+            PrefectOrchestrator(config.runtime.retries, own_signals),
+            written=WRITTEN.get(),
         )
     _publish(run)
     if run.info.get("champion"):

@@ -21,7 +21,7 @@ from uuid import UUID
 from selftrain.flows.environment import make_workspace, set_environment
 from selftrain.flows.prefect.server import check_reachable, ensure_pool, prefect_api, server_in_use
 from selftrain.flows.rounds.interruption import interruptible
-from selftrain.flows.rounds.reaper import mend_dead_runs, tell_prefect
+from selftrain.flows.rounds.pipeline import mend_dead_runs
 from selftrain.ssl_tasks.errors import ConfigError, cut
 from selftrain.ssl_tasks.execution.listening import HOST, entrance, listen, own_password
 from selftrain.ssl_tasks.execution.startup import folder_hides_us, parent_of_mine, safe_path
@@ -93,6 +93,8 @@ def up(
         mlflow_ui(workspace, mlflow_port) as ui,
         announced(workspace, ui),
     ):
+        from selftrain.flows.prefect.tasks import tell_prefect
+
         tell_prefect(workspace, server_in_use(workspace))
         known = os.environ.get("PREFECT_API_AUTH_STRING") == own_password()  # else the password is the person's own
         prefect = api.removesuffix("/api")

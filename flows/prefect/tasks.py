@@ -1,10 +1,12 @@
-"""Stages as Prefect tasks, and the pauses of a run. Prefect orders, names, retries and shows; the store alone decides.
+"""What Prefect is told of a run: its stages as tasks, its pauses, and how it ended where Prefect did not hear of it.
 
-A run that waits for a person is Paused in Prefect, and `Resume` approves as `selftrain approve` does.
+Prefect orders, names, retries and shows; the store alone decides what is done. A run that waits for a person is Paused
+in Prefect, and `Resume` approves as `selftrain approve` does.
 """
 
 import contextlib
 import contextvars
+import json
 import logging
 import os
 import time
@@ -19,12 +21,21 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import OrchestrationResult
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Completed, Paused
+from prefect.states import Completed, Crashed, Failed, Paused
 from prefect.tasks import Task, exponential_backoff
 
 from selftrain.flows.prefect.server import server_in_use
@@ -33,16 +44,18 @@ from selftrain.ssl_tasks.errors import Transient
 from selftrain.ssl_tasks.execution.devices import needed, visible_gpus
 from selftrain.ssl_tasks.execution.stage import Outcome, Request
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSettings, TunedSettings
-from selftrain.ssl_tasks.store.runs import Run
+from selftrain.ssl_tasks.store.runs import Run, alive, all_runs, owner
 
 log = logging.getLogger("selftrain")
 LEASE_SECONDS = 60  # a killed holder's slots are free again after about that long
 PAUSE_SECONDS = 2.0  # between two looks at a paused run
 PAUSED = "paused in Prefect; press Resume there to continue"
+OVER = ("done", "failed", "interrupted", "crashed")
+FLOWS = ("self-training", "compare")  # whose runs are marked with their process
 VERBS = {"dataset": "read the data", "train": "train", "given": "take", "predict": "label", "select": "select"}
 
 
-class FlowRun(Orchestrator):
+class PrefectOrchestrator(Orchestrator):
     """The flow run that we are in: every stage is a task of it."""
 
     def __init__(self, retries: int, own_signals: bool) -> None:
@@ -199,3 +212,75 @@ def _patient(what: str) -> Iterator[None]:
         yield
     except httpx.HTTPError as error:
         log.warning("the flow run %s: %s; `selftrain approve` works", what, type(error).__name__)
+
+
+def tell_prefect(workspace: Path, server: str) -> None:
+    """Tells Prefect how those runs ended of which it did not hear: their process died, or the server was away.
+
+    `server` is the address of the user's server, empty for the API of the workspace. Each run is told of once.
+    """
+    # Of attempts at one flow run, the newest tells how it stands.
+    latest = {run.info.get("prefect_flow_run"): run for run in all_runs(workspace)}
+    silent = [run for run in latest.values() if _is_silent(run.info, server)]
+    with get_client(sync_client=True) as client:
+        for run in silent:
+            _tell(client, run, server)
+            run.update(prefect_told=True)
+        _end_orphans(client)
+
+
+def process_tag() -> str:
+    """Marks a flow run with its process: of one that died before it had a record, nothing else is known."""
+    return "process:" + json.dumps(owner())
+
+
+def _end_orphans(client: SyncPrefectClient) -> None:
+    """Flow runs that say they run, and whose process on this host is gone."""
+    unended = FlowRunFilterState(
+        type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.PAUSED])
+    )
+    ours = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
+    for one in client.read_flow_runs(flow_filter=ours, flow_run_filter=FlowRunFilter(state=unended)):
+        marks = [json.loads(tag.removeprefix("process:")) for tag in one.tags if tag.startswith("process:")]
+        if marks and not alive(marks[0]):
+            died: State[None] = Crashed(message="its process died and left no record; run it again")
+            _end(client, one, died, died)
+
+
+def _is_silent(info: dict[str, Any], server: str) -> bool:
+    asked = info.get("prefect_flow_run") and info.get("prefect_server", "") == server
+    return bool(asked) and info["state"] in OVER and not info.get("prefect_told")
+
+
+def _tell(client: SyncPrefectClient, run: Run, server: str) -> None:
+    """Ends a run's flow run, and the task runs that it left open."""
+    number = UUID(run.info["prefect_flow_run"])
+    try:
+        one = client.read_flow_run(number)
+    except ObjectNotFound:
+        log.debug("Prefect does not know the flow run of %s", run.id)
+        return
+    if one.deployment_id is not None and server:  # a server's workers and automations look after their own
+        return
+    _end(client, one, _ending(run), _ending(run, task=True))
+
+
+def _end(client: SyncPrefectClient, one: FlowRun, state: State[None], of_tasks: State[None]) -> None:
+    """Sets the state of a flow run, and of its task runs, where they have not ended."""
+    for task_run in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[one.id]))):
+        if task_run.state is None or not task_run.state.is_final():
+            client.set_task_run_state(task_run.id, of_tasks, force=True)
+    if one.state is None or not one.state.is_final():
+        client.set_flow_run_state(one.id, state, force=True)
+
+
+def _ending(run: Run, task: bool = False) -> State[None]:
+    """What became of it, in Prefect's words."""
+    info = run.info
+    match info["state"]:
+        case "done":
+            return Completed(message="" if task else info["stopped"])
+        case "failed" if not task:
+            return Failed(message=info["stopped"])
+        case _:
+            return Crashed(message="its process died; run it again to continue")

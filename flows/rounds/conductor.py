@@ -17,9 +17,16 @@ from selftrain.ssl_tasks.execution.process import run_isolated, stop_all
 from selftrain.ssl_tasks.execution.progress import Display
 from selftrain.ssl_tasks.execution.stage import Outcome, Request, StageContext, begin_attempt, commit, look_up
 from selftrain.ssl_tasks.settings.run_config import RunConfig, RuntimeSettings
-from selftrain.ssl_tasks.store.advice import advice
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store, write_atomically
-from selftrain.ssl_tasks.store.runs import Run, RunState, StageRecord, StageState, approval_file, corrections_file
+from selftrain.ssl_tasks.store.runs import (
+    Run,
+    RunState,
+    StageRecord,
+    StageState,
+    advice,
+    approval_file,
+    corrections_file,
+)
 from selftrain.ssl_tasks.tracking.tracker import Tracker
 
 log = logging.getLogger("selftrain")

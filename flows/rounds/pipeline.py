@@ -9,7 +9,6 @@ from typing import Any
 
 from selftrain.flows.rounds.conductor import Conductor, Orchestrator, finished, interrupted, never
 from selftrain.flows.rounds.interruption import interruptible
-from selftrain.flows.rounds.reaper import mend_dead_runs
 from selftrain.flows.rounds.self_training import Summary, self_training
 from selftrain.ssl_tasks.data.sources import open_source
 from selftrain.ssl_tasks.errors import ConfigError, UserError
@@ -63,6 +62,13 @@ def _learners(config: RunConfig) -> Iterator[tuple[str, LearnerSettings]]:
             yield "pretrain", config.pretrain
     for number, settings in enumerate(config.rounds, 1):
         yield f"rounds.{number}.student", settings.student
+
+
+def mend_dead_runs(workspace: Path) -> None:
+    """Sets the records of runs right whose process died; their checkpoints go on with whoever asks next."""
+    for run in all_runs(workspace):
+        if run.mend():
+            log.info("run %s had died; its finished stages are reused, its checkpoints go on", run.id)
 
 
 def warm_up(config: RunConfig, workspace: Path, force: Collection[str] = ()) -> None:

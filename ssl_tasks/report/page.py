@@ -21,9 +21,8 @@ from selftrain.ssl_tasks.report.data import Gallery, ReportData, RoundPage, Stag
 from selftrain.ssl_tasks.report.gallery import NO_PICTURES, Picks, open_gallery, pick
 from selftrain.ssl_tasks.report.pictures import embed, size
 from selftrain.ssl_tasks.report.rounds import round_page, thresholds_of
-from selftrain.ssl_tasks.store.advice import advice
 from selftrain.ssl_tasks.store.artifacts import write_atomically
-from selftrain.ssl_tasks.store.runs import RoundArtifacts, Run, tables_folder
+from selftrain.ssl_tasks.store.runs import RoundArtifacts, Run, advice, tables_folder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,7 @@ from selftrain.ssl_tasks.store.stage_names import FIRST, RoundNames
 RunState = Literal["running", "waiting", "done", "failed", "interrupted", "crashed"]
 log = logging.getLogger("selftrain")
 RESERVE = 1 << 20  # bytes that a run keeps, to write down how it ended when the disk is full
+UNFINISHED = ("failed", "interrupted", "crashed")  # states of a run that `rerun` continues
 StageState = Literal["pending", "running", "computed", "reused", "failed", "crashed", "interrupted"]
 
 
@@ -352,3 +354,19 @@ def find_run(workspace: Path, name: str = "last") -> Run:
     if not found:
         raise NotFound(f"no run '{name}' in {workspace}." + nearest(name, [run.id for run in runs]))
     return found[0]
+
+
+def advice(run: Run) -> str:
+    """The next step for a run, as a command that can be pasted; empty if it runs or is done."""
+    match run.info["state"]:
+        case "waiting":
+            return f"look at its labels, then approve them: {_command(run, 'approve')}"
+        case state if state in UNFINISHED:
+            return f"continue with: {_command(run, 'rerun')}   (finished stages are reused)"
+    return ""
+
+
+def _command(run: Run, verb: str) -> str:
+    usual = Path(os.path.expanduser(os.environ.get("SELFTRAIN_HOME") or ".selftrain")).absolute()
+    elsewhere = [] if run.workspace == usual else ["--workspace", str(run.workspace)]
+    return shlex.join(["selftrain", *elsewhere, verb, run.id])

@@ -15,8 +15,7 @@ from selftrain.ssl_tasks.errors import DataError, Interrupted, StageFailed
 from selftrain.ssl_tasks.execution.stage import Request
 from selftrain.ssl_tasks.report.page import report_data
 from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.store.advice import advice
-from selftrain.ssl_tasks.store.runs import Run, StageRecord, find_run
+from selftrain.ssl_tasks.store.runs import Run, StageRecord, advice, find_run
 from tests.bodies import Behaviour
 
 ROOT = Path(__file__).parent.parent.parent

@@ -37,7 +37,6 @@ from selftrain.ssl_tasks.store.artifacts import Store
 from selftrain.ssl_tasks.store.runs import Run, all_runs
 from selftrain.ssl_tasks.tracking.lineage import as_mermaid, as_tree
 from selftrain.ssl_tasks.tracking.spool import without_password
-from selftrain.ssl_tasks.tracking.trace import store_lineage
 
 if TYPE_CHECKING:
     from selftrain.ssl_tasks.report.page import Comparison
@@ -215,6 +214,8 @@ def page_of(run: Run) -> str:
         lines += ["", f"MLflow: {server}, run `{run.id}` of the experiment `selftrain`"]
     lines += ["", f"Look further on the worker: `selftrain report {run.id}`, `selftrain labels {run.id}`"]
     if (best := run.rounds()[summary["best_round"]].model) is not None:
+        from selftrain.ssl_tasks.tracking.trace import store_lineage  # with pandas: a run that is reused needs none
+
         names = {stage.key: stage.name for stage in run.stages()}
         lineage = store_lineage(Store(run.workspace / "store"), best, names)
         tree = indent(as_tree(lineage), "    ")  # not fenced: no name in it can end the block

@@ -19,7 +19,6 @@ from selftrain.flows.rounds.stages import (
 )
 from selftrain.ssl_tasks.data.splits import warn_of_earlier_labels
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.evaluation.metrics import true_precision
 from selftrain.ssl_tasks.execution.stage import Request, derive_seed
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RoundSettings, RunConfig, in_need_of_validation
 from selftrain.ssl_tasks.store.artifacts import Artifact
@@ -256,6 +255,8 @@ def _evaluate(
 
 def _summarise(made: Taught, dataset: Artifact) -> RoundSummary:
     """The line of a round, once all of its evaluations are there."""
+    from selftrain.ssl_tasks.evaluation.metrics import true_precision  # with scipy: verbs that only look need none
+
     evaluation, *_ = [one() for one in made.evaluations]
     selection, gate = made.selection, made.gate
     counted = (selection, *made.trained, evaluation, gate)

@@ -65,7 +65,7 @@ def config_of(parallel: int, **recipe: Any) -> RunConfig:
 @pytest.fixture
 def conduct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the rounds with these stages."""
-    monkeypatch.setattr("selftrain.flows.rounds.self_training.true_precision", lambda *_: None)
+    monkeypatch.setattr("selftrain.ssl_tasks.evaluation.metrics.true_precision", lambda *_: None)
 
     def run(config: RunConfig, stages: Stages) -> Summary:
         monkeypatch.setattr(conducting, "run_isolated", stages)

@@ -57,7 +57,7 @@ NOT_ON_A_GPU_MACHINE = [
     "fsspec",
 ]
 HOMES = {  # a foreign library → the folders that may import it
-    "prefect": ("flows/prefect", "flows/rounds", "flows/actions"),
+    "prefect": ("flows/prefect", "flows/actions"),
     "mlflow": ("ssl_tasks/tracking",),
     "albumentations": ("ssl_tasks/data",),
     "duckdb": ("ssl_tasks/pseudo_labels", "ssl_tasks/data", "ssl_tasks/report"),

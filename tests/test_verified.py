@@ -9,7 +9,7 @@ import pytest
 
 from selftrain.flows.cli.main import main
 from selftrain.ssl_tasks.errors import DamagedArtifact
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.report.page import report_data
 from selftrain.ssl_tasks.store import file_digests
 from selftrain.ssl_tasks.store.artifacts import MANIFEST, Artifact, verified

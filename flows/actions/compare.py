@@ -37,18 +37,18 @@ def run_cells(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[R
     """The runs, in the order of their recipes; what was answered before is reused."""
     workspace.mkdir(parents=True, exist_ok=True)
     set_environment(workspace)
-    from selftrain.flows.prefect.local_api import prefect_api
+    from selftrain.flows.prefect.server import prefect_api
 
     # One API for all cells: a run starts none of its own where one is there.
     with prefect_api(workspace) if prefect else nullcontext():
         if cells[0].config.runtime.task_runner == "ray":
             return by_ray(cells, workspace, prefect)
-        return [run(cell, workspace=workspace, prefect=prefect, command="compare") for cell in cells]
+        return [run(cell, workspace=workspace, prefect=prefect) for cell in cells]
 
 
 def by_ray(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]:
     """Every cell as a task of the cluster, which shares the workspace with us."""
-    from selftrain.flows.prefect.local_api import server_in_use
+    from selftrain.flows.prefect.server import server_in_use
 
     mark = workspace / f"seen-{uuid4().hex}"
     told = TOLD if server_in_use(workspace) else (*TOLD, PASSWORD)
@@ -82,7 +82,7 @@ def run_cell(shared: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         refuse_unreachable(os.environ["PREFECT_API_URL"])
     cell = Recipe(RunConfig.model_validate(config), workspace, {})
     with within(shared["parent"]):
-        return run(cell, workspace=workspace, prefect=shared["prefect"], command="compare").id
+        return run(cell, workspace=workspace, prefect=shared["prefect"]).id
 
 
 def flow_run_of_ours() -> str:
@@ -96,14 +96,14 @@ def within(flow_run: str) -> AbstractContextManager[None]:
     """Runs of this block are children of that flow run, if there is one."""
     if not flow_run:
         return nullcontext()
-    from selftrain.flows.prefect.compare import child_of
+    from selftrain.flows.prefect.flow import child_of
 
     return child_of(flow_run)
 
 
 def refuse_unreachable(url: str) -> None:
     """Each worker would start a Prefect API of its own, and the runs would be told to nobody."""
-    from selftrain.flows.prefect.local_api import check_reachable
+    from selftrain.flows.prefect.server import check_reachable
 
     try:
         check_reachable(url)
@@ -250,10 +250,10 @@ def compare_methods(
         return answer()
     make_workspace(folder)
     set_environment(folder)
-    from selftrain.flows.prefect.local_api import prefect_api
+    from selftrain.flows.prefect.server import prefect_api
 
     with prefect_api(folder):
-        from selftrain.flows.prefect.compare import compare_as_flow
+        from selftrain.flows.prefect.flow import compare_as_flow
 
         words = f"compare {title}: {axes['method']} · {axes['labels']} labels · seed {axes['seed']}"
         return compare_as_flow(answer, words, asked)

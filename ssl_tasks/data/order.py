@@ -24,11 +24,6 @@ def key_of(*names: object) -> int:
     return int.from_bytes(_digest(names, 8), "little")
 
 
-def keyed_generator(seed: int, *names: object) -> np.random.Generator:
-    """A generator of its own for every (seed, names)."""
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(_digest((seed, *names), 16), np.uint64)))
-
-
 def uniform_rows(start: int, stop: int, width: int, seed: int, *names: object) -> NDArray[np.float64]:
     """Rows start … stop of an endless table of numbers in [0, 1) that (seed, names) names.
 

@@ -1,7 +1,6 @@
 """Write-once folders under the key of the question that they answer: the only cache of the pipeline."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,6 +18,7 @@ from pydantic import Field, field_validator
 from selftrain.ssl_tasks.errors import DamagedArtifact
 from selftrain.ssl_tasks.regular_file import open_regular
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
+from selftrain.ssl_tasks.store.locks import file_lock
 
 MANIFEST = "artifact.json"
 REMEDY = "run its recipe again: damaged artifacts are recomputed, and the old files are moved to store/quarantine"
@@ -233,27 +233,6 @@ def check_files(artifact: Artifact, digests: bool = True) -> None:
             raise DamagedArtifact(f"{path} has {size} bytes, expected {entry['bytes']}")
         if digests and digest_file(path) != entry["sha256"]:
             raise DamagedArtifact(f"{path} has other contents than when it was written")
-
-
-@contextlib.contextmanager
-def file_lock(path: Path, blocking: bool = True) -> Iterator[None]:
-    """An exclusive flock on `path`; BlockingIOError where it is held and `blocking` is off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _open_lock(path)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _open_lock(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except PermissionError:
-        if not path.exists():
-            raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's: a local disk locks what can be read
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

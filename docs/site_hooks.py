@@ -24,6 +24,15 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuses a page that would load anything from another server."""
+    if found := re.search(
+        r"<(?:script|img|iframe)[^>]* src=\W?https?://[^ >]*|<link[^>]* href=\W?https?://[^ >]*", output
+    ):
+        raise PluginError(f"{page.file.src_uri} would load from elsewhere: {found[0]}")
+    return output
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrites the links that lead out of docs/; one to a file that does not exist is an error."""
 

@@ -37,9 +37,8 @@ from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.store.artifacts import write_atomically
 from selftrain.ssl_tasks.training.checkpoints import Checkpoints
 from selftrain.ssl_tasks.training.loop import train
-from selftrain.ssl_tasks.training.run import TrainingRun, build_run
+from selftrain.ssl_tasks.training.run import TrainingRun, build_run, validate
 from selftrain.ssl_tasks.training.state import Snapshot
-from selftrain.ssl_tasks.training.validation import validate
 
 REFERENCE_STEPS = 2**20
 SPEED = {"steps": 200, "rounds": 5}  # steps a turn, and turns
@@ -69,7 +68,7 @@ def cifar10(folder: Path, workspace: Path) -> Dataset:
     places = {"path": folder / "cifar10-train.parquet", "test_path": folder / "cifar10-test.parquet"}
     source = TableSource(name="table", label="label_name", **places)
     section = DataSettings(source=source, split=SplitSettings(labels_per_class=25, validation=5000, seed=SEED))
-    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", section)
+    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", section)
     return Dataset.open(execute(request, workspace).artifact, workspace / "cache")
 
 

@@ -35,17 +35,16 @@ from benchmarks.report import publish
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.data.stream.pools import PseudoPool
+from selftrain.ssl_tasks.data.stream import PseudoPool
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.execution.precision import autocast, prepare_backends, resolve_device
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings, SyntheticSource
 from selftrain.ssl_tasks.settings.overrides import merged
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings
-from selftrain.ssl_tasks.training.loop import refresh
+from selftrain.ssl_tasks.training.loop import refresh, take_step
 from selftrain.ssl_tasks.training.run import TrainingRun, build_run
-from selftrain.ssl_tasks.training.step import take_step
 
 SEED = 0
 TARGET = 1.15
@@ -144,7 +143,7 @@ def synthetic_images(workspace: Path, count: int) -> Dataset:
     """Images of 32×32, 40 of them labelled in each class."""
     split = SplitSettings(labels_per_class=40, validation=100)
     section = DataSettings(source=SyntheticSource(name="synthetic", size=count, test_size=100), split=split)
-    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", section)
+    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", section)
     return Dataset.open(execute(request, workspace).artifact, workspace / "cache")
 
 

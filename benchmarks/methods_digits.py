@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.report import publish
 from selftrain.flows.rounds.self_training import self_training
 from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.recipe import load_recipe
-from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RunConfig, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 SEEDS = (0, 1, 2)
@@ -41,7 +40,7 @@ class Inline:
         self.workspace, self.runtime = workspace, RuntimeSettings(threads=threads, device="cpu")
 
     def fingerprint(self, config: RunConfig) -> str:
-        from selftrain.ssl_tasks.data.fingerprint import fingerprint
+        from selftrain.ssl_tasks.data.sources import fingerprint
 
         return fingerprint(config.data, self.workspace / "cache")
 

@@ -29,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import publish
 from selftrain.models import ModelSettings, build_model
-from selftrain.ssl_tasks.data.fingerprint import fingerprint
+from selftrain.ssl_tasks.data.sources import fingerprint
 from selftrain.ssl_tasks.execution.execute import Request, execute, load_body
 from selftrain.ssl_tasks.execution.stage import StageContext
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings, SyntheticSource, TableSource
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.settings.section import Section
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.trained.model import Card, Trained, load_trained, save_trained
@@ -70,7 +70,7 @@ def build(settings: DataSettings, workspace: Path) -> Artifact:
     """The data set, with its images decoded."""
     depends = {"source": fingerprint(settings, workspace / "cache")}
     request = Request(
-        "dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", settings, depends=depends
+        "dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", settings, depends=depends
     )
     return execute(request, workspace).artifact
 
@@ -101,9 +101,7 @@ def predict_seconds(inputs: dict[str, Artifact], workspace: Path, batch_size: in
     shutil.rmtree(workspace / "cache" / "shards", ignore_errors=True)
     section = PredictSettings(shard_size=8192, batch_size=batch_size)
     started = time.monotonic()
-    summary = run(
-        "selftrain.ssl_tasks.pseudo_labels.predicting.predict:predict", section, inputs, workspace, "predictions"
-    )
+    summary = run("selftrain.ssl_tasks.pseudo_labels.predict:predict", section, inputs, workspace, "predictions")
     return {**summary["seconds"], "all": time.monotonic() - started, "images": summary["images"] + 200}
 
 
@@ -157,14 +155,14 @@ def scale(images: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         names = [f"class-{number:03d}" for number in range(CLASSES)]
         inputs = {"dataset": dataset, "model": untrained(workspace / "model", "mlp", names)}
         section = PredictSettings(shard_size=max(64, images // 64), batch_size=1024)
-        run("selftrain.ssl_tasks.pseudo_labels.predicting.predict:predict", section, inputs, workspace, "predictions")
+        run("selftrain.ssl_tasks.pseudo_labels.predict:predict", section, inputs, workspace, "predictions")
         predicted, first, highest = time.monotonic(), MEMORY[len(MEMORY) // 10], max(MEMORY)
         chosen = {
             "dataset": dataset,
             "predictions": Artifact(workspace / "predictions", {"digest": "predictions"}),
         }
         summary = run(
-            "selftrain.ssl_tasks.pseudo_labels.selecting.select:select",
+            "selftrain.ssl_tasks.pseudo_labels.select:select",
             SelectSettings(threshold=None),
             chosen,
             workspace,

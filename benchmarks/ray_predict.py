@@ -28,7 +28,7 @@ from benchmarks.predict import CLASSES, build, pictures, untrained
 from benchmarks.report import publish
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 RATIO = 1.6  # of two nodes to one
@@ -60,9 +60,7 @@ def images_per_second(inputs: dict[str, Artifact], workspace: Path, shard_size: 
     """The whole stage, without shards that were there before."""
     shutil.rmtree(workspace / "cache" / "shards", ignore_errors=True)
     section = PredictSettings(shard_size=shard_size, batch_size=250)
-    request = Request(
-        "predict", "predict", 1, "selftrain.ssl_tasks.pseudo_labels.predicting.predict:predict", section, inputs
-    )
+    request = Request("predict", "predict", 1, "selftrain.ssl_tasks.pseudo_labels.predict:predict", section, inputs)
     settings = RuntimeSettings.model_validate({"threads": 1, **runtime})
     summary = execute(request, workspace, settings, force=True).artifact.summary
     return summary["images"] / sum(summary["seconds"].values())

@@ -26,15 +26,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.report import publish
 from selftrain.flows.rounds.stages import dataset_request, gate_request, select_request
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.data.fingerprint import fingerprint
+from selftrain.ssl_tasks.data.sources import fingerprint
 from selftrain.ssl_tasks.evaluation.metrics import confusion_matrix, measure
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
-from selftrain.ssl_tasks.pseudo_labels.looking import schema
-from selftrain.ssl_tasks.pseudo_labels.looking.tables import held_out_table, parquet_bytes, prediction_table
-from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings
+from selftrain.ssl_tasks.pseudo_labels import schema
+from selftrain.ssl_tasks.pseudo_labels.schema import held_out_table, parquet_bytes, prediction_table
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RunConfig
+from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, LearnerSettings, RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.store.runs import Run, StageRecord
 

@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import publish
 from selftrain.ssl_tasks.execution.stage import StageContext
-from selftrain.ssl_tasks.pseudo_labels.looking.engine import literal, open_duckdb, write_parquet
-from selftrain.ssl_tasks.pseudo_labels.looking.schema import DESCRIPTION, SCHEMA_VERSION, VALIDATION
-from selftrain.ssl_tasks.pseudo_labels.selecting.select import select
+from selftrain.ssl_tasks.pseudo_labels.engine import literal, open_duckdb, write_parquet
+from selftrain.ssl_tasks.pseudo_labels.schema import DESCRIPTION, SCHEMA_VERSION, VALIDATION
+from selftrain.ssl_tasks.pseudo_labels.select import select
 from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 CLASSES, SHARD_ROWS, MEMORY_GB = 1000, 1_000_000, 1.25

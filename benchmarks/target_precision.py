@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import publish
-from selftrain.ssl_tasks.pseudo_labels.selecting.promise import HeldOut, Ladder, Promise, promised_thresholds
+from selftrain.ssl_tasks.pseudo_labels.promise import HeldOut, Ladder, Promise, promised_thresholds
 
 CONFIDENCE, CLASSES, FIXED = 0.9, 10, 0.95
 TARGETS = (0.9, 0.95, 0.99)

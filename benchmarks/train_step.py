@@ -39,8 +39,8 @@ from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource, SplitS
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.training.checkpoints import Checkpoints
 from selftrain.ssl_tasks.training.loop import train
-from selftrain.ssl_tasks.training.optimization import build_optimizer
 from selftrain.ssl_tasks.training.run import TrainingRun, build_run
+from selftrain.ssl_tasks.training.state import build_optimizer
 
 TARGET = 0.95
 SEED = 0
@@ -60,7 +60,7 @@ def images(workspace: Path, count: int) -> Dataset:
         Image.fromarray(pixels).save(folder / f"{number}.png")
     source = FolderSource(name="folder", path=workspace / "images")
     section = DataSettings(source=source, split=SplitSettings(labels_per_class=40, validation=100, test=100))
-    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", section)
+    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", section)
     return Dataset.open(execute(request, workspace).artifact, workspace / "cache")
 
 

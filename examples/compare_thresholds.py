@@ -7,7 +7,7 @@ import sys
 
 from selftrain.flows.actions.looking import tables_of
 from selftrain.flows.actions.verbs import run
-from selftrain.ssl_tasks.pseudo_labels.looking.inspection import class_summary
+from selftrain.ssl_tasks.pseudo_labels.inspection import class_summary
 
 
 def main(changes: list[str]) -> None:

@@ -1,8 +1,18 @@
-"""What every network is here: a body from images to features, and a head from features to logits."""
+"""The shape of every network: a body turns images into features, and a head turns features into logits.
 
+An ensemble is a classifier too: its features stand side by side, and its head gives the mean of the members' logits.
+Batch norm can take its statistics over the images of all processes.
+"""
+
+import importlib
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from selftrain.models.noise import Head
+from selftrain.ssl_tasks.errors import ConfigError
 
 
 class Classifier(nn.Module):
@@ -20,3 +30,53 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
+
+
+class SideBySide(nn.Module):
+    """The features of several bodies, one after the other."""
+
+    def __init__(self, bodies: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleList(bodies)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([body(images) for body in self.bodies], dim=1)
+
+
+@torch.no_grad()
+def joined(networks: Sequence[Classifier]) -> Classifier:
+    """A classifier that shares the networks' bodies; its head is a copy of theirs as they are now."""
+    num_features = sum(network.num_features for network in networks)
+    first = networks[0]
+    ensemble = Classifier(SideBySide([one.body for one in networks]), num_features, first.head.out_features)
+    ensemble.head.to(first.head.weight.device)
+    ensemble.head.weight.copy_(torch.cat([one.head.weight for one in networks], dim=1) / len(networks))
+    ensemble.head.bias.copy_(torch.stack([one.head.bias for one in networks]).mean(dim=0))
+    return ensemble
+
+
+def members(network: Classifier) -> int:
+    """How many networks a classifier is."""
+    return len(network.body.bodies) if isinstance(network.body, SideBySide) else 1
+
+
+PLAIN: set[type[nn.Module]] = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+
+
+def synchronise_batch_norm(network: nn.Module) -> None:
+    """Every batch norm within the network becomes one over all processes.
+
+    Torch's own conversion takes whatever derives from batch norm for a plain one: timm's, which activates too, would
+    lose its activation.
+    """
+    kinds = {type(module) for module in network.modules() if isinstance(module, _BatchNorm)}
+    convert, known = nn.SyncBatchNorm.convert_sync_batchnorm, PLAIN
+    if any(kind.__module__.startswith("timm.") for kind in kinds):
+        layers = importlib.import_module("timm.layers")
+        convert, known = layers.convert_sync_batchnorm, PLAIN | {layers.BatchNormAct2d}
+    if unknown := sorted(kind.__name__ for kind in kinds - known):
+        raise ConfigError(
+            f"the network's batch norm is of a kind of its own ({', '.join(unknown)}), which cannot be synchronised "
+            "over several GPUs. Train on one GPU (runtime.processes: 1), or use wrn-28-2 or a network of torchvision."
+        )
+    convert(network)

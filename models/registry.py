@@ -1,16 +1,13 @@
-"""MODELS: the families of networks by name. A new family is one file and one line here."""
+"""MODELS, the table of network families. A new family is one function in `networks.py` and one line here."""
 
 import re
 from collections.abc import Callable
 
 from selftrain.models.classifier import Classifier
-from selftrain.models.mlp import build_mlp
+from selftrain.models.libraries import build_timm, build_torchvision
+from selftrain.models.networks import build_fast_cnn, build_mlp, build_small_cnn, build_wide_resnet
 from selftrain.models.noise import set_batch_norm_momentum
 from selftrain.models.settings import ModelSettings
-from selftrain.models.small_cnn import build_fast_cnn, build_small_cnn
-from selftrain.models.timm_models import build_timm
-from selftrain.models.torchvision_models import build_torchvision
-from selftrain.models.wide_resnet import build_wide_resnet
 from selftrain.ssl_tasks.errors import ConfigError, nearest
 
 Builder = Callable[[ModelSettings, int, int, int], Classifier]  # settings, classes, channels, image size

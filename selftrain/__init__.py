@@ -15,9 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selftrain.flows.actions.cleaning import clean
     from selftrain.flows.actions.compare import compare_methods, compare_runs
-    from selftrain.flows.actions.doctor import examine as doctor
+    from selftrain.flows.actions.housekeeping import clean
+    from selftrain.flows.actions.housekeeping import examine as doctor
     from selftrain.flows.actions.looking import (
         apply_corrections,
         config,
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
     )
     from selftrain.flows.actions.measuring import evaluate
     from selftrain.flows.actions.models import export, predict
-    from selftrain.flows.actions.starting import write_recipe as init
     from selftrain.flows.actions.verbs import approve, plan, progress, rerun, run, runs, stages, status, train
+    from selftrain.flows.actions.verbs import write_recipe as init
 
 _ACTIONS = "selftrain.flows.actions"
 _PLACES = {  # where each function is, and what it is called there if it has another name
     "apply_corrections": "looking",
     "approve": "verbs",
-    "clean": "cleaning",
+    "clean": "housekeeping",
     "compare_methods": "compare",
     "compare_runs": "compare",
     "config": "looking",
     "data": "looking",
     "differences": "looking",
-    "doctor": "doctor:examine",
+    "doctor": "housekeeping:examine",
     "evaluate": "measuring",
     "explain": "looking",
     "export": "models",
-    "init": "starting:write_recipe",
+    "init": "verbs:write_recipe",
     "labels": "looking",
     "lineage": "looking",
     "plan": "verbs",

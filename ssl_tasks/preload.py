@@ -13,10 +13,10 @@ for number in (
     signal.signal(number, signal.SIG_IGN)
 
 with uncollected():
-    import selftrain.ssl_tasks.data.build
-    import selftrain.ssl_tasks.data.stream.stream
+    import selftrain.ssl_tasks.data.dataset
+    import selftrain.ssl_tasks.data.stream
     import selftrain.ssl_tasks.evaluation.gate
     import selftrain.ssl_tasks.evaluation.stage
-    import selftrain.ssl_tasks.pseudo_labels.predicting.predict
-    import selftrain.ssl_tasks.pseudo_labels.selecting.select
+    import selftrain.ssl_tasks.pseudo_labels.predict
+    import selftrain.ssl_tasks.pseudo_labels.select
     import selftrain.ssl_tasks.training.stage  # noqa: F401

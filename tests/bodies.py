@@ -7,7 +7,7 @@ import time
 from selftrain.ssl_tasks.errors import Interrupted, Transient, UserError
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.settings.section import Section
-from selftrain.ssl_tasks.training.parallel.interruption import stop_requests
+from selftrain.ssl_tasks.training.checkpoints import stop_requests
 
 
 class Behaviour(Section):

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import pytest
 
 from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.settings.section import Section
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
@@ -104,7 +104,7 @@ def workspace(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_stage(workspace: Path) -> RunStage:
-    """`run_stage("selftrain.ssl_tasks.data.build:build_dataset", DataSettings())` → Artifact."""
+    """`run_stage("selftrain.ssl_tasks.data.dataset:build_dataset", DataSettings())` → Artifact."""
 
     def run(body: str, section: Section, inputs: Mapping[str, Artifact] | None = None, **request: Any) -> Artifact:
         stage = body.rpartition(":")[2]

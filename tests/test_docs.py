@@ -75,6 +75,14 @@ def test_a_generated_page_is_as_its_generator_writes_it(name: str) -> None:
     assert (DOCS / name).read_text() == generator.pages()[name], "run `python docs/reference.py`"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    named_files = re.findall(
+        r"`((?:flows|ssl_tasks|models|configs|tests|benchmarks|docs|examples)/[\w/.-]+)`", prose(page)
+    )
+    assert not [path for path in named_files if not (ROOT / path).exists()]
+
+
 @functools.cache
 def code_texts() -> str:
     """Every text in the code; the values of f-strings are `…`."""

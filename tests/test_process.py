@@ -15,7 +15,7 @@ import pytest
 from selftrain.ssl_tasks.errors import SelftrainError, StageFailed, Transient, UserError
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.execution.process import run_isolated, stop_all
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from tests.bodies import Behaviour
 from tests.clock import HANG, until
 from tests.conftest import kill_what_was_started_by

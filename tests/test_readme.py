@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from selftrain.flows.cli.main import parser
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.methods.table import METHODS
 from tests.flows.tiny import command, environment
 
 ROOT = Path(__file__).parent.parent

@@ -27,14 +27,12 @@ from selftrain.flows.rounds.stages import (
     select_request,
     train_request,
 )
-from selftrain.ssl_tasks.data.fingerprint import fingerprint
+from selftrain.ssl_tasks.data.sources import fingerprint
 from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.methods import METHODS
-from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings, GateSettings
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings
 from selftrain.ssl_tasks.settings.recipe import parse_recipe
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, GateSettings, LearnerSettings, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact, digest_json
 from tests.pseudo_labels.tables import Held, Row, Tables, run_select, selected
 

@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from selftrain.flows.rounds.planning import Explanation
-    from selftrain.ssl_tasks.data.survey.check import DataReport
-    from selftrain.ssl_tasks.pseudo_labels.looking.corrections import Applied
-    from selftrain.ssl_tasks.pseudo_labels.looking.views import RunTables
-    from selftrain.ssl_tasks.tracking.lineage.graph import Graph
-    from selftrain.ssl_tasks.tracking.lineage.samples import SampleLineage
-    from selftrain.ssl_tasks.tracking.lineage.verification import Damage
+    from selftrain.ssl_tasks.data.survey import DataReport
+    from selftrain.ssl_tasks.pseudo_labels.corrections import Applied
+    from selftrain.ssl_tasks.pseudo_labels.views import RunTables
+    from selftrain.ssl_tasks.tracking.lineage import Graph
+    from selftrain.ssl_tasks.tracking.trace import Damage, SampleLineage
     from selftrain.ssl_tasks.tracking.tracker import Report
 
 TIMEOUT = 600.0  # seconds for a query
@@ -42,7 +41,7 @@ def labels(
     `flipped` keeps images whose predicted class changed since the previous round. `sort` is confidence, margin,
     agreement or distance, with `-` for descending.
     """
-    from selftrain.ssl_tasks.pseudo_labels.looking.inspection import LabelFilter, labels_table
+    from selftrain.ssl_tasks.pseudo_labels.inspection import LabelFilter, labels_table
 
     wanted = LabelFilter(round, class_name, selected, min_confidence, flipped, sort=sort, limit=limit)
     return labels_table(tables_of(find_run(workspace_folder(workspace), run)), wanted)
@@ -50,14 +49,14 @@ def labels(
 
 def review(run: str = "last", round: int | None = None, limit: int = 50, workspace: Workspace = None) -> "pd.DataFrame":
     """The images of a round that are most worth a person's look, the most useful first."""
-    from selftrain.ssl_tasks.pseudo_labels.looking.inspection import review_queue
+    from selftrain.ssl_tasks.pseudo_labels.inspection import review_queue
 
     return review_queue(tables_of(find_run(workspace_folder(workspace), run)), round, limit)
 
 
 def differences(run: str, first: int, second: int, workspace: Workspace = None) -> "pd.DataFrame":
     """The images whose predicted class differs between two rounds of a run."""
-    from selftrain.ssl_tasks.pseudo_labels.looking.inspection import round_differences
+    from selftrain.ssl_tasks.pseudo_labels.inspection import round_differences
 
     return round_differences(tables_of(find_run(workspace_folder(workspace), run)), first, second)
 
@@ -67,7 +66,7 @@ def apply_corrections(run: str, corrections: str | Path, workspace: Workspace = 
 
     They are validated against the data first: nothing is written where a row cannot be used.
     """
-    from selftrain.ssl_tasks.pseudo_labels.looking.corrections import add_corrections
+    from selftrain.ssl_tasks.pseudo_labels.corrections import add_corrections
 
     found = find_run(workspace_folder(workspace), run)
     if found.dataset is None:
@@ -82,14 +81,14 @@ def sql(run: str, query: str, timeout: float = TIMEOUT, workspace: Workspace = N
 
     The whole answer is held in memory. `timeout` is in seconds; 0 sets no limit.
     """
-    from selftrain.ssl_tasks.pseudo_labels.looking.views import sql as ask
+    from selftrain.ssl_tasks.pseudo_labels.views import sql as ask
 
     return ask(tables_of(find_run(workspace_folder(workspace), run)), query, timeout=timeout or None)
 
 
 def tables_of(run: Run) -> "RunTables":
     """The tables of a run's rounds, as the functions of `pseudo_labels.looking` take them."""
-    from selftrain.ssl_tasks.pseudo_labels.looking.views import RoundTables, RunTables
+    from selftrain.ssl_tasks.pseudo_labels.views import RoundTables, RunTables
 
     if run.dataset is None:
         raise NotFound(f"run {run.id} has no data set yet; `selftrain status {run.id}` says how it stands")
@@ -116,9 +115,8 @@ def lineage(
 
     With `verify`, every file is checked against its digest.
     """
-    from selftrain.ssl_tasks.tracking.lineage.samples import sample_lineage
-    from selftrain.ssl_tasks.tracking.lineage.trace import store_lineage
-    from selftrain.ssl_tasks.tracking.lineage.verification import verify as damages_of
+    from selftrain.ssl_tasks.tracking.trace import sample_lineage, store_lineage
+    from selftrain.ssl_tasks.tracking.trace import verify as damages_of
 
     folder = workspace_folder(workspace)
     store = Store(folder / "store")
@@ -131,7 +129,7 @@ def lineage(
 
 def _artifact(folder: Path, store: Store, what: str, run_name: str) -> tuple[Artifact, dict[str, str]] | None:
     """The artifact that `what` names, and what its run calls the stages; None where it must be a sample."""
-    from selftrain.ssl_tasks.tracking.lineage.trace import find_artifact
+    from selftrain.ssl_tasks.tracking.trace import find_artifact
 
     try:
         run = find_run(folder, what)
@@ -165,7 +163,7 @@ def report(run: str = "last", output: str | Path | None = None, workspace: Works
     """Write one self-contained HTML page about a run; returns its path (default: report.html in the run's folder)."""
     from selftrain.flows.rounds.pipeline import REPORT
     from selftrain.ssl_tasks.report.page import write_report
-    from selftrain.ssl_tasks.tracking.lineage.links import run_links
+    from selftrain.ssl_tasks.tracking.lineage import run_links
 
     found = find_run(workspace_folder(workspace), run)
     found.mend()  # a page about a run whose process died does not say that it still runs
@@ -186,7 +184,7 @@ def config(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def data(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> "DataReport":
     """Look at every image as a run would: counts, unreadable images, duplicates, leaks into validation and test."""
-    from selftrain.ssl_tasks.data.survey.check import check_data
+    from selftrain.ssl_tasks.data.survey import check_data
 
     resolved = load_recipe(recipe, overrides).config
     return check_data(resolved.data, workspace_folder(workspace) / "cache", resolved.runtime)

@@ -149,7 +149,7 @@ def _images_for(model: Model, config: RunConfig, workspace: Path) -> Artifact:
 
 
 def _dataset(config: RunConfig, workspace: Path) -> Artifact:
-    from selftrain.ssl_tasks.data.fingerprint import fingerprint
+    from selftrain.ssl_tasks.data.sources import fingerprint
 
     request = dataset_request(config.data, fingerprint(config.data, workspace / "cache"))
     return _answer(request, config, workspace).artifact

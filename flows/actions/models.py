@@ -82,8 +82,8 @@ def export(
 def _exported(folder: Path, model: str, given: Path | None, format: "Format") -> Exported:
     found, store = find_model(folder, model), Store(folder / "store")
     output = _unused_file(folder, found, format) if given is None else given
-    from selftrain.ssl_tasks.tracking.lineage.trace import store_lineage
     from selftrain.ssl_tasks.tracking.model_card import model_card
+    from selftrain.ssl_tasks.tracking.trace import store_lineage
     from selftrain.ssl_tasks.trained.export import export_model
     from selftrain.ssl_tasks.trained.model import load_card
 
@@ -211,7 +211,7 @@ def _champion_digest(workspace: Path, name: str) -> str:
     """The digest of the model that MLflow's registry calls a name's champion."""
     set_environment(workspace)
     from selftrain.ssl_tasks.tracking.client import connect, default_uri
-    from selftrain.ssl_tasks.tracking.registry import DIGEST, champion
+    from selftrain.ssl_tasks.tracking.entities import DIGEST, champion
     from selftrain.ssl_tasks.tracking.spool import without_password
 
     uri = default_uri(workspace)

@@ -66,7 +66,7 @@ def _data(options: Namespace) -> int:
 
 
 def _init(options: Namespace) -> None:
-    from selftrain.flows.actions.starting import write_recipe
+    from selftrain.flows.actions.verbs import write_recipe
 
     output = options.output or Path("selftrain.yaml")
     found = write_recipe(options.data, output, options.follow_links)
@@ -76,7 +76,7 @@ def _init(options: Namespace) -> None:
 
 
 def _doctor(options: Namespace) -> int:
-    from selftrain.flows.actions.doctor import examine
+    from selftrain.flows.actions.housekeeping import examine
 
     findings = examine(workspace_folder(options.workspace))
     if options.json:

@@ -102,7 +102,7 @@ def _apply(words: list[str], options: Namespace) -> None:
     if len(words) != 2:
         raise ConfigError("labels apply: expected a run and a file, such as `selftrain labels apply last fixed.csv`")
     applied = looking.apply_corrections(words[0], words[1], options.workspace)
-    from selftrain.ssl_tasks.pseudo_labels.selecting.overrides import count_of, lines_of
+    from selftrain.ssl_tasks.pseudo_labels.corrections import count_of, lines_of
 
     name = find_run(workspace_folder(options.workspace), words[0]).config.name
     print(
@@ -115,7 +115,7 @@ def _apply(words: list[str], options: Namespace) -> None:
 
 
 def _sql(options: Namespace) -> None:
-    from selftrain.flows.cli.answers import show_answer
+    from selftrain.flows.cli.verb import show_answer
 
     if not isinstance(options.query, str):  # argparse makes a list of the word `--`
         raise ConfigError('sql: found no query; expected one, for example "select count(*) from selection"')

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from selftrain.flows.cli import commands
+from selftrain.flows.cli import data, labelling, looking, modelling, running, serving
 from selftrain.flows.cli.verb import Parser, Verbs, Version, add_workspace
 from selftrain.flows.environment import refusal, workspace_folder
 from selftrain.flows.rounds.interruption import end_on_signals
@@ -23,6 +23,8 @@ from selftrain.flows.tables import printable_lines
 from selftrain.ssl_tasks.errors import Interrupted, SelftrainError, StageFailed
 from selftrain.ssl_tasks.execution.collection import own_process
 from selftrain.ssl_tasks.store.process_lock import release
+
+GROUPS = (data, running, looking, labelling, modelling, serving)  # in the order of --help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     top.set_defaults(workspace=None)
     top.add_argument("--version", action=Version)
     parsers = top.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for add in commands.ALL:
+    for add in (add for group in GROUPS for add in group.VERBS):
         add(Verbs(parsers))
     return top
 

@@ -19,7 +19,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from selftrain.flows.prefect.flow import first_of_ours
 from selftrain.flows.rounds.comparison_record import as_markdown, shown_rows
 from selftrain.flows.rounds.reaper import process_tag
-from selftrain.ssl_tasks.report.comparison import Comparison
+from selftrain.ssl_tasks.report.page import Comparison
 
 log = logging.getLogger("selftrain")
 

@@ -13,9 +13,9 @@ from prefect.artifacts import create_markdown_artifact
 from selftrain.flows.tables import share
 from selftrain.ssl_tasks.store.artifacts import Store
 from selftrain.ssl_tasks.store.runs import Run
-from selftrain.ssl_tasks.tracking.lineage.graph import as_mermaid, as_tree
-from selftrain.ssl_tasks.tracking.lineage.trace import store_lineage
+from selftrain.ssl_tasks.tracking.lineage import as_mermaid, as_tree
 from selftrain.ssl_tasks.tracking.spool import without_password
+from selftrain.ssl_tasks.tracking.trace import store_lineage
 
 HEAD = ("round", "model", "labels", "invented", "their precision", "validation", "test", "decision")
 

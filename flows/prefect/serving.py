@@ -27,7 +27,7 @@ from selftrain.ssl_tasks.execution.parent import parent_of_mine
 from selftrain.ssl_tasks.execution.safe_path import folder_hides_us, safe_path
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.tracking.client import artifact_folder, connect, default_uri
-from selftrain.ssl_tasks.tracking.lineage.links import announced
+from selftrain.ssl_tasks.tracking.lineage import announced
 from selftrain.ssl_tasks.tracking.spool import without_password
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from prefect.tasks import Task, exponential_backoff
 from selftrain.ssl_tasks.errors import Transient
 from selftrain.ssl_tasks.execution.execute import Outcome, Request
 from selftrain.ssl_tasks.execution.gpus import needed, visible_gpus
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSettings, TunedSettings
 
 log = logging.getLogger("selftrain")
 GPU_LIMIT = "gpu"  # the server's count of GPUs; workers obey it where SELFTRAIN_GPU_LIMIT names it

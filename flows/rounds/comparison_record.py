@@ -8,7 +8,7 @@ from typing import Any
 
 from selftrain.flows.environment import Workspace, workspace_folder
 from selftrain.flows.tables import printable, seconds, share
-from selftrain.ssl_tasks.report.comparison import Comparison, render_comparison
+from selftrain.ssl_tasks.report.page import Comparison, render_comparison
 from selftrain.ssl_tasks.store.artifacts import write_atomically
 from selftrain.ssl_tasks.store.csv_text import frame_text
 from selftrain.ssl_tasks.tracking.client import default_uri

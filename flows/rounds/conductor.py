@@ -54,7 +54,7 @@ class Conductor:
         self.paused: Callable[[int], AbstractContextManager[Callable[[], bool]]] = lambda _round: nullcontext(_nobody)
 
     def fingerprint(self, config: RunConfig) -> str:
-        from selftrain.ssl_tasks.data.fingerprint import fingerprint
+        from selftrain.ssl_tasks.data.sources import fingerprint
 
         def say(note: str) -> None:
             log.warning("data: %s", note)

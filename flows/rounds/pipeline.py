@@ -89,7 +89,7 @@ def _report(run: Run, tracker: Tracker, tracked: str) -> None:
         tracker.set_tags(tracked, {"selftrain.report": before.id})
         return
     from selftrain.ssl_tasks.report.page import write_report
-    from selftrain.ssl_tasks.tracking.lineage.links import run_links
+    from selftrain.ssl_tasks.tracking.lineage import run_links
 
     try:
         tracker.log_file(tracked, write_report(run, run.path / REPORT, run_links(run, patience=5)))

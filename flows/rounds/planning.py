@@ -37,7 +37,7 @@ class _Planner:
         self.stages: list[PlannedStage] = []
 
     def fingerprint(self, config: RunConfig) -> str:
-        from selftrain.ssl_tasks.data.fingerprint import fingerprint
+        from selftrain.ssl_tasks.data.sources import fingerprint
 
         return fingerprint(config.data, self.workspace / "cache")
 

@@ -17,11 +17,11 @@ from selftrain.flows.rounds.stages import (
     select_request,
     train_request,
 )
-from selftrain.ssl_tasks.data.splits.earlier_labels import warn_of_earlier_labels
+from selftrain.ssl_tasks.data.splits import warn_of_earlier_labels
 from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.evaluation.metrics import true_precision
 from selftrain.ssl_tasks.execution.execute import Request
 from selftrain.ssl_tasks.execution.seeds import derive_seed
-from selftrain.ssl_tasks.pseudo_labels.selecting.audit import true_precision
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RoundSettings, RunConfig, in_need_of_validation
 from selftrain.ssl_tasks.store.artifacts import Artifact
 

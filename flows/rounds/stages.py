@@ -13,9 +13,8 @@ from selftrain.ssl_tasks.execution.execute import Request
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.methods import LABELS_ONLY
 from selftrain.ssl_tasks.settings.data import DataSettings
-from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings, GateSettings
 from selftrain.ssl_tasks.settings.pseudo_labels import CorrectedSettings, PredictSettings, SelectSettings
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings
+from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, GateSettings, LearnerSettings
 from selftrain.ssl_tasks.settings.section import RecipePath, Section, existing_file
 from selftrain.ssl_tasks.store.artifacts import Artifact, digest_file
 from selftrain.ssl_tasks.trained.files import copy_trained, trained_digest
@@ -27,11 +26,11 @@ METHOD_CHANGES = {
     **{"freematch": 1, "uda": 1, "vat": 2},  # where their weight was 0
 }
 BODIES = {
-    "dataset": "selftrain.ssl_tasks.data.build:build_dataset",
+    "dataset": "selftrain.ssl_tasks.data.dataset:build_dataset",
     "train": "selftrain.ssl_tasks.training.stage:train_model",
     "given": "selftrain.flows.rounds.stages:take_given",
-    "predict": "selftrain.ssl_tasks.pseudo_labels.predicting.predict:predict",
-    "select": "selftrain.ssl_tasks.pseudo_labels.selecting.select:select",
+    "predict": "selftrain.ssl_tasks.pseudo_labels.predict:predict",
+    "select": "selftrain.ssl_tasks.pseudo_labels.select:select",
     "evaluate": "selftrain.ssl_tasks.evaluation.stage:evaluate",
     "gate": "selftrain.ssl_tasks.evaluation.gate:gate",
 }

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selftrain.ssl_tasks.data.sources.base import SPLITS
-from selftrain.ssl_tasks.data.splits.split import UNLABELED
-from selftrain.ssl_tasks.data.survey.survey import Survey
+from selftrain.ssl_tasks.data.splits import UNLABELED
+from selftrain.ssl_tasks.data.survey import Survey
 
 ROWS = 65_536  # of a row group, and of a piece of a digest
 
@@ -80,21 +80,3 @@ def part_digests(table: pa.Table, info: Mapping[str, Any], with_labeled: bool) -
             digest.update(json.dumps(piece, sort_keys=True).encode())
         parts[name] = digest.hexdigest()
     return parts
-
-
-def count_splits(found: Survey) -> dict[str, Any]:
-    """How many images each split has for use, how many of each class, and what was left out."""
-    counts: dict[str, Any] = {}
-    for number, name in enumerate(SPLITS):
-        inside = found.split == number
-        used = inside & found.usable
-        entry: dict[str, Any] = {
-            "images": int(used.sum()),
-            "unreadable": int((inside & (found.samples.groups < 0)).sum()),
-            "in_held_out": int((inside & (found.shadow >= 0)).sum()),
-        }
-        if number != UNLABELED:
-            labels = found.samples.labels[used]
-            entry["per_class"] = np.bincount(labels[labels >= 0], minlength=len(found.classes)).tolist()
-        counts[name] = entry
-    return counts

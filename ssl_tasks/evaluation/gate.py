@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations, read_predictions
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
-from selftrain.ssl_tasks.settings.evaluation import GateSettings
+from selftrain.ssl_tasks.settings.run_config import GateSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 

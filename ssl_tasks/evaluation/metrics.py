@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from selftrain.ssl_tasks.evaluation.calibration import BINS, expected_calibration_error, reliability_bins
+from selftrain.ssl_tasks.store.artifacts import Artifact
 
 Z = 1.959963984540054  # the standard normal's 97.5 % point
 Floats = NDArray[np.float64]
@@ -114,3 +117,16 @@ def percentile_interval(drawn: Floats) -> dict[str, Any]:
     """The middle 95 % of bootstrap values."""
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {"low": float(low), "high": float(high), "method": "bootstrap", "level": 0.95}
+
+
+def true_precision(dataset: Artifact, selection: Artifact) -> float | None:
+    """The accuracy of accepted pseudo-labels, among images whose ground truth is known; None where none is known.
+
+    It is computed after the fact; no stage reads it.
+    """
+    columns = ["sample_id", "label"]
+    truth = pq.ParquetFile(dataset.file("truth.parquet")).read(columns)
+    accepted = pq.ParquetFile(selection.file("selection.parquet")).read(columns)
+    at = pc.index_in(accepted["sample_id"], truth["sample_id"])
+    known = truth["label"].take(at)  # null where the ground truth is unknown
+    return pc.mean(pc.equal(accepted["label"], known)).as_py()

@@ -18,7 +18,7 @@ from selftrain.ssl_tasks.evaluation.metrics import confusion_matrix, measure
 from selftrain.ssl_tasks.evaluation.robustness import attack_accuracy, corruption_accuracy
 from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
-from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings
+from selftrain.ssl_tasks.settings.run_config import EvaluateSettings
 from selftrain.ssl_tasks.trained.model import Trained, load_card, load_trained
 
 Split = Literal["validation", "test"]

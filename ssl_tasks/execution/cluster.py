@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from selftrain.ssl_tasks import errors
 from selftrain.ssl_tasks.execution.execute import load_body
 from selftrain.ssl_tasks.execution.process import describe
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 
 Key = TypeVar("Key")
 RETRIES = 3  # of a task whose worker died

@@ -12,11 +12,11 @@ from typing import Any
 
 from selftrain.ssl_tasks.errors import DamagedArtifact
 from selftrain.ssl_tasks.execution.stage import Body, StageContext, StageResult
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.settings.section import Section
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store, stage_key
+from selftrain.ssl_tasks.store.file_digests import verified
 from selftrain.ssl_tasks.store.mirror import mirror_of
-from selftrain.ssl_tasks.store.verified import verified
 
 
 @dataclass(frozen=True)

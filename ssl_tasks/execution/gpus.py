@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import file_lock
 
 LOOK_AGAIN = 0.2  # seconds between two looks at GPUs that are busy

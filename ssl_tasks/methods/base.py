@@ -1,15 +1,21 @@
-"""The contract of a method: tensors in, losses out; never backward, step, device or logger."""
+"""The contract of a method: tensors in, losses out; never backward, step, device or logger.
 
+Two pieces that several methods share are here too: a second network (`twin`), and the moving-average teacher of Mean
+Teacher and ICT, which keeps batch-norm statistics of its own.
+"""
+
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, View, Views
-from selftrain.ssl_tasks.methods.math.functional import weighted_cross_entropy
+from selftrain.ssl_tasks.execution.distributed import average_buffers
+from selftrain.ssl_tasks.methods.math import weighted_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -136,3 +142,45 @@ def gradient_share(supervised: Tensor, unsupervised: Tensor, logits: Sequence[Te
         for grads in [torch.autograd.grad(loss, list(logits), retain_graph=True, allow_unused=True)]
     ]
     return norms[1] / (norms[0] + norms[1]).clamp_min(torch.finfo(norms[0].dtype).tiny)
+
+
+def twin(student: Classifier, weights: Literal["scratch", "student"], another: Callable[[], Classifier]) -> Classifier:
+    """A trainable copy with the student's weights, or with those of another network that is built anew.
+
+    Also then it is a copy, so that it lies where and as the student does.
+    """
+    network = copy.deepcopy(student).requires_grad_(True)
+    if weights == "scratch":
+        network.load_state_dict(another().state_dict())
+    return network
+
+
+class MovingTeacher(nn.Module):
+    """A copy in train mode that no gradient reaches. Its batch norm sees its own passes: nothing is copied to it."""
+
+    updates: Tensor
+
+    def __init__(self, student: Classifier) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False).train()
+        self.register_buffer("updates", torch.zeros((), device=next(student.parameters()).device))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """The teacher's logits, with its noise; evaluation may have left it in eval mode."""
+        return self.network.train()(images)
+
+    @torch.no_grad()
+    def follow(self, student: Classifier, decay: float, warmup: bool) -> None:
+        """teacher ← d · teacher + (1 - d) · student, d = min(1 - 1/(t + 1), decay) in the warm-up, on the device.
+
+        Ranks share one teacher, so its statistics are made alike too.
+        """
+        self.updates += 1
+        most = torch.full_like(self.updates, decay)
+        kept = torch.minimum(1 - 1 / (self.updates + 1), most) if warmup else most
+        mine: list[Tensor] = list(self.network.parameters())
+        theirs: list[Tensor] = list(student.parameters())
+        torch._foreach_mul_(mine, kept)
+        torch._foreach_add_(mine, list(torch._foreach_mul(theirs, 1 - kept)))
+        average_buffers(self.network)

@@ -28,9 +28,15 @@ from selftrain.models.noise import without_noise
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.distributed import gather_rows, mean_over_ranks
 from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, gradient_share
-from selftrain.ssl_tasks.methods.math.functional import entropy, pseudo_label_logs, soft_cross_entropy
-from selftrain.ssl_tasks.methods.math.mixing import draw_lambda, frozen_statistics, mix_with_shuffled
-from selftrain.ssl_tasks.methods.math.schedules import first_step
+from selftrain.ssl_tasks.methods.math import (
+    draw_lambda,
+    entropy,
+    first_step,
+    frozen_statistics,
+    mix_with_shuffled,
+    pseudo_label_logs,
+    soft_cross_entropy,
+)
 from selftrain.ssl_tasks.settings.methods import ConfirmationBiasSettings
 
 

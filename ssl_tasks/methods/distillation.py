@@ -14,7 +14,7 @@ from torch import Tensor
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from selftrain.ssl_tasks.methods.math.functional import sharpen, soft_cross_entropy, weighted_cross_entropy
+from selftrain.ssl_tasks.methods.math import sharpen, soft_cross_entropy, weighted_cross_entropy
 from selftrain.ssl_tasks.settings.methods import DistillationSettings
 
 

@@ -27,33 +27,34 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
 
-from selftrain.models.classifier import Classifier
-from selftrain.models.ensemble import joined
+from selftrain.models.classifier import Classifier, joined
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.distributed import average_buffers, mean_over_ranks, world
-from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine
+from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, twin
 from selftrain.ssl_tasks.methods.confirmation_bias import distance_from_uniform
-from selftrain.ssl_tasks.methods.math.functional import (
+from selftrain.ssl_tasks.methods.math import (
+    dominant_lambda,
     entropy,
+    first_step,
+    linear_ramp,
+    mix_with_shuffled,
     pseudo_label_logs,
     sharpen,
     soft_cross_entropy,
     squared_difference,
     weighted_cross_entropy,
 )
-from selftrain.ssl_tasks.methods.math.mixing import dominant_lambda, mix_with_shuffled
-from selftrain.ssl_tasks.methods.math.schedules import first_step, linear_ramp
-from selftrain.ssl_tasks.methods.twin import twin
 from selftrain.ssl_tasks.settings.methods import DivideMixSettings
 
 
 def clean_probability(losses: np.ndarray) -> np.ndarray:
     """[n] in 0 … 1: the posterior of the Gaussian with the smaller mean; 1 where all losses are alike."""
+    from sklearn.exceptions import ConvergenceWarning  # not on every GPU machine
+    from sklearn.mixture import GaussianMixture
+
     span = np.ptp(losses) if len(losses) > 1 else 0.0
     if not span > 0:
         return np.ones(len(losses))

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
-from selftrain.ssl_tasks.methods.math.alignment import RunningMean
-from selftrain.ssl_tasks.methods.math.functional import (
+from selftrain.ssl_tasks.methods.math import (
+    RunningMean,
     confident,
     pseudo_label_logs,
     sharpen,

@@ -21,11 +21,15 @@ from torch.nn import functional as F
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from selftrain.ssl_tasks.methods.math.functional import pseudo_label_logs, soft_cross_entropy, squared_difference
-from selftrain.ssl_tasks.methods.math.mixing import draw_lambda, mix
-from selftrain.ssl_tasks.methods.math.schedules import sigmoid_ramp
-from selftrain.ssl_tasks.methods.moving_teacher import MovingTeacher
+from selftrain.ssl_tasks.methods.base import Losses, Method, MovingTeacher, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.math import (
+    draw_lambda,
+    mix,
+    pseudo_label_logs,
+    sigmoid_ramp,
+    soft_cross_entropy,
+    squared_difference,
+)
 from selftrain.ssl_tasks.settings.methods import ICTSettings
 
 

@@ -25,8 +25,7 @@ from torch.nn import functional as F
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, forward_together, supervised_alone
-from selftrain.ssl_tasks.methods.math.functional import exact_products, pseudo_label_logs, weighted_cross_entropy
-from selftrain.ssl_tasks.methods.math.schedules import first_step
+from selftrain.ssl_tasks.methods.math import exact_products, first_step, pseudo_label_logs, weighted_cross_entropy
 from selftrain.ssl_tasks.settings.methods import LabelPropagationSettings
 
 CHUNK = 2048  # rows of the similarity matrix at a time: 400 MB of float32 for 50,000 images

@@ -35,15 +35,15 @@ from torch.nn import functional as F
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.distributed import average_buffers, average_gradients, mean_over_ranks
-from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
-from selftrain.ssl_tasks.methods.math.functional import (
+from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone, twin
+from selftrain.ssl_tasks.methods.math import (
     confident,
+    first_step,
+    linear_ramp,
     pseudo_label_logs,
     soft_cross_entropy,
     weighted_cross_entropy,
 )
-from selftrain.ssl_tasks.methods.math.schedules import first_step, linear_ramp
-from selftrain.ssl_tasks.methods.twin import twin
 from selftrain.ssl_tasks.settings.methods import MetaPseudoLabelsSettings
 
 

@@ -20,24 +20,22 @@ from torch.nn import functional as F
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, View, Views
 from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine
-from selftrain.ssl_tasks.methods.math.functional import (
+from selftrain.ssl_tasks.methods.math import (
+    dominant_lambda,
+    frozen_statistics,
+    interleaved_forward,
+    linear_ramp,
+    mix_with_shuffled,
     pseudo_label_logs,
     sharpen,
     soft_cross_entropy,
     squared_difference,
 )
-from selftrain.ssl_tasks.methods.math.mixing import (
-    dominant_lambda,
-    frozen_statistics,
-    interleaved_forward,
-    mix_with_shuffled,
-)
-from selftrain.ssl_tasks.methods.math.schedules import linear_ramp
 from selftrain.ssl_tasks.settings.methods import MixMatchSettings
 
 
 class MixMatch(Method):
-    """Guesses and the two losses; mixing and interleaving are in `ssl_tasks/methods/math/mixing.py`."""
+    """Guesses and the two losses; mixing and interleaving are in `ssl_tasks/methods/math.py`."""
 
     def __init__(self, settings: MixMatchSettings, problem: Problem) -> None:
         super().__init__(settings, problem)

@@ -20,8 +20,7 @@ from torch import Tensor
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from selftrain.ssl_tasks.methods.math.functional import pseudo_label_logs, squared_difference, weighted_cross_entropy
-from selftrain.ssl_tasks.methods.math.schedules import ramp
+from selftrain.ssl_tasks.methods.math import pseudo_label_logs, ramp, squared_difference, weighted_cross_entropy
 from selftrain.ssl_tasks.settings.methods import PiModelSettings
 
 

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from selftrain.ssl_tasks.methods.math.functional import confident, pseudo_label_logs, weighted_cross_entropy
-from selftrain.ssl_tasks.methods.math.schedules import linear_ramp
+from selftrain.ssl_tasks.methods.math import confident, linear_ramp, pseudo_label_logs, weighted_cross_entropy
 from selftrain.ssl_tasks.settings.methods import PseudoLabelSettings
 
 

@@ -23,9 +23,13 @@ from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, View, Views
 from selftrain.ssl_tasks.execution.distributed import mean_over_ranks
 from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine
-from selftrain.ssl_tasks.methods.math.functional import align_distribution, sharpen, soft_cross_entropy
-from selftrain.ssl_tasks.methods.math.mixing import frozen_statistics
-from selftrain.ssl_tasks.methods.math.schedules import linear_ramp
+from selftrain.ssl_tasks.methods.math import (
+    align_distribution,
+    frozen_statistics,
+    linear_ramp,
+    sharpen,
+    soft_cross_entropy,
+)
 from selftrain.ssl_tasks.methods.mixmatch import guess_logs, mixed_forward, weighted_mean
 from selftrain.ssl_tasks.settings.methods import ReMixMatchSettings
 

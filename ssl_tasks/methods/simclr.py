@@ -26,7 +26,7 @@ from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.distributed import gather_rows, rank, world
 from selftrain.ssl_tasks.methods.base import Losses, Method
-from selftrain.ssl_tasks.methods.math.functional import exact_products, weighted_cross_entropy
+from selftrain.ssl_tasks.methods.math import exact_products, weighted_cross_entropy
 from selftrain.ssl_tasks.settings.methods import SimCLRSettings
 
 

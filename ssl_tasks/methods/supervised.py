@@ -12,8 +12,7 @@ from torch import Tensor
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.methods.base import Losses, Method, Problem
-from selftrain.ssl_tasks.methods.math.functional import weighted_cross_entropy
-from selftrain.ssl_tasks.methods.math.mixing import draw_lambda, mix
+from selftrain.ssl_tasks.methods.math import draw_lambda, mix, weighted_cross_entropy
 from selftrain.ssl_tasks.settings.methods import SupervisedSettings
 
 

@@ -28,14 +28,14 @@ from torch import Tensor
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.methods.base import Losses, Method, combine, supervised_alone
-from selftrain.ssl_tasks.methods.math.functional import (
+from selftrain.ssl_tasks.methods.math import (
     entropy,
+    frozen_statistics,
     kl_divergence,
+    linear_ramp,
     pseudo_label_logs,
     weighted_cross_entropy,
 )
-from selftrain.ssl_tasks.methods.math.mixing import frozen_statistics
-from selftrain.ssl_tasks.methods.math.schedules import linear_ramp
 from selftrain.ssl_tasks.settings.methods import VATSettings
 
 

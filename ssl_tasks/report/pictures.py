@@ -1,9 +1,15 @@
-"""Thumbnails: many images in a few sprites, small enough for a page that is mailed around."""
+"""Thumbnails packed into a few sprites, small enough for a page sent by mail; and safe JSON inside a page.
+
+The JSON has no character that HTML could take for markup, and no value that JSON does not know.
+"""
 
 import base64
 import io
+import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,3 +90,26 @@ def lay_out(tiles: list[NDArray[np.uint8]], tile: int) -> NDArray[np.uint8]:
         top, left = number // COLUMNS * tile, number % COLUMNS * tile
         sheet[top : top + tile, left : left + tile] = image
     return sheet
+
+
+def embed(value: Any) -> str:
+    """JSON that no HTML parser can take for anything else, whatever text the data holds."""
+    text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # Half a surrogate pair, as a file name that is no text leaves it, is not UTF-8.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def size(value: Any) -> int:
+    """Bytes of a value in the page."""
+    return len(embed(value).encode())
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null stands for both."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): finite(item) for name, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -7,10 +7,10 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from selftrain.ssl_tasks.pseudo_labels.looking.engine import read_parquet
-from selftrain.ssl_tasks.pseudo_labels.looking.inspection import NEAR
-from selftrain.ssl_tasks.pseudo_labels.looking.schema import OVERRIDES
-from selftrain.ssl_tasks.pseudo_labels.looking.views import RoundTables
+from selftrain.ssl_tasks.pseudo_labels.engine import read_parquet
+from selftrain.ssl_tasks.pseudo_labels.inspection import NEAR
+from selftrain.ssl_tasks.pseudo_labels.schema import OVERRIDES
+from selftrain.ssl_tasks.pseudo_labels.views import RoundTables
 from selftrain.ssl_tasks.report.data import Confusion, Flips, Histogram
 
 BINS = 40

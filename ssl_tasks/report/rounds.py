@@ -8,8 +8,8 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
-from selftrain.ssl_tasks.pseudo_labels.looking.schema import STATS
-from selftrain.ssl_tasks.pseudo_labels.looking.views import RoundTables
+from selftrain.ssl_tasks.pseudo_labels.schema import STATS
+from selftrain.ssl_tasks.pseudo_labels.views import RoundTables
 from selftrain.ssl_tasks.report.data import ClassBalance, Confusion, Reliability, RoundPage, Score
 from selftrain.ssl_tasks.report.questions import Questions, looked, sparse_confusion
 from selftrain.ssl_tasks.store.artifacts import Artifact

@@ -1,4 +1,7 @@
-"""RunConfig: the one place where the sections of a recipe meet. `recipes.py` reads it from YAML."""
+"""RunConfig: all sections of a recipe together; with the sections for the machine, evaluation and the gate.
+
+The machine's settings (`runtime`) change the place and speed of a run, never its results. `recipe.py` reads the YAML.
+"""
 
 import re
 from typing import Literal, Self
@@ -7,12 +10,76 @@ from pydantic import Field, model_validator
 
 from selftrain.models.settings import ONE_SIZE, ModelSettings
 from selftrain.ssl_tasks.settings.data import AugmentSettings, DataSettings
-from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings, GateSettings
 from selftrain.ssl_tasks.settings.methods import MethodSettings, NoisyStudentSettings, SupervisedSettings
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
 from selftrain.ssl_tasks.settings.section import RecipePath, Section
 from selftrain.ssl_tasks.settings.training import FineTuneTrainSettings, TrainSettings
+
+
+class RuntimeSettings(Section):
+    """Where and how fast; nothing here changes what is computed, so nothing here takes part in a stage's key."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
+    processes: int = Field(
+        1,
+        ge=1,
+        description="data-parallel training processes on this host. They share each batch; batch norm sees it whole on "
+        "CUDA, on CPUs each process's own part (running statistics are averaged)",
+    )
+    nodes: int = Field(
+        1, ge=1, description="hosts that train together, each with `processes`; on the others runs `selftrain assist`"
+    )
+    rendezvous: str | None = Field(
+        None,
+        description="HOST:PORT where the hosts meet: this one, as the others reach it; default its name, a free port",
+    )
+    workers: int = Field(0, ge=0, description="processes that prepare batches")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default all cores")
+    cache: Literal["auto", "off"] = Field("auto", description="decoded images in a shared file where they fit")
+    cache_gb: float = Field(8.0, ge=0)
+    checkpoint_every: float = Field(60.0, gt=0, description="seconds")
+    parallel: int = Field(1, ge=1, description="independent stages at the same time")
+    memory_gb: float = Field(2.0, gt=0, description="of DuckDB")
+    stage_timeout: float | None = Field(None, gt=0, description="seconds, from when the stage has its GPU")
+    retries: int = Field(2, ge=0, description="of faults that trying again can cure")
+    store: str | None = Field(
+        None, description="object storage that machines share, as s3://bucket/folder; default SELFTRAIN_STORE"
+    )
+    task_runner: Literal["local", "ray"] = Field(
+        "local", description="ray: prediction shards, and the cells of a comparison, as tasks of a Ray cluster"
+    )
+    ray_address: str | None = Field(
+        None, description="HOST:6379; default RAY_ADDRESS, else the cluster of this machine"
+    )
+    gpus_per_task: float = Field(0.0, ge=0, description="of a Ray task, which gets `threads` CPUs (default 1) beside")
+    restarts: int = Field(3, ge=0, description="of a crashed run, in a row, where a server starts crashed runs again")
+
+
+class EvaluateSettings(Section):
+    """What is measured of every model, on validation and on test."""
+
+    batch_size: int = Field(256, ge=1, description="images at a time; bf16 products may differ in their last bit by it")
+    bootstrap: int = Field(1_000, ge=0, description="resamplings behind the 95 % intervals")
+    attacks: tuple[float, ...] = Field((), description="FGSM steps, as a share of the pixel range")
+    corruptions: bool = False
+    robustness_images: int = Field(1_000, ge=1, description="most test images that are attacked and corrupted")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class GateSettings(Section):
+    """When the rounds stop. The student is compared with its teacher on the same validation images."""
+
+    enabled: bool = True
+    max_p_value_worse: float = Field(
+        0.05, ge=0, le=1, description="stop where the student is worse at this level (McNemar)"
+    )
+    require_gain: bool = Field(False, description="stop unless the student is better on validation")
+    max_class_share: float = Field(
+        0.9, gt=0, le=1, description="of one class among the student's predictions: collapse"
+    )
+    min_selected: int = Field(1, ge=0, description="pseudo-labels that a round must choose")
+    max_drift: float = Field(1.0, ge=0, le=1, description="total variation between selected and labelled class shares")
+
 
 MOST_ROUNDS = 100
 MOST_MEMBERS = 100

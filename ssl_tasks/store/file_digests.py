@@ -1,4 +1,9 @@
-"""sha256 of files, remembered by their stat, as git's index does: a file that did not change is not read again."""
+"""sha256 digests of files, remembered by their stat as in git's index: an unchanged file is not read again.
+
+Verified artifacts: every file has the digest that its manifest states. Digests are remembered in the workspace's cache
+by inode, size and times, for other processes too; `selftrain lineage --verify` and the reuse of an artifact read every
+file again.
+"""
 
 import contextlib
 import hashlib
@@ -13,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from selftrain.ssl_tasks.errors import DamagedArtifact
 from selftrain.ssl_tasks.regular_file import open_regular
-from selftrain.ssl_tasks.store.artifacts import write_atomically
+from selftrain.ssl_tasks.store.artifacts import REMEDY, Artifact, check_contents, check_files, write_atomically
 
 RACY_NS = 2_000_000_000  # a file touched this shortly before it was read may change again under the same time stamp
 CHUNK = 1 << 20
@@ -107,3 +113,20 @@ def _remember(memory: Path, table: pa.Table) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(table.filter(pc.is_valid(table["digest"])), buffer, compression="zstd")
     write_atomically(memory, buffer.getvalue().to_pybytes())
+
+
+def verified(artifact: Artifact) -> Artifact:
+    """The artifact; DamagedArtifact names the file that has changed since it was written, and the remedy."""
+
+    files = artifact.manifest["files"]
+    try:
+        check_contents(artifact)
+        check_files(artifact, digests=False)
+        cache = artifact.path.parents[2] / "cache"  # <workspace>/store/<stage>/<key>
+        digests = FileDigests(cache).of(artifact.path, list(files))
+        for (name, entry), digest in zip(files.items(), digests, strict=True):
+            if digest is None or digest.hex() != entry["sha256"]:
+                raise DamagedArtifact(f"{artifact.file(name)} has other contents than when it was written")
+    except DamagedArtifact as error:
+        raise DamagedArtifact(f"{error}; {REMEDY}") from error
+    return artifact

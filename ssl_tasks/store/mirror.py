@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from selftrain.ssl_tasks.errors import ConfigError, DamagedArtifact
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import (
     MANIFEST,
     Artifact,

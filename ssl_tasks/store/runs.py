@@ -24,9 +24,9 @@ from selftrain.ssl_tasks.errors import DamagedRecord, NotFound, nearest
 from selftrain.ssl_tasks.settings.recipe_text import dump_values, read_values
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact, file_lock, read_manifest, write_atomically
+from selftrain.ssl_tasks.store.file_digests import verified
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
 from selftrain.ssl_tasks.store.process_lock import freed, held_lock
-from selftrain.ssl_tasks.store.verified import verified
 
 RunState = Literal["running", "waiting", "done", "failed", "interrupted", "crashed"]
 log = logging.getLogger("selftrain")

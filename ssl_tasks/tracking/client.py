@@ -1,4 +1,7 @@
-"""A connection to MLflow: a database of ours is set up once and moves with its workspace, a server is checked."""
+"""Connects to MLflow: a server is checked, our own database is set up once and moves with its workspace.
+
+MLflow stores absolute paths: when a workspace has moved, `relocate_database` rewrites them.
+"""
 
 import contextlib
 import json
@@ -15,11 +18,13 @@ from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.collection import uncollected
 from selftrain.ssl_tasks.store.artifacts import file_lock, write_atomically
 from selftrain.ssl_tasks.store.json_file import Malformed, read_json
-from selftrain.ssl_tasks.tracking.relocation import relocate_database
 from selftrain.ssl_tasks.tracking.spool import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 
 log = logging.getLogger("selftrain")
 REQUEST_SECONDS, FIRST_SECONDS = 10, 3
@@ -145,3 +150,45 @@ def _read(path: Path) -> dict[str, Any]:
         return read_json(path)
     except (FileNotFoundError, Malformed):
         return {}
+
+
+COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("datasets", "dataset_source"),
+)
+
+
+def relocate_database(database: Path, before: Path, after: Path) -> int:
+    """Rewrites paths under the folder `before` to `after`, all or none; returns how many."""
+    changed = 0
+    with sqlite3.connect(database, timeout=60) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        for table, column in COLUMNS:
+            if table not in tables:  # half of a first set-up that was killed
+                continue
+            rows = connection.execute(f"SELECT rowid, {column} FROM {table} WHERE {column} IS NOT NULL").fetchall()
+            moved = [(_moved(text, before, after), row) for row, text in rows]
+            new = [(text, row) for (text, row), (_, old) in zip(moved, rows, strict=True) if text != old]
+            connection.executemany(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", new)
+            changed += len(new)
+    connection.close()
+    return changed
+
+
+def _moved(text: str, before: Path, after: Path) -> str:
+    """A path or URI that begins in `before`, in `after`; the source of a data set is JSON with such values."""
+    for old, new in ((f"{before.as_uri()}/", f"{after.as_uri()}/"), (f"{before}/", f"{after}/")):
+        if text.startswith(old):
+            return new + text.removeprefix(old)
+    if not text.startswith("{"):
+        return text
+    try:
+        source = json.loads(text)
+    except ValueError:
+        return text
+    moved = {name: _moved(value, before, after) if isinstance(value, str) else value for name, value in source.items()}
+    return text if moved == source else json.dumps(moved)

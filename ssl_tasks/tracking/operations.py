@@ -23,11 +23,12 @@ from selftrain.ssl_tasks.tracking.entities import (
     measured_on,
     numbers,
     output_models,
+    preview_csv,
+    promote,
     small_files,
+    version_of,
 )
-from selftrain.ssl_tasks.tracking.model_page import describe
-from selftrain.ssl_tasks.tracking.preview import preview_csv
-from selftrain.ssl_tasks.tracking.registry import promote, version_of
+from selftrain.ssl_tasks.tracking.model_card import describe
 from selftrain.ssl_tasks.tracking.spool import Operation
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""The process that replays spools to MLflow: in order, again and again until it works, never twice.
+"""The process that sends spools to MLflow: in order, with retries, each entry once.
 
-Its standard input tells it what to do: first the spool that it is for, then "end", which means send what is left and
-leave; an end without it means that the parent was killed, and nothing of ours may stay. Whatever is not sent is sent by
-the next run or by `sync`.
+Its standard input tells it what to do: first the spool, then "end", which means: send the rest and leave. An end of
+input without that word means that the parent was killed; the shipper leaves at once, and the next run or `sync` sends
+the rest. MLflow stores absolute paths: when a workspace has moved, its database is updated first.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from selftrain.ssl_tasks.tracking.tracker import Report
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
 
 log = logging.getLogger("selftrain.tracking")
 TRIES = 4

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from selftrain.ssl_tasks.data.decoding.decode import Decoded, Decoder, quiet_decoding, reason
+from selftrain.ssl_tasks.data.decode import Decoded, Decoder, quiet_decoding, reason
 from selftrain.ssl_tasks.data.sources.folder import Notes, image_files
 from selftrain.ssl_tasks.data.sources.places import existing
 from selftrain.ssl_tasks.errors import DataError

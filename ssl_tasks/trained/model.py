@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selftrain.models import build_model
-from selftrain.models.classifier import Classifier
-from selftrain.models.ensemble import joined
+from selftrain.models.classifier import Classifier, joined
 from selftrain.models.settings import ModelSettings
 from selftrain.ssl_tasks.errors import DamagedArtifact, DataError
 from selftrain.ssl_tasks.execution.precision import autocast, resolve_device, resolve_precision

@@ -1,18 +1,59 @@
-"""Checkpoints on disk: whole or absent, and known to be what was written.
+"""Checkpoints on disk, whole or absent; and the request to stop, which SIGTERM and SIGINT make.
 
 `step-0000000200.<sha256>.safetensors` is one file that any reader of safetensors opens, named by the digest of its
-bytes: a cut or a flipped bit shows. It is written beside, flushed and renamed; the one before is kept. No pickle.
+bytes, so a cut or a flipped bit is noticed. It is written under another name, flushed and renamed; the one before is
+kept. No pickle. The training loop looks at the request between two steps, saves a checkpoint and stops.
 """
 
 import json
 import logging
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from selftrain.ssl_tasks.store.artifacts import digest_file, flush_folder
 from selftrain.ssl_tasks.training.state import Snapshot
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Which signal asked us to stop, if one did."""
+
+    received: signal.Signals | None = None
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Listens while a run goes on; a second signal acts as it would without us. Signals reach the main thread alone."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.received = signal.Signals(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        restore()
+
 
 KEPT = 2
 PATTERN = "step-*.safetensors"

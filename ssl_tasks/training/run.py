@@ -1,35 +1,42 @@
-"""One run of training, put together: the network, the method, the optimizer and the images that its settings name."""
+"""Builds a training run from its settings (network, method, optimizer, images), and evaluates it during training.
 
+Training opens the test images only for `train.median_of`, the protocol of printed results; they choose nothing. A
+fine-tuning at a larger size (FixRes, Touvron et al. 2019, 1906.06423) trains only the classifier and the norms, and
+refuses networks that are built for one size.
+"""
+
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from selftrain.models import ModelSettings, build_model
-from selftrain.models.batch_norm import synchronise_batch_norm
-from selftrain.models.classifier import Classifier
+from selftrain.models.classifier import Classifier, synchronise_batch_norm
+from selftrain.models.libraries import check_image_size
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.data.stream.loading import StreamPools, loader, to_device
-from selftrain.ssl_tasks.data.stream.pools import Images, LabeledPool, PseudoPool
-from selftrain.ssl_tasks.data.stream.stream import BatchStream
-from selftrain.ssl_tasks.data.views.policy import Policy, build_policy
+from selftrain.ssl_tasks.data.loading import StreamPools, loader, normalise, to_device
+from selftrain.ssl_tasks.data.stream import BatchStream, Images, LabeledPool, PseudoPool
+from selftrain.ssl_tasks.data.views.ctaugment import Policy, build_policy
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.distributed import grouped, rank, world
-from selftrain.ssl_tasks.execution.precision import resolve_precision
+from selftrain.ssl_tasks.execution.distributed import grouped, rank, sum_over_ranks, world
+from selftrain.ssl_tasks.execution.precision import autocast, resolve_precision
 from selftrain.ssl_tasks.execution.seeds import derive_seed
 from selftrain.ssl_tasks.methods import build_method, method_class
 from selftrain.ssl_tasks.methods.base import Method, Problem
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings
 from selftrain.ssl_tasks.settings.training import TrainSettings
-from selftrain.ssl_tasks.training.ema import frozen_copy
-from selftrain.ssl_tasks.training.finetuning import freeze_all_but_classifier_and_norms, refuse_one_size
-from selftrain.ssl_tasks.training.optimization import build_optimizer
-from selftrain.ssl_tasks.training.state import RunState
+from selftrain.ssl_tasks.training.state import RunState, build_optimizer, frozen_copy
 
+BATCH = 256
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 LONG_RUN = 5_000  # steps, from which compiling pays on CUDA
 
 
@@ -162,3 +169,72 @@ def refuse_what_own_steps_ignore(method: Method, train: TrainSettings) -> None:
                 f"train.{name} is {value}, and {method.settings.name} takes its own steps, which know no {name}. "
                 f"Leave train.{name} at its default."
             )
+
+
+@torch.no_grad()
+def validate(run: TrainingRun) -> dict[str, float]:
+    """Accuracy and cross-entropy of the evaluated network on every split that is due; nothing of one without images."""
+    scores: dict[str, float] = {}
+    for split, pool in (("validation", run.validation), ("test", run.test if among_the_last(run) else None)):
+        if pool is not None and len(known := np.flatnonzero(pool.labels >= 0)):
+            correct, loss = _measure(run, pool, known)
+            scores |= {f"{split}_accuracy": correct, f"{split}_loss": loss}
+    return scores
+
+
+def among_the_last(run: TrainingRun) -> bool:
+    """Whether this evaluation is one of the last `train.median_of`."""
+    train = run.learner.train
+    return math.ceil((train.steps - run.state.step) / train.evaluate_every) < (train.median_of or 0)
+
+
+def _measure(run: TrainingRun, pool: Images, known: np.ndarray) -> tuple[float, float]:
+    index = known[rank() :: world()]
+    with evaluation_mode(run.evaluated()) as network:
+        parts = [_score(run, network, pool, index[start : start + BATCH]) for start in range(0, len(index), BATCH)]
+    total = torch.stack([torch.zeros(2, dtype=torch.float64, device=run.device), *parts]).sum(0)
+    correct, loss = (sum_over_ranks(total) / len(known)).tolist()
+    return correct, loss
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[nn.Module]:
+    """The network without its noise; afterwards every part is in the mode that it was in (a noisy teacher's, say)."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    yield network
+    for module, mode in modes:
+        module.training = mode
+
+
+def _score(run: TrainingRun, network: nn.Module, pool: Images, index: np.ndarray) -> torch.Tensor:
+    images = normalise(torch.from_numpy(pool.images(index)), run.device, run.mean, run.std)
+    labels = torch.from_numpy(pool.labels[index]).to(run.device)
+    with autocast(run.device, run.dtype):
+        logits = network(images).float()
+    right = (logits.argmax(1) == labels).sum()
+    return torch.stack([right.double(), F.cross_entropy(logits, labels, reduction="sum").double()])
+
+
+def freeze_all_but_classifier_and_norms(network: Classifier) -> None:
+    """What the larger images shift is the statistics of activations: the last layer and the norms can follow them."""
+    network.requires_grad_(False)
+    network.head.requires_grad_(True)
+    for module in network.modules():
+        if isinstance(module, NORMS):
+            module.requires_grad_(True)
+
+
+def refuse_one_size(network: Classifier, name: str, channels: int, image_size: int, built_for: int) -> None:
+    """ConfigError for a network that cannot take images of another size than it was built for."""
+    fixed = getattr(network.body, "image_size", image_size) != image_size  # it would shrink them to its own
+    try:
+        if not fixed:
+            check_image_size(network.body, name, channels, image_size)
+            return
+    except ConfigError:
+        pass
+    raise ConfigError(
+        f"finetune.image_size is {image_size}, and {name} takes images of {built_for}×{built_for} alone. Leave "
+        "finetune out, or use a student that takes any size: small_cnn, wrn-28-2, torchvision:efficientnet_b0"
+    )

@@ -1,4 +1,4 @@
-"""The stage `train`: from a data set, and perhaps a selection and first weights, to a model."""
+"""The stage `train`: turns a data set, with or without a selection and first weights, into a model."""
 
 import json
 import math
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selftrain.models.ensemble import members
+from selftrain.models.classifier import members
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.data.stream.pools import PseudoPool
+from selftrain.ssl_tasks.data.stream import PseudoPool
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.distributed import rank
 from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends, resolve_device
@@ -21,8 +21,8 @@ from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettin
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.trained.model import WEIGHTS, Card, load_card, load_weights, save_card, save_weights
 from selftrain.ssl_tasks.training.checkpoints import Checkpoints
+from selftrain.ssl_tasks.training.launch import train_in_processes
 from selftrain.ssl_tasks.training.loop import diagnose_run, train
-from selftrain.ssl_tasks.training.parallel.launch import train_in_processes
 from selftrain.ssl_tasks.training.run import TrainingRun, build_run
 
 LAST = "last.safetensors"

@@ -1,8 +1,15 @@
-"""The run state: all that a run is at a step, to and from named tensors. There is no random state to keep: every step
-seeds torch from (seed, step, rank), and the batches are a function of the step."""
+"""The state of a run at a step, to and from named tensors: weights, optimizer, moving average.
 
+No random state needs to be kept: every step seeds torch from (seed, step, rank), and batches are a function of the
+step. The learning rate is a pure function of the step too. The moving average of the weights is what is evaluated, and
+it is the teacher of Mean Teacher.
+"""
+
+import copy
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +17,86 @@ from torch import Tensor, nn
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.errors import SelftrainError
 from selftrain.ssl_tasks.methods.base import Method
+from selftrain.ssl_tasks.settings.training import TrainSettings
 from selftrain.ssl_tasks.training.history import History, Meter
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def warmed_decay(decay: float, updates: int, warmup: bool) -> float:
+    """min(1 - 1/(t + 1), d) at update t = 1, 2, …: a plain mean of the first weights, then the moving one."""
+    return min(1 - 1 / (updates + 1), decay) if warmup else decay
+
+
+def frozen_copy(network: Network) -> Network:
+    """A copy that no gradient reaches, in evaluation mode."""
+    return copy.deepcopy(network).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def move_average(
+    average: nn.Module, network: nn.Module, decay: float, buffers: Literal["copy", "average"] = "copy"
+) -> None:
+    """average ← decay · average + (1 - decay) · network; buffers (running statistics) are copied or averaged alike."""
+    pairs: list[tuple[Tensor, Tensor]] = list(zip(average.parameters(), network.parameters(), strict=True))
+    others = list(zip(average.buffers(), network.buffers(), strict=True))
+    if buffers == "average":
+        pairs += [pair for pair in others if pair[0].is_floating_point()]
+        others = [pair for pair in others if not pair[0].is_floating_point()]
+    _lerp(pairs, 1 - decay)
+    if others:
+        torch._foreach_copy_([mine for mine, _ in others], [theirs for _, theirs in others])
+
+
+def _lerp(pairs: list[tuple[Tensor, Tensor]], weight: float) -> None:
+    if pairs:
+        torch._foreach_lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], weight)
+
+
+def learning_rate(train: TrainSettings, step: int) -> float:
+    """At step 0 … steps - 1: a linear rise over the warm-up, then the schedule over the steps that are left."""
+    if step < train.warmup_steps:
+        return train.learning_rate * (step + 1) / train.warmup_steps
+    progress = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    if train.schedule == "constant":
+        return train.learning_rate
+    if train.schedule == "exponential":
+        return train.learning_rate * train.final_rate**progress
+    if train.schedule == "cosine":
+        return train.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+    return train.learning_rate * math.cos(7 * math.pi * progress / 16)  # FixMatch's, which ends at 0.195
+
+
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Kernels (two dimensions or more) are decayed; biases, norms and other scales are not."""
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    kernels = [parameter for parameter in wanted if parameter.ndim >= 2]
+    others = [parameter for parameter in wanted if parameter.ndim < 2]
+    groups = [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(train: TrainSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """SGD with L2 in the gradient, as FixMatch, or AdamW with decoupled decay; one fused pass over the weights."""
+    groups = parameter_groups(parameters, train.weight_decay)
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
+    nesterov = train.nesterov and train.momentum > 0
+    return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum, nesterov=nesterov, fused=True)
+
+
+def momentum(train: TrainSettings, step: int) -> float:
+    """At step 0 … steps - 1: from .5 straight to the settings' over the warm-up (Hinton 2012, arXiv 1207.0580)."""
+    share = min(1.0, step / train.momentum_warmup_steps) if train.momentum_warmup_steps else 1.0
+    return share * train.momentum + (1 - share) * 0.5
+
+
+def set_rates(optimizer: torch.optim.Optimizer, train: TrainSettings, step: int) -> None:
+    """One learning rate for all groups; and one momentum, where it rises."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(train, step)
+        if train.momentum_warmup_steps:
+            group["momentum"] = group["dampening"] = momentum(train, step)
 
 
 @dataclass(frozen=True)

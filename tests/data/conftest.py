@@ -46,11 +46,11 @@ def pets(tmp_path: Path, paint: Paint) -> Path:
 @pytest.fixture
 def build(run_stage: Callable[..., Any]) -> Callable[..., Any]:
     """`build(settings)` → the dataset artifact, keyed by the source's contents as a run would."""
-    from selftrain.ssl_tasks.data.fingerprint import fingerprint
+    from selftrain.ssl_tasks.data.sources import fingerprint
 
     def run(settings: Any, cache: Path) -> Any:
         return run_stage(
-            "selftrain.ssl_tasks.data.build:build_dataset", settings, depends={"source": fingerprint(settings, cache)}
+            "selftrain.ssl_tasks.data.dataset:build_dataset", settings, depends={"source": fingerprint(settings, cache)}
         )
 
     return run

@@ -8,8 +8,7 @@ from pydantic import ValidationError
 from selftrain.ssl_tasks.data.batch import View
 from selftrain.ssl_tasks.data.views.augmentation import OPERATIONS, cutout_boxes
 from selftrain.ssl_tasks.data.views.randaugment import choose, randaugment_draws, randaugment_view
-from selftrain.ssl_tasks.data.views.view import Augmenter, Draws
-from selftrain.ssl_tasks.data.views.weak import weak_view
+from selftrain.ssl_tasks.data.views.view import Augmenter, Draws, weak_view
 from selftrain.ssl_tasks.settings.data import AugmentSettings
 
 Bytes = NDArray[np.uint8]

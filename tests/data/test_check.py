@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.data.fingerprint import fingerprint
-from selftrain.ssl_tasks.data.survey.check import check_data
-from selftrain.ssl_tasks.data.survey.inspect_folder import suggest_settings
+from selftrain.ssl_tasks.data.inspect_folder import suggest_settings
+from selftrain.ssl_tasks.data.sources import fingerprint
+from selftrain.ssl_tasks.data.survey import check_data
 from selftrain.ssl_tasks.errors import DataError
 from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource, TableSource
 

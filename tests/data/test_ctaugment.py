@@ -7,20 +7,24 @@ import pytest
 import torch
 
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.data.splits.permutation import uniform_rows
-from selftrain.ssl_tasks.data.stream.loading import loader
-from selftrain.ssl_tasks.data.stream.stream import BatchStream
+from selftrain.ssl_tasks.data.loading import loader
+from selftrain.ssl_tasks.data.order import uniform_rows
+from selftrain.ssl_tasks.data.stream import BatchStream
 from selftrain.ssl_tasks.data.views.ctaugment import (
     BINS,
     LEVELED,
+    REFRESH,
     Choice,
+    Policy,
+    PolicyBoard,
     apply,
+    build_policy,
     choose,
     draws,
     fresh_rates,
+    moved_rates,
     usable_shares,
 )
-from selftrain.ssl_tasks.data.views.policy import REFRESH, Policy, PolicyBoard, build_policy, moved_rates
 from selftrain.ssl_tasks.data.views.view import Augmenter, Draws
 from selftrain.ssl_tasks.settings.data import AugmentSettings
 from selftrain.ssl_tasks.settings.training import TrainSettings
@@ -145,7 +149,7 @@ def run_of(
 def uninterrupted() -> Iterator[tuple[dict, dict]]:
     """A run whose rates move fast enough to matter within a few periods, as they do for the tests that compare."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("selftrain.ssl_tasks.data.views.policy.DECAY", 0.3)
+        patch.setattr("selftrain.ssl_tasks.data.views.ctaugment.DECAY", 0.3)
         yield run_of(workers=0)
 
 

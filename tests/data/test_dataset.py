@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from selftrain.ssl_tasks.data.dataset import Dataset, PoolName
-from selftrain.ssl_tasks.data.stream.loading import normalise
+from selftrain.ssl_tasks.data.loading import normalise
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
-BODY = "selftrain.ssl_tasks.data.build:build_dataset"
+BODY = "selftrain.ssl_tasks.data.dataset:build_dataset"
 POOLS: tuple[PoolName, ...] = ("labeled", "unlabeled", "validation", "test")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from selftrain.ssl_tasks.data.decoding.decode import Decoder, quiet_decoding
+from selftrain.ssl_tasks.data.decode import Decoder, quiet_decoding
 from selftrain.ssl_tasks.data.sources.places import SUFFIXES
 
 decode = Decoder(image_size=4, channels=3, max_pixels=1_000_000)

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pytest
 
 from selftrain.ssl_tasks.data.dataset import Dataset, Pool, PoolName
-from selftrain.ssl_tasks.data.decoding.decode import Decoded, Decoder
-from selftrain.ssl_tasks.data.decoding.decoded import DecodedCache
+from selftrain.ssl_tasks.data.decode import Decoded, Decoder
+from selftrain.ssl_tasks.data.decoded import DecodedCache
 from selftrain.ssl_tasks.errors import DataError
 from selftrain.ssl_tasks.settings.data import DataSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 Build = Callable[..., Any]
@@ -60,7 +60,7 @@ def test_a_cache_that_is_off_holds_no_pixels(build: Build, pets: Path, cache: Pa
     from selftrain.ssl_tasks.execution.execute import Request, execute
 
     settings = DataSettings.model_validate({"source": {"name": "folder", "path": pets}})
-    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", settings)
+    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", settings)
     execute(request, cache.parent, RuntimeSettings(cache="off"))
     assert not list(cache.rglob("pixels-*.u8"))
 

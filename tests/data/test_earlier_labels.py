@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from selftrain.flows.rounds.self_training import _first_teachers
-from selftrain.ssl_tasks.data.splits.earlier_labels import earlier_labels, warn_of_earlier_labels
+from selftrain.ssl_tasks.data.splits import earlier_labels, warn_of_earlier_labels
 from selftrain.ssl_tasks.settings.recipe import parse_recipe
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from tests.training.small_runs import digits

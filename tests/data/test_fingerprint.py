@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.data.fingerprint import fingerprint
-from selftrain.ssl_tasks.data.sources import open_source
+from selftrain.ssl_tasks.data.sources import fingerprint, open_source
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.file_digests import FileDigests
 
 Build = Callable[..., Any]
@@ -165,6 +164,6 @@ def test_a_hidden_label_is_in_no_part(build: Build, pets: Path, cache: Path) -> 
 def test_the_same_source_gives_the_same_bytes_with_any_thread_count(pets: Path, tmp_path: Path) -> None:
     digests = set()
     for threads in (1, 3):
-        request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", folder(pets))
+        request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", folder(pets))
         digests.add(execute(request, tmp_path / f"{threads}", RuntimeSettings(threads=threads)).artifact.digest)
     assert len(digests) == 1

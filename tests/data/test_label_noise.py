@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.data.splits.label_noise import flip_labels
+from selftrain.ssl_tasks.data.splits import flip_labels
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
 from tests.conftest import RunStage
 
@@ -40,7 +40,9 @@ def test_training_is_told_the_wrong_labels_and_the_audit_knows_the_right_ones(
     pools = []
     for noise in (0.0, 0.4):
         settings = DataSettings(split=SplitSettings(label_noise=noise, unlabeled_includes_labeled=False))
-        dataset = Dataset.open(run_stage("selftrain.ssl_tasks.data.build:build_dataset", settings), tmp_path / "cache")
+        dataset = Dataset.open(
+            run_stage("selftrain.ssl_tasks.data.dataset:build_dataset", settings), tmp_path / "cache"
+        )
         pools.append({name: dataset.pool(name) for name in ("labeled", "validation", "test")})
     clean, noisy = pools
     assert 0.35 < (clean["labeled"].labels != noisy["labeled"].labels).mean() < 0.45

@@ -12,7 +12,7 @@ import numpy as np
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.execution.execute import Request, execute
-import selftrain.ssl_tasks.data.build, sklearn  # what any data set costs
+import selftrain.ssl_tasks.data.dataset, sklearn  # what any data set costs
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -21,7 +21,7 @@ workspace, size = Path(sys.argv[1]), int(sys.argv[2])
 start, before = time.monotonic(), peak()
 source = {"name": "synthetic", "size": size, "image_size": 32}
 settings = DataSettings.model_validate({"source": source, "split": {"labels_per_class": 25}})
-request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", settings)
+request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", settings)
 artifact = execute(request, workspace).artifact
 if sys.argv[3] == "build":
     print(json.dumps({"seconds": time.monotonic() - start, "grown_mb": peak() - before}))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from selftrain.flows.cli.main import main
-from selftrain.ssl_tasks.data.decoding.decode import Decoder
+from selftrain.ssl_tasks.data.decode import Decoder
 from selftrain.ssl_tasks.data.sources import open_source
 from selftrain.ssl_tasks.data.sources.folder import image_files
-from selftrain.ssl_tasks.data.survey.check import check_data
+from selftrain.ssl_tasks.data.survey import check_data
 from selftrain.ssl_tasks.errors import DataError
 from selftrain.ssl_tasks.regular_file import read_regular
 from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource

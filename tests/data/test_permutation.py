@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selftrain.ssl_tasks.data.splits.permutation import key_of, keyed_generator, permute, uniform_rows
-from selftrain.ssl_tasks.data.stream.sampling import build_sampler
+from selftrain.ssl_tasks.data.order import build_sampler, key_of, keyed_generator, permute, uniform_rows
 
 KEYS = st.integers(0, 2**64 - 1)
 

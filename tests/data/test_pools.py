@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from selftrain.ssl_tasks.data.stream.pools import PseudoPool
+from selftrain.ssl_tasks.data.stream import PseudoPool
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 ROWS, CLASSES = 200_000, 50

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from selftrain.ssl_tasks.data.views.simclr_view import (
+from selftrain.ssl_tasks.data.views.augmentation import (
     DRAWS,
     blurred,
     crop_boxes,

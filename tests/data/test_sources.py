@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.data.survey.check import check_data
+from selftrain.ssl_tasks.data.survey import check_data
 from selftrain.ssl_tasks.errors import DataError
 from selftrain.ssl_tasks.settings.data import DataSettings
 

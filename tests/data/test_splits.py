@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from selftrain.ssl_tasks.data.splits.split import (
+from selftrain.ssl_tasks.data.splits import (
     FREE,
     LABELED,
     TEST,

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.data.stream.loading import StreamPools, loader, to_device
-from selftrain.ssl_tasks.data.stream.pools import PseudoPool
-from selftrain.ssl_tasks.data.stream.stream import BatchStream
+from selftrain.ssl_tasks.data.loading import StreamPools, loader, to_device
+from selftrain.ssl_tasks.data.stream import BatchStream, PseudoPool
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.settings.data import AugmentSettings
 from selftrain.ssl_tasks.settings.training import TrainSettings

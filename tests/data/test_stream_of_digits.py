@@ -8,8 +8,8 @@ import torch
 
 from selftrain.ssl_tasks.data.batch import Views
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.data.stream.loading import loader, to_device
-from selftrain.ssl_tasks.data.stream.stream import BatchStream
+from selftrain.ssl_tasks.data.loading import loader, to_device
+from selftrain.ssl_tasks.data.stream import BatchStream
 from selftrain.ssl_tasks.settings.data import AugmentSettings, DataSettings, SplitSettings
 from selftrain.ssl_tasks.settings.training import TrainSettings
 from tests.conftest import RunStage
@@ -20,7 +20,7 @@ FIXMATCH = Views(unlabeled=("weak", "strong"))
 @pytest.fixture
 def stream(run_stage: RunStage, workspace: Path) -> BatchStream:
     settings = DataSettings(split=SplitSettings(labels_per_class=5))
-    dataset = Dataset.open(run_stage("selftrain.ssl_tasks.data.build:build_dataset", settings), workspace / "cache")
+    dataset = Dataset.open(run_stage("selftrain.ssl_tasks.data.dataset:build_dataset", settings), workspace / "cache")
     return BatchStream(dataset, FIXMATCH, TrainSettings(batch_size=16), AugmentSettings(crop_padding=0), 0)
 
 

@@ -6,8 +6,15 @@ import torch
 from torch import nn
 
 from selftrain.models import ModelSettings, build_model
-from selftrain.ssl_tasks.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from selftrain.ssl_tasks.evaluation.robustness import attack_accuracy, corruption_accuracy, corruption_errors, fgsm
+from selftrain.ssl_tasks.evaluation.robustness import (
+    CORRUPTIONS,
+    SEVERITIES,
+    attack_accuracy,
+    corrupt,
+    corruption_accuracy,
+    corruption_errors,
+    fgsm,
+)
 from selftrain.ssl_tasks.trained.model import Card, Trained, as_trained
 
 SIZES = [(8, 1), (32, 3), (33, 3)]

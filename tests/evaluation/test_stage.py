@@ -14,13 +14,11 @@ import torch
 from selftrain.models import ModelSettings
 from selftrain.ssl_tasks.evaluation import stage
 from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations
-from selftrain.ssl_tasks.evaluation.corruptions import CORRUPTIONS
+from selftrain.ssl_tasks.evaluation.robustness import CORRUPTIONS
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
-from selftrain.ssl_tasks.settings.evaluation import EvaluateSettings
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, LearnerSettings, RuntimeSettings
 from selftrain.ssl_tasks.settings.training import TrainSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.trained.model import load_card, save_card
@@ -39,7 +37,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """Digits with twenty labels a class, and a perceptron that has seen them a little."""
     workspace = tmp_path_factory.mktemp("evaluation")
     data = DataSettings(split=SplitSettings(labels_per_class=20))
-    dataset = answer(workspace, "dataset", "selftrain.ssl_tasks.data.build:build_dataset", data, {})
+    dataset = answer(workspace, "dataset", "selftrain.ssl_tasks.data.dataset:build_dataset", data, {})
     learner = LearnerSettings(
         model=ModelSettings(name="mlp", width=32),
         train=TrainSettings(steps=60, batch_size=32, precision="fp32", evaluate_every=30),
@@ -139,7 +137,7 @@ def test_robustness_is_of_test_images_and_has_every_corruption(workspace: Path, 
 
 def test_a_data_set_without_validation_images_is_measured_on_test_alone(workspace: Path, inputs: Inputs) -> None:
     data = DataSettings(split=SplitSettings(labels_per_class=20, validation=0))
-    dataset = answer(workspace, "dataset", "selftrain.ssl_tasks.data.build:build_dataset", data, {})
+    dataset = answer(workspace, "dataset", "selftrain.ssl_tasks.data.dataset:build_dataset", data, {})
     found = evaluated(workspace, {**inputs, "dataset": dataset})
     assert found.summary["validation_accuracy"] is None
     assert found.summary["test_accuracy"] > 0.5

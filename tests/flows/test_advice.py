@@ -13,7 +13,7 @@ from selftrain.flows.rounds.conductor import Conductor, reason_of
 from selftrain.ssl_tasks import errors
 from selftrain.ssl_tasks.errors import DataError, Interrupted, StageFailed
 from selftrain.ssl_tasks.execution.execute import Request
-from selftrain.ssl_tasks.report.collect import report_data
+from selftrain.ssl_tasks.report.page import report_data
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.advice import advice
 from selftrain.ssl_tasks.store.runs import Run, StageRecord, find_run
@@ -195,7 +195,7 @@ def test_a_schedule_that_is_none_is_refused_before_anything_starts(
     for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"):
         monkeypatch.delenv(name, raising=False)  # put back as they were
     monkeypatch.setattr("selftrain.flows.cli.serving.set_environment", lambda _: None)
-    monkeypatch.setattr("selftrain.flows.cli.deploying.set_environment", lambda _: None)
+    monkeypatch.setattr("selftrain.flows.cli.serving.set_environment", lambda _: None)
     assert main(["--workspace", str(tmp_path / "workspace"), verb, "quickstart", *words]) == 2
     said = capsys.readouterr().err
     assert sentence in said

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from selftrain.flows.actions import cleaning, measuring
-from selftrain.flows.actions.cleaning import clean
+from selftrain.flows.actions import housekeeping, measuring
+from selftrain.flows.actions.housekeeping import clean
 from selftrain.flows.actions.measuring import evaluate
 from selftrain.flows.actions.models import export, predict
 from selftrain.ssl_tasks.errors import UserError
@@ -74,16 +74,16 @@ def test_a_run_that_begins_while_clean_counts_loses_nothing(tmp_path: Path, monk
     old = tmp_path / "store" / "quarantine" / "train-old"
     attempt.mkdir(parents=True)
     old.mkdir(parents=True)
-    count = cleaning._size
+    count = housekeeping._size
     with ExitStack() as run:
 
         def begin(paths: Any) -> int:
             run.enter_context(at_work(tmp_path))
             run.enter_context(file_lock(tmp_path / "store" / "locks" / "train-key"))
-            monkeypatch.setattr(cleaning, "_size", count)
+            monkeypatch.setattr(housekeeping, "_size", count)
             return count(paths)
 
-        monkeypatch.setattr(cleaning, "_size", begin)
+        monkeypatch.setattr(housekeeping, "_size", begin)
         assert clean(tmp_path, dry_run=False).paths == (old,)
         assert artifact.exists()
         assert attempt.exists()

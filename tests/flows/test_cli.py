@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.flows.actions.cleaning import clean
+from selftrain.flows.actions.housekeeping import clean
 from selftrain.flows.cli.main import _ToStderr, main
 from selftrain.flows.tables import printable
 from selftrain.ssl_tasks.errors import Interrupted, UserError

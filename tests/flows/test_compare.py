@@ -72,7 +72,7 @@ def test_adding_a_seed_runs_only_the_new_cells(tmp_path: Path, recipe: str) -> N
 
 ON_A_WORKER = """
 import json, sys
-from selftrain.flows.actions.cells import run_cell
+from selftrain.flows.actions.compare import run_cell
 run_cell(*json.loads(sys.argv[1]))
 """
 CELLS = """

@@ -11,7 +11,7 @@ from selftrain.flows.cli.main import main
 from selftrain.flows.cli.running import show_summary
 from selftrain.flows.rounds.conductor import Conductor, finished
 from selftrain.flows.rounds.self_training import self_training
-from selftrain.ssl_tasks.report.collect import report_data
+from selftrain.ssl_tasks.report.page import report_data
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.runs import Run
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selftrain.flows.actions.cleaning import clean
+from selftrain.flows.actions.housekeeping import clean
 from selftrain.flows.actions.measuring import evaluate
 from selftrain.flows.actions.models import export, find_model, predict
 from selftrain.flows.cli.main import main

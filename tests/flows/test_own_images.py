@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from selftrain.flows.actions.starting import write_recipe
+from selftrain.flows.actions.verbs import write_recipe
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from tests.flows.tiny import last, selftrain, states
 

@@ -13,7 +13,7 @@ import pytest
 
 from selftrain.flows.cli import labelling
 from selftrain.flows.cli.main import main
-from selftrain.ssl_tasks.pseudo_labels.looking import views
+from selftrain.ssl_tasks.pseudo_labels import views
 from tests.flows.tiny import command, environment
 from tests.made_run import make_run
 
@@ -137,8 +137,8 @@ def test_ctrl_c_ends_a_query_with_code_130_and_leaves_nothing(made: Path, tmp_pa
 
 def test_a_query_that_does_not_notice_the_end_of_its_time_is_ended(made: Path) -> None:
     code = (
-        "import sys, time, selftrain.flows.cli.answers as answers\n"
-        "import selftrain.ssl_tasks.pseudo_labels.looking.views as views\n"
+        "import sys, time, selftrain.flows.cli.verb as answers\n"
+        "import selftrain.ssl_tasks.pseudo_labels.views as views\n"
         "answers.LEEWAY_SECONDS, views.open_tables = 0.2, lambda *_: time.sleep(600)\n"
         f"sys.argv[1:] = ['--workspace', {str(made)!r}, 'sql', 'last', 'select 1', '--timeout', '0.1']\n"
         "from selftrain.flows.cli.main import main; main()"

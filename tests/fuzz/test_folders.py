@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from selftrain.flows.cli.main import main
-from selftrain.ssl_tasks.data.decoding.decode import Decoder
+from selftrain.ssl_tasks.data.decode import Decoder
 from selftrain.ssl_tasks.errors import UserError
 from selftrain.ssl_tasks.trained.classify import listed_images, read_image
 

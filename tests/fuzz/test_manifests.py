@@ -14,9 +14,9 @@ from selftrain.ssl_tasks.errors import DamagedArtifact, StageFailed
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.execution.process import RESULT, _read_result
 from selftrain.ssl_tasks.store.artifacts import MANIFEST, Store
-from selftrain.ssl_tasks.tracking.lineage.links import UP, served_at
-from selftrain.ssl_tasks.tracking.lineage.verification import verify
+from selftrain.ssl_tasks.tracking.lineage import UP, served_at
 from selftrain.ssl_tasks.tracking.spool import Sent, Spool, spools
+from selftrain.ssl_tasks.tracking.trace import verify
 from selftrain.ssl_tasks.trained.model import load_card
 from tests.bodies import Behaviour
 from tests.made_run import make_run

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from selftrain.ssl_tasks.data.batch import Views
-from selftrain.ssl_tasks.methods import METHODS, method_class
+from selftrain.ssl_tasks.methods import method_class
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.section import Section
 from tests.methods.trial import METHOD_NAMES, PROBLEM, SETTINGS, Trial, batch_of, same, settings_of, student_of
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from selftrain.models import ModelSettings
-from selftrain.models.classifier import Classifier
-from selftrain.models.ensemble import joined, members
+from selftrain.models.classifier import Classifier, joined, members
+from selftrain.ssl_tasks.methods.base import twin
 from selftrain.ssl_tasks.methods.dividemix import DivideMix, clean_probability, mean_loss, mean_of_views, mean_where
-from selftrain.ssl_tasks.methods.twin import twin
 from selftrain.ssl_tasks.trained.model import Card, load_trained, save_trained
 from tests.methods.trial import (
     CLASSES,

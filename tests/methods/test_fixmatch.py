@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from selftrain.ssl_tasks.methods.fixmatch import masked_cross_entropy
-from selftrain.ssl_tasks.methods.math.alignment import RunningMean
+from selftrain.ssl_tasks.methods.math import RunningMean
 from selftrain.ssl_tasks.settings.methods import FixMatchSettings
 from tests.methods.trial import Trial, batch_of, pixel_batch, pixel_student, pixels, problem_of, softmax, student_of
 

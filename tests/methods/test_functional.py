@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from selftrain.ssl_tasks.methods.math.functional import (
+from selftrain.ssl_tasks.methods.math import (
     align_distribution,
     class_counts,
     confident,

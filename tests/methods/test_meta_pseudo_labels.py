@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from selftrain.ssl_tasks.data.batch import Batch
-from selftrain.ssl_tasks.methods.math.functional import soft_cross_entropy
+from selftrain.ssl_tasks.methods.math import soft_cross_entropy
 from selftrain.ssl_tasks.methods.meta_pseudo_labels import MetaPseudoLabels, at_rate, descend, uda_loss
 from tests.methods.trial import CLASSES, Trial, batch_of, problem_of, settings_of, student_of
 

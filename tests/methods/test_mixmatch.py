@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from selftrain.ssl_tasks.methods.math.mixing import (
+from selftrain.ssl_tasks.methods.math import (
     dominant_lambda,
     draw_lambda,
     frozen_statistics,

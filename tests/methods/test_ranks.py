@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.execution.distributed import average_gradients, rank, world
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.methods.table import METHODS
 from tests.methods.trial import PROBLEM, TinyPools, Trial, batch_of, settings_of, student_of
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from selftrain.ssl_tasks.methods.math.functional import align_distribution
-from selftrain.ssl_tasks.methods.math.mixing import frozen_statistics
+from selftrain.ssl_tasks.methods.math import align_distribution, frozen_statistics
 from selftrain.ssl_tasks.methods.remixmatch import ReMixMatch, turned
 from tests.methods.trial import CLASSES, PROBLEM, Trial, batch_of, gradients, settings_of, student_of
 

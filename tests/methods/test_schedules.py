@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from selftrain.ssl_tasks.methods.math.schedules import first_step, linear_ramp, sigmoid_ramp, tsa_threshold
+from selftrain.ssl_tasks.methods.math import first_step, linear_ramp, sigmoid_ramp, tsa_threshold
 
 
 def test_linear_ramp_is_zero_before_straight_between_and_one_after() -> None:

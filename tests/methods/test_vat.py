@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from selftrain.ssl_tasks.methods.math.functional import kl_divergence
+from selftrain.ssl_tasks.methods.math import kl_divergence
 from selftrain.ssl_tasks.methods.vat import adversarial_direction, unit
 from selftrain.ssl_tasks.settings.methods import VATSettings
 from tests.methods.trial import Trial, batch_of, pixel_batch, pixel_student, pixels, softmax, student_of

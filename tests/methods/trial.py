@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from selftrain.models import ModelSettings, build_model
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, View, Views
-from selftrain.ssl_tasks.methods import METHODS, build_method
+from selftrain.ssl_tasks.methods import build_method
 from selftrain.ssl_tasks.methods.base import Losses, Problem
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.methods import MethodSettings
 from selftrain.ssl_tasks.settings.section import Section
 

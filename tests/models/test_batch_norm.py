@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from selftrain.models import ModelSettings, build_model
-from selftrain.models.batch_norm import synchronise_batch_norm
+from selftrain.models.classifier import synchronise_batch_norm
 from selftrain.ssl_tasks.errors import ConfigError
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from selftrain.ssl_tasks.errors import SelftrainError
 from selftrain.ssl_tasks.execution.stage import StageContext
-from selftrain.ssl_tasks.pseudo_labels.predicting.predict import predict
+from selftrain.ssl_tasks.pseudo_labels.predict import predict
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 SHARD_SIZE = 40

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selftrain.ssl_tasks.execution.stage import StageContext
-from selftrain.ssl_tasks.pseudo_labels.looking import schema
-from selftrain.ssl_tasks.pseudo_labels.selecting.select import select
+from selftrain.ssl_tasks.pseudo_labels import schema
+from selftrain.ssl_tasks.pseudo_labels.select import select
 from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 PARTS = {"labeled": "l", "unlabeled": "u", "validation": "v", "test": "t"}

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from selftrain.models import ModelSettings, build_model
-from selftrain.ssl_tasks.data.fingerprint import fingerprint
-from selftrain.ssl_tasks.data.splits.permutation import key_of
+from selftrain.ssl_tasks.data.order import key_of
+from selftrain.ssl_tasks.data.sources import fingerprint
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource, SplitSettings, SyntheticSource
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.trained.model import Card, save_trained
 
@@ -23,7 +23,7 @@ def synthetic(workspace: Path, size: int = 400, **split: float) -> Artifact:
     source = SyntheticSource(name="synthetic", size=size, test_size=20, classes=CLASSES, image_size=SIZE)
     chosen = {"labels_per_class": 3, "validation": 60, "unlabeled_includes_labeled": False} | split
     settings = DataSettings(source=source, split=SplitSettings.model_validate(chosen))
-    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", settings)
+    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", settings)
     return execute(request, workspace, RuntimeSettings(threads=1)).artifact
 
 
@@ -47,7 +47,7 @@ def from_folder(workspace: Path, folder: Path) -> Artifact:
     )
     digest = fingerprint(settings, workspace / "cache")
     request = Request(
-        "dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", settings, depends={"source": digest}
+        "dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", settings, depends={"source": digest}
     )
     return execute(request, workspace, RuntimeSettings(threads=1)).artifact
 

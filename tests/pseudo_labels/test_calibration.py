@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from selftrain.ssl_tasks.pseudo_labels.predicting.calibration import (
+from selftrain.ssl_tasks.pseudo_labels.calibration import (
     calibration,
     expected_calibration_error,
     fit_temperature,

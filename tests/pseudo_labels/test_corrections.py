@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from selftrain.ssl_tasks.errors import DataError
-from selftrain.ssl_tasks.pseudo_labels.looking.corrections import add_corrections
+from selftrain.ssl_tasks.pseudo_labels.corrections import add_corrections
 from selftrain.ssl_tasks.settings.pseudo_labels import CorrectedSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from tests.pseudo_labels.tables import Row, Tables, run_select, selected, stats

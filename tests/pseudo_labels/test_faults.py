@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from selftrain.ssl_tasks.data.splits.permutation import key_of
+from selftrain.ssl_tasks.data.order import key_of
 from selftrain.ssl_tasks.errors import SelftrainError
 from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact, digest_file

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from selftrain.ssl_tasks.errors import NotFound, UserError
-from selftrain.ssl_tasks.pseudo_labels.looking.inspection import (
+from selftrain.ssl_tasks.pseudo_labels.inspection import (
     LabelFilter,
     class_drift,
     class_summary,
@@ -17,7 +17,7 @@ from selftrain.ssl_tasks.pseudo_labels.looking.inspection import (
     review_queue,
     round_differences,
 )
-from selftrain.ssl_tasks.pseudo_labels.looking.views import RoundTables, RunTables, sql
+from selftrain.ssl_tasks.pseudo_labels.views import RoundTables, RunTables, sql
 from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
 from tests.pseudo_labels.tables import Held, Row, Tables, run_select
 

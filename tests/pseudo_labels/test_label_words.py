@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selftrain.ssl_tasks.pseudo_labels.selecting.label_words import LabelWords, UnknownLabel
+from selftrain.ssl_tasks.pseudo_labels.corrections import LabelWords, UnknownLabel
 
 NAMES = st.builds(
     "".join, st.lists(st.sampled_from(["class:", "reject", "(reject)", " ", "(", "a", "A"]), min_size=1, max_size=4)

@@ -8,8 +8,8 @@ import pytest
 
 from selftrain.flows.rounds.stages import select_request
 from selftrain.ssl_tasks.errors import DataError
-from selftrain.ssl_tasks.pseudo_labels.looking.engine import open_duckdb
-from selftrain.ssl_tasks.pseudo_labels.selecting.overrides import read_rows
+from selftrain.ssl_tasks.pseudo_labels.corrections import read_rows
+from selftrain.ssl_tasks.pseudo_labels.engine import open_duckdb
 from selftrain.ssl_tasks.settings.pseudo_labels import CorrectedSettings, SelectSettings
 from selftrain.ssl_tasks.store.artifacts import digest_file
 from tests.pseudo_labels.tables import Row, Tables, run_select, selected, stats

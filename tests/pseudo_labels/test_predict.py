@@ -13,11 +13,11 @@ import torch
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import ConfigError, TrainingDiverged
 from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.pseudo_labels.looking.engine import open_duckdb
-from selftrain.ssl_tasks.pseudo_labels.looking.schema import Predictions
-from selftrain.ssl_tasks.pseudo_labels.predicting.labeller import Labeller
+from selftrain.ssl_tasks.pseudo_labels.engine import open_duckdb
+from selftrain.ssl_tasks.pseudo_labels.labeller import Labeller
+from selftrain.ssl_tasks.pseudo_labels.schema import Predictions
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.trained.model import load_trained
 from tests.pseudo_labels.teachers import CLASSES, draw_pictures, from_folder, synthetic, teacher
@@ -44,9 +44,7 @@ def run(workspace: Path, dataset: Artifact, *models: Artifact, **wanted: Any) ->
         "model" if number == 1 else f"model_{number}": model for number, model in enumerate(models, 1)
     }
     settings = PredictSettings.model_validate({"shard_size": 100, "batch_size": 32, **wanted})
-    request = Request(
-        "predict", "predict", 1, "selftrain.ssl_tasks.pseudo_labels.predicting.predict:predict", settings, inputs
-    )
+    request = Request("predict", "predict", 1, "selftrain.ssl_tasks.pseudo_labels.predict:predict", settings, inputs)
     return execute(request, workspace, RUNTIME, force=True).artifact
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from selftrain.ssl_tasks.pseudo_labels.selecting.promise import (
+from selftrain.ssl_tasks.pseudo_labels.promise import (
     HeldOut,
     Ladder,
     lower_bound,

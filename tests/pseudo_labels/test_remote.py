@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from selftrain.flows.actions.cells import refuse_unreachable, run_cell
+from selftrain.flows.actions.compare import refuse_unreachable, run_cell
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.cluster import answer, refuse_deaf, spread
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.execution.stage import StageContext
-from selftrain.ssl_tasks.pseudo_labels.predicting.remote import at_hand, label_shard, opened
+from selftrain.ssl_tasks.pseudo_labels.predict import at_hand, label_shard, opened
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.store.mirror import Mirror
-from selftrain.ssl_tasks.training.parallel.launch import free_port, to_json
+from selftrain.ssl_tasks.training.launch import free_port, to_json
 from tests.made_run import commit
 from tests.pseudo_labels.teachers import synthetic, teacher
 
@@ -48,7 +48,7 @@ def test_a_worker_s_shard_is_the_stage_s_shard(context: StageContext) -> None:
         "predict",
         "predict",
         1,
-        "selftrain.ssl_tasks.pseudo_labels.predicting.predict:predict",
+        "selftrain.ssl_tasks.pseudo_labels.predict:predict",
         context.section,
         context.inputs,
     )
@@ -61,7 +61,7 @@ def test_a_worker_s_shard_is_the_stage_s_shard(context: StageContext) -> None:
 def test_a_worker_that_would_answer_otherwise_is_refused(context: StageContext) -> None:
     shared = asked(context)
     shared["question"] = {**shared["question"], "precision": ["torch.bfloat16"]}
-    told = answer("selftrain.ssl_tasks.pseudo_labels.predicting.remote:label_shard", shared, (0, shared["samples"]))
+    told = answer("selftrain.ssl_tasks.pseudo_labels.predict:label_shard", shared, (0, shared["samples"]))
     assert told["error"] == "ConfigError"
     assert "would answer with precision ['torch.float32'], the run asked for ['torch.bfloat16']" in told["message"]
 

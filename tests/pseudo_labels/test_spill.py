@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.pseudo_labels.looking.spill import spill_folder
+from selftrain.ssl_tasks.pseudo_labels.engine import spill_folder
 
 SPILLING = """
 from selftrain.ssl_tasks.errors import Interrupted
-from selftrain.ssl_tasks.pseudo_labels.looking.engine import open_spilling
+from selftrain.ssl_tasks.pseudo_labels.engine import open_spilling
 try:
     with open_spilling(0.06) as connection:
         print("open", flush=True)

@@ -12,11 +12,9 @@ import duckdb
 import pytest
 
 from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.pseudo_labels.selecting.label_words import REJECT, LabelWords
-from selftrain.ssl_tasks.pseudo_labels.selecting.overrides import read_rows
-from selftrain.ssl_tasks.report.collect import report_data
+from selftrain.ssl_tasks.pseudo_labels.corrections import REJECT, LabelWords, read_rows
 from selftrain.ssl_tasks.report.data import RoundPage
-from selftrain.ssl_tasks.report.page import render
+from selftrain.ssl_tasks.report.page import render, report_data
 from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.store.runs import Run
@@ -296,7 +294,7 @@ def select_again(run: Run, corrections: Path, workspace: Path) -> Artifact:
     inputs = {"dataset": run.dataset, "predictions": last.predictions}
     settings = SelectSettings(threshold=0.5, overrides=corrections)
     return execute(
-        Request("select", "select", 1, "selftrain.ssl_tasks.pseudo_labels.selecting.select:select", settings, inputs),
+        Request("select", "select", 1, "selftrain.ssl_tasks.pseudo_labels.select:select", settings, inputs),
         workspace,
     ).artifact
 

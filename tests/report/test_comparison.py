@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from selftrain.ssl_tasks.report.comparison import Comparison, Point, render_comparison
+from selftrain.ssl_tasks.report.page import Comparison, Point, render_comparison
 from tests.report.conftest import Browser
 from tests.report.hostile import CLASSES, PREFIXES
 from tests.report.test_browser import OVERFLOW, until

@@ -11,7 +11,7 @@ from selftrain.ssl_tasks.execution.listening import entrance
 from selftrain.ssl_tasks.report.page import write_report
 from selftrain.ssl_tasks.store.runs import Run
 from selftrain.ssl_tasks.tracking.client import connect, default_uri
-from selftrain.ssl_tasks.tracking.lineage.links import announced, run_links
+from selftrain.ssl_tasks.tracking.lineage import announced, run_links
 from selftrain.ssl_tasks.tracking.tracker import Tracker
 from tests.report.conftest import Browser
 from tests.report.test_browser import until

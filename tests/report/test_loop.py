@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from selftrain.ssl_tasks.pseudo_labels.selecting.label_words import REJECT
+from selftrain.ssl_tasks.pseudo_labels.corrections import REJECT
 from selftrain.ssl_tasks.report.page import write_report
 from selftrain.ssl_tasks.store.runs import Run, find_run
 from tests.flows.tiny import selftrain, states

@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selftrain.ssl_tasks.report import collect
-from selftrain.ssl_tasks.report.collect import report_data
-from selftrain.ssl_tasks.report.embedding import embed, finite
-from selftrain.ssl_tasks.report.page import STATIC, write_report
-from selftrain.ssl_tasks.report.pictures import COLUMNS, encode_sheets, fit, make_sheets
+from selftrain.ssl_tasks.report import data as collect
+from selftrain.ssl_tasks.report.page import STATIC, report_data, write_report
+from selftrain.ssl_tasks.report.pictures import COLUMNS, embed, encode_sheets, finite, fit, make_sheets
 from selftrain.ssl_tasks.store.runs import Run
 from tests.report.hostile import CLASSES, PREFIXES
 

@@ -13,14 +13,14 @@ from typing import Any
 import psutil
 import pytest
 
-from selftrain.flows.actions.cells import run_cells
+from selftrain.flows.actions.compare import run_cells
 from selftrain.flows.actions.verbs import run
 from selftrain.ssl_tasks.errors import ConfigError, Interrupted
 from selftrain.ssl_tasks.execution import process
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from tests.flows.tiny import write_recipe
 from tests.pseudo_labels.teachers import synthetic, teacher
@@ -120,9 +120,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 600) -> Any:
 def predict(workspace: Path, inputs: Inputs, **runtime: Any) -> Artifact:
     settings = PredictSettings(shard_size=50, batch_size=32, views=8)
     roles = dict(zip(("dataset", "model"), inputs, strict=True))
-    request = Request(
-        "predict", "predict", 1, "selftrain.ssl_tasks.pseudo_labels.predicting.predict:predict", settings, roles
-    )
+    request = Request("predict", "predict", 1, "selftrain.ssl_tasks.pseudo_labels.predict:predict", settings, roles)
     chosen = RuntimeSettings.model_validate({"threads": 1, "device": "cpu", **runtime})
     return execute(request, workspace, chosen, process.run_isolated).artifact
 

@@ -10,9 +10,9 @@ import pytest
 
 from selftrain.ssl_tasks.execution.stage import StageContext
 from selftrain.ssl_tasks.settings.training import TrainSettings
-from selftrain.ssl_tasks.tracking import follower
-from selftrain.ssl_tasks.tracking.follower import Follower, metric_name
+from selftrain.ssl_tasks.tracking import tracker as follower
 from selftrain.ssl_tasks.tracking.spool import Spool
+from selftrain.ssl_tasks.tracking.tracker import Follower, metric_name
 from tests.clock import until
 
 

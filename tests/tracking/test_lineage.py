@@ -11,12 +11,17 @@ from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store
 from selftrain.ssl_tasks.store.runs import Run, StageRecord
 from selftrain.ssl_tasks.tracking.client import connect, default_uri
-from selftrain.ssl_tasks.tracking.lineage.graph import Graph, Node, as_json, as_mermaid, as_tree, visible
-from selftrain.ssl_tasks.tracking.lineage.mlflow_lineage import champion_lineage
-from selftrain.ssl_tasks.tracking.lineage.samples import sample_lineage, sample_tree
-from selftrain.ssl_tasks.tracking.lineage.trace import find_artifact, resting_on, store_lineage
-from selftrain.ssl_tasks.tracking.lineage.verification import verify
+from selftrain.ssl_tasks.tracking.lineage import Graph, Node, as_json, as_mermaid, as_tree, visible
 from selftrain.ssl_tasks.tracking.shipper import Shipper
+from selftrain.ssl_tasks.tracking.trace import (
+    champion_lineage,
+    find_artifact,
+    resting_on,
+    sample_lineage,
+    sample_tree,
+    store_lineage,
+    verify,
+)
 from selftrain.ssl_tasks.tracking.tracker import Tracker
 
 HOSTILE = '"]<script>alert(1)</script>\x1b[31m\nclick'

@@ -10,7 +10,7 @@ from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.store.runs import Run, StageRecord
 from selftrain.ssl_tasks.tracking.client import connect, default_uri
-from selftrain.ssl_tasks.tracking.lineage.links import announced, find_pages, run_links, served_at
+from selftrain.ssl_tasks.tracking.lineage import announced, find_pages, run_links, served_at
 from selftrain.ssl_tasks.tracking.tracker import Tracker
 from tests.tracking.telling import send
 

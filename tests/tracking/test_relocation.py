@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.tracking.relocation import relocate_database
+from selftrain.ssl_tasks.tracking.client import relocate_database
 
 OLD = Path("/data/my work")
 

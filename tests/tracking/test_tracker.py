@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file
 
 from selftrain.ssl_tasks.store.artifacts import Artifact
-from selftrain.ssl_tasks.tracking import model_page, operations
+from selftrain.ssl_tasks.tracking import model_card, operations
 from selftrain.ssl_tasks.tracking.client import default_uri
-from selftrain.ssl_tasks.tracking.registry import champion
+from selftrain.ssl_tasks.tracking.entities import champion
 from selftrain.ssl_tasks.tracking.spool import spools
 from selftrain.ssl_tasks.tracking.tracker import Report, Tracker, sync
 from tests.clock import own_seconds
@@ -138,14 +138,14 @@ def test_a_models_scores_name_the_images_that_they_were_measured_on(
 def test_a_description_is_never_longer_than_mlflow_keeps(
     workspace: Path, artifacts: dict[str, Artifact], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_page, "as_tree", lambda _graph: "a line\n" * 1000)
+    monkeypatch.setattr(model_card, "as_tree", lambda _graph: "a line\n" * 1000)
     tracker = spool_only(workspace)
     track_round(tracker, artifacts)
     tracker.close()
     send(workspace)
     held = champion(client, "quickstart")
     assert held is not None
-    assert len(str(held.description)) == model_page.LONGEST
+    assert len(str(held.description)) == model_card.LONGEST
 
 
 @pytest.mark.parametrize(("images", "note"), [("v" * 64, ""), ("w" * 64, " (of other validation images)")])

@@ -13,11 +13,11 @@ import safetensors.torch
 
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
-from selftrain.ssl_tasks.training import checkpoints, validation
+from selftrain.ssl_tasks.training import checkpoints, run
 from tests.training.small_runs import train_in
 
 MOMENTS: Mapping[str, tuple[ModuleType, str]] = {  # the function that the moment lies in
-    "evaluation": (validation, "_score"),
+    "evaluation": (run, "_score"),
     "half of a checkpoint": (safetensors.torch, "save_file"),
     "a checkpoint that has its name": (checkpoints, "flush_folder"),
 }

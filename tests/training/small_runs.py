@@ -12,8 +12,7 @@ import psutil
 
 from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 TRAIN = {"steps": 24, "batch_size": 8, "unlabeled_ratio": 2, "log_every": 4, "evaluate_every": 8, "precision": "fp32"}
@@ -37,7 +36,7 @@ def learner(
 def digits(workspace: Path, **split: Any) -> Artifact:
     """The built-in digits with five labels a class."""
     data = DataSettings(split=SplitSettings(**{"labels_per_class": 5, **split}))
-    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.build:build_dataset", data)
+    request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", data)
     return execute(request, workspace, RuntimeSettings(threads=1)).artifact
 
 

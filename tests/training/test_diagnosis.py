@@ -5,8 +5,7 @@ import math
 import pytest
 
 from selftrain.ssl_tasks.settings.methods import FixMatchSettings
-from selftrain.ssl_tasks.training.diagnosis import diagnose
-from selftrain.ssl_tasks.training.history import History
+from selftrain.ssl_tasks.training.history import History, diagnose
 
 
 def history_of(masks: list[float], shares: list[float]) -> History:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from selftrain.ssl_tasks.training.ema import frozen_copy, move_average, warmed_decay
+from selftrain.ssl_tasks.training.state import frozen_copy, move_average, warmed_decay
 
 
 def test_warm_up_starts_at_one_half_and_ends_at_the_decay() -> None:

@@ -15,11 +15,10 @@ from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.execute import execute
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
-from selftrain.ssl_tasks.settings.run_config import FineTuneSettings, LearnerSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.settings.run_config import FineTuneSettings, LearnerSettings, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.trained.model import Card, load_card, load_trained, save_trained
-from selftrain.ssl_tasks.training.finetuning import refuse_one_size
+from selftrain.ssl_tasks.training.run import refuse_one_size
 from tests.training.small_runs import learner, train_in, weights_of
 
 SMALL = {"name": "small_cnn", "width": 8, "dropout": 0.2, "stochastic_depth": 0.1}

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.data.views.policy import REFRESH, Policy
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings
-from selftrain.ssl_tasks.settings.runtime import RuntimeSettings
+from selftrain.ssl_tasks.data.views.ctaugment import REFRESH, Policy
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.training.loop import take_step
 from selftrain.ssl_tasks.training.run import TrainingRun, build_run
-from selftrain.ssl_tasks.training.step import take_step
 from tests.training.small_runs import TRAIN, train_in, weights_of
 
 STEPS = 3 * REFRESH

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from selftrain.ssl_tasks.settings.training import TrainSettings
-from selftrain.ssl_tasks.training.optimization import build_optimizer, learning_rate, parameter_groups, set_rates
+from selftrain.ssl_tasks.training.state import build_optimizer, learning_rate, parameter_groups, set_rates
 
 
 def rates(steps: list[int], **settings: object) -> list[float]:

@@ -17,7 +17,7 @@ from selftrain.ssl_tasks.execution.precision import (
     resolve_precision,
 )
 from selftrain.ssl_tasks.methods.label_propagation import nearest_neighbors
-from selftrain.ssl_tasks.methods.math.functional import exact_products
+from selftrain.ssl_tasks.methods.math import exact_products
 from selftrain.ssl_tasks.methods.simclr import nt_xent
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from selftrain.ssl_tasks.errors import ConfigError, Interrupted, SelftrainError,
 from selftrain.ssl_tasks.execution.stage import StageContext
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.training.checkpoints import checkpoint_files
-from selftrain.ssl_tasks.training.parallel.launch import answer_path, free_port, from_json, read_answers, to_json
+from selftrain.ssl_tasks.training.launch import answer_path, free_port, from_json, read_answers, to_json
 from tests.clock import HANG
 from tests.foreign import listeners
 from tests.training.small_runs import folder_of, history_of, learner, train_apart, train_in, weights_of
@@ -67,7 +67,7 @@ def ranks_below(pid: int) -> list[psutil.Process]:
     return [
         one
         for one in psutil.Process(pid).children(recursive=True)
-        if "selftrain.ssl_tasks.training.parallel.worker" in one.cmdline()[3:4]
+        if "selftrain.ssl_tasks.training.worker" in one.cmdline()[3:4]
     ]
 
 

@@ -14,8 +14,8 @@ from selftrain.ssl_tasks.settings.methods import SupervisedSettings
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.settings.training import TrainSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.training.loop import micro_batch, seed_step, take_step
 from selftrain.ssl_tasks.training.run import TrainingRun, build_run, refuse_what_own_steps_ignore
-from selftrain.ssl_tasks.training.step import micro_batch, seed_step, take_step
 from tests.training.small_runs import learner, train_in, weights_of
 
 

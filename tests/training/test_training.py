@@ -28,7 +28,7 @@ from selftrain.ssl_tasks.methods.supervised import Supervised
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.trained.model import load_trained
 from selftrain.ssl_tasks.training import loop
-from selftrain.ssl_tasks.training import step as training_step
+from selftrain.ssl_tasks.training import loop as training_loop
 from selftrain.ssl_tasks.training.checkpoints import checkpoint_files
 from selftrain.ssl_tasks.training.run import TrainingRun, build_run
 from tests.clock import HANG, until
@@ -238,7 +238,7 @@ def test_memory_that_is_not_enough_says_what_to_lower(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(training_step, "descend", full)
+    monkeypatch.setattr(training_loop, "descend", full)
     with pytest.raises(OutOfMemory, match=r"train.accumulate \(now 1.*train.batch_size \(now 8\)"):
         train_in(tmp_path, learner(), {"dataset": dataset})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from selftrain.ssl_tasks.data.sources.base import ImageSource, Listing
 from selftrain.ssl_tasks.data.sources.places import SUFFIXES, Places, below, existing
-from selftrain.ssl_tasks.data.splits.labels import lookalikes, sort_classes
+from selftrain.ssl_tasks.data.splits import lookalikes, sort_classes
 from selftrain.ssl_tasks.errors import DataError, brief, one_line
 from selftrain.ssl_tasks.regular_file import read_regular
 from selftrain.ssl_tasks.settings.data import FolderSource

@@ -1,16 +1,19 @@
-"""The views of `selftrain.ssl_tasks.data.batch.View`, drawn for a slice of a batch."""
+"""Draws the views of a batch: none, weak or strong.
+
+The weak view is FixMatch's: a random flip where the source allows it, and a crop of the image padded by reflection.
+"""
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from selftrain.ssl_tasks.data.batch import View
-from selftrain.ssl_tasks.data.splits.permutation import uniform_rows
-from selftrain.ssl_tasks.data.views import ctaugment, simclr_view
-from selftrain.ssl_tasks.data.views.augmentation import squares
+from selftrain.ssl_tasks.data.order import uniform_rows
+from selftrain.ssl_tasks.data.views import ctaugment
+from selftrain.ssl_tasks.data.views.augmentation import SIMCLR_DRAWS, simclr_view, squares
 from selftrain.ssl_tasks.data.views.randaugment import randaugment_draws, randaugment_view
-from selftrain.ssl_tasks.data.views.weak import DRAWS, weak_view
 from selftrain.ssl_tasks.settings.data import AugmentSettings
 
 Bytes = NDArray[np.uint8]
@@ -43,8 +46,8 @@ class Augmenter:
         if view == "none":
             return images
         if view == "strong" and self.settings.strong == "simclr":  # its crop takes the place of the weak view's
-            uniform = draws.uniform(simclr_view.DRAWS, "strong")
-            return simclr_view.simclr_view(images, uniform, self._flips(), self.settings)
+            uniform = draws.uniform(SIMCLR_DRAWS, "strong")
+            return simclr_view(images, uniform, self._flips(), self.settings)
         weak = self._weak(images, draws)
         return weak if view == "weak" else self._strong(weak, draws, rates)
 
@@ -69,3 +72,25 @@ class Augmenter:
         rates = ctaugment.fresh_rates() if rates is None else rates
         choice = ctaugment.choose(rates, numbers[:, :width], settings.operations)
         return ctaugment.apply(weak, choice, squares(numbers[:, width:], weak.shape[1], settings))
+
+
+DRAWS = 3  # uniform numbers an image needs
+
+
+def weak_view(images: Bytes, draws: NDArray[np.float64], flip: bool, crop_padding: float) -> Bytes:
+    """Flipped with probability ½ and shifted by up to `crop_padding` of the side; draws are [n, 3] in [0, 1)."""
+    height, width = images.shape[1:3]
+    pad_y, pad_x = int(height * crop_padding), int(width * crop_padding)
+    tops = (draws[:, 1] * (2 * pad_y + 1)).astype(np.int64).tolist()
+    lefts = (draws[:, 2] * (2 * pad_x + 1)).astype(np.int64).tolist()
+    flipped = ((draws[:, 0] < 0.5) & flip).tolist()
+    out = np.empty(images.shape, np.uint8)  # in C order, whatever the order of the images
+    for number, (top, left, mirror) in enumerate(zip(tops, lefts, flipped, strict=True)):
+        # Image by image: a padded copy of the whole batch would leave the cache, and take ten times longer at 224×224.
+        padded = cv2.copyMakeBorder(images[number], pad_y, pad_y, pad_x, pad_x, cv2.BORDER_REFLECT_101)
+        crop = padded[top : top + height, left : left + width]
+        if mirror:
+            cv2.flip(crop, 1, dst=out[number])
+        else:
+            out[number] = crop.reshape(out[number].shape)
+    return out

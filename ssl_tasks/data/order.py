@@ -1,0 +1,124 @@
+"""Randomness as a pure function of names: keyed generators, tables of uniform numbers, and orders of samples.
+
+An order needs no array: position → sample is computed. Endless draws over a pool go epoch after epoch, each in an
+order of its own.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROUNDS = 8
+
+
+def _digest(names: Iterable[object], size: int) -> bytes:
+    text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
+    return hashlib.blake2b(text.encode(), digest_size=size).digest()
+
+
+def key_of(*names: object) -> int:
+    """A 64-bit key from a seed and names."""
+    return int.from_bytes(_digest(names, 8), "little")
+
+
+def keyed_generator(seed: int, *names: object) -> np.random.Generator:
+    """A generator of its own for every (seed, names)."""
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(_digest((seed, *names), 16), np.uint64)))
+
+
+def uniform_rows(start: int, stop: int, width: int, seed: int, *names: object) -> NDArray[np.float64]:
+    """Rows start … stop of an endless table of numbers in [0, 1) that (seed, names) names.
+
+    A row is the same whichever rows are asked for with it: so a batch that is split over processes is one batch.
+    """
+    bits = np.random.Philox(key=np.frombuffer(_digest((seed, *names), 16), np.uint64))
+    blocks = -(-width // 4)  # Philox makes four numbers at a time, and can jump
+    bits.advance(start * blocks)
+    return np.random.Generator(bits).random((stop - start, 4 * blocks))[:, :width]
+
+
+def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finaliser: every bit of the result depends on every bit of the value."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def permute(
+    index: NDArray[np.int64], size: int | NDArray[np.int64], key: int | NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """Where a keyed permutation of 0 … size - 1 sends each index; sizes and keys may differ from index to index.
+
+    A Feistel network on a grid of rows × columns just larger than `size`; what falls outside walks on until inside.
+    """
+    index, size = np.broadcast_arrays(np.asarray(index, np.int64), np.asarray(size, np.int64))
+    key = np.broadcast_to(np.asarray(key, np.uint64), index.shape)
+    columns = np.ceil(np.sqrt(size)).astype(np.uint64)
+    rows = (size.astype(np.uint64) + columns - np.uint64(1)) // columns
+    result = index.astype(np.uint64)
+    walking = np.arange(result.size)
+    while walking.size:
+        moved = _feistel(result[walking], rows[walking], columns[walking], key[walking])
+        result[walking] = moved
+        walking = walking[moved >= size[walking].astype(np.uint64)]
+    return result.astype(np.int64)
+
+
+def _feistel(
+    index: NDArray[np.uint64], rows: NDArray[np.uint64], columns: NDArray[np.uint64], key: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    row, column = index // columns, index % columns
+    for number in range(0, ROUNDS, 2):
+        row = (row + mix(column ^ mix(key + np.uint64(number))) % rows) % rows
+        column = (column + mix(row ^ mix(key + np.uint64(number + 1))) % columns) % columns
+    return row * columns + column
+
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draw number d is an entry of the pool. Every epoch shows each copy of each entry once.
+
+    Groups (classes, where these are drawn alike) take turns in an order of their own, and each has its own epochs.
+    """
+
+    key: int
+    starts: Integers  # [groups] the first copy of each group
+    sizes: Integers  # [groups] how many copies each has
+    ends: Integers | None  # [entries] running sum of copies; None where each entry is there once
+    order: Integers | None  # [entries] grouped by class; None where the pool's own order stands
+
+    def entries(self, start: int, stop: int) -> Integers:
+        """The entries of draws start … stop - 1."""
+        draw = np.arange(start, stop, dtype=np.int64)
+        groups = len(self.sizes)
+        group = permute(draw % groups, groups, self._keys(draw // groups, 0)) if groups > 1 else np.zeros_like(draw)
+        turn = draw // groups  # every group comes once in as many draws as there are groups
+        size = self.sizes[group]
+        copy = self.starts[group] + permute(turn % size, size, self._keys(turn // size, group + 1))
+        entry = copy if self.ends is None else np.searchsorted(self.ends, copy, side="right")
+        return entry if self.order is None else self.order[entry]
+
+    def _keys(self, epoch: Integers, group: Integers | int) -> NDArray[np.uint64]:
+        return mix(mix(epoch.astype(np.uint64) ^ np.uint64(self.key)) + np.uint64(group))
+
+
+def build_sampler(
+    seed: int, name: str, size: int, copies: Integers | None = None, classes: Integers | None = None
+) -> Sampler:
+    """Draws over `size` entries, `copies` of each where given, class by class alike where `classes` are."""
+    order = None if classes is None else np.argsort(classes, kind="stable")
+    counts = copies if copies is None or order is None else copies[order]
+    ends = None if counts is None else np.cumsum(counts)
+    if classes is None:
+        bounds = np.array([0, size if ends is None else ends[-1]])
+    else:
+        edges = np.append(np.flatnonzero(np.diff(classes[order], prepend=-2)), size)
+        bounds = edges if ends is None else np.append(0, ends)[edges]
+    sizes = np.diff(bounds)
+    return Sampler(key_of(seed, name), bounds[:-1][sizes > 0], sizes[sizes > 0], ends, order)

@@ -1,1 +1,0 @@
-"""Which images are labelled, unlabelled, validation and test images."""

@@ -1,1 +1,0 @@
-"""Looking at a folder before a run."""

@@ -1,1 +1,0 @@
-"""Tables, SQL and inspection of pseudo-labels."""

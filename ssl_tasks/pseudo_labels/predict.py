@@ -1,0 +1,347 @@
+"""The stage `predict`: a teacher labels the unlabelled images shard by shard, and the held-out images beside them.
+
+A Ray worker labels a shard with the same code.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selftrain.models.noise import with_noise
+from selftrain.ssl_tasks.data.dataset import Dataset, Pool
+from selftrain.ssl_tasks.data.order import key_of
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.cluster import spread
+from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.pseudo_labels import schema
+from selftrain.ssl_tasks.pseudo_labels.calibration import calibration, fit_temperature, fitting_half
+from selftrain.ssl_tasks.pseudo_labels.engine import saying_what_is_full
+from selftrain.ssl_tasks.pseudo_labels.labeller import (
+    AUGMENT,
+    Batches,
+    Clock,
+    Columns,
+    Labeller,
+    Opinion,
+    class_means,
+    judge,
+)
+from selftrain.ssl_tasks.pseudo_labels.schema import (
+    held_out_table,
+    parquet_bytes,
+    prediction_table,
+    unreadable_table,
+)
+from selftrain.ssl_tasks.pseudo_labels.shards import Shard, ShardCache, cut, place, shard_file, shard_key
+from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact, Store, write_atomically
+from selftrain.ssl_tasks.store.mirror import mirror_of
+from selftrain.ssl_tasks.trained.files import trained_digest
+from selftrain.ssl_tasks.trained.model import Trained, load_trained
+from selftrain.ssl_tasks.training.launch import from_json, to_json
+
+AT_ONCE = 65_536  # ids that are Python objects at one time
+
+
+def predict(context: StageContext) -> StageResult:
+    """Body of the stage: dataset, model and, for an ensemble, model_2 … → the table of predictions."""
+    with saying_what_is_full(context.output):
+        return open_predicting(context).run()
+
+
+def open_predicting(context: StageContext) -> "Predicting":
+    """The data set and the teachers of a context, ready to label."""
+    settings = context.section
+    assert isinstance(settings, PredictSettings)
+    prepare_backends(settings.precision, context.runtime.threads)
+    dataset = Dataset.open(context.inputs["dataset"], context.cache, context.runtime)
+    roles = [role for role in context.inputs if role.startswith("model")]
+    models = [context.inputs[role] for role in sorted(roles, key=lambda role: (len(role), role))]  # model_2 < model_10
+    teachers = [load_trained(model.path, context.runtime.device, settings.precision) for model in models]
+    for number, teacher in enumerate(teachers, 1):
+        check_classes(f"teacher {number}", teacher, dataset)
+    return Predicting(context, settings, dataset, teachers, [trained_digest(model.path) for model in models])
+
+
+def check_classes(role: str, teacher: Trained, dataset: Dataset) -> None:
+    """A teacher of other classes labels nothing that makes sense here."""
+    if teacher.card.classes != dataset.classes:
+        raise ConfigError(
+            f"{role} knows {len(teacher.card.classes)} classes ({', '.join(teacher.card.classes[:5])} …), the data "
+            f"{len(dataset.classes)} ({', '.join(dataset.classes[:5])} …); expected the same names in the same order. "
+            "Set data.classes to the teacher's, or train a teacher on this data"
+        )
+
+
+@dataclass(frozen=True)
+class Predicting:
+    """One table of predictions in the making."""
+
+    context: StageContext
+    settings: PredictSettings
+    dataset: Dataset
+    teachers: Sequence[Trained]
+    digests: Sequence[str]  # of the teachers
+
+    def run(self) -> StageResult:
+        """First the held-out images, which decide the temperature; then the unlabelled ones."""
+        temperature, means = self.predict_held_out()
+        shards, reused = self.predict_unlabeled(temperature, means)
+        description = {**self.description(temperature), "parts": self.parts, "shards": shards}
+        write_atomically(self.context.output / schema.DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        unreadable = sum(shard["rows"] for shard in shards if shard["first"] is None)
+        return StageResult(
+            summary={
+                "images": sum(shard["rows"] for shard in shards) - unreadable,
+                "unreadable": unreadable,
+                "shards": len(shards),
+                "shards_reused": reused,
+                "temperature": temperature,
+                "computed_by": computed_by(self.teachers[0].device, *(teacher.dtype for teacher in self.teachers)),
+                "seconds": {part: round(seconds, 3) for part, seconds in self.clock.seconds.items()},
+            }
+        )
+
+    @cached_property
+    def clock(self) -> Clock:
+        return Clock()
+
+    @cached_property
+    def labeller(self) -> Labeller:
+        return Labeller(self.teachers, self.settings.batch_size)
+
+    @property
+    def stored(self) -> int:
+        return schema.stored_classes(self.dataset.num_classes, self.settings.top_k)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Digests of the images that the table is about."""
+        return {name: self.context.inputs["dataset"].parts[name] for name in ("unlabeled", "validation")}
+
+    def description(self, temperature: float) -> dict[str, Any]:
+        """What every shard says of itself."""
+        return {
+            "schema": schema.SCHEMA_VERSION,
+            "classes": list(self.dataset.classes),
+            "stored_classes": self.stored,
+            "teachers": list(self.digests),
+            "temperature": temperature,
+            "views": self.settings.views,
+        }
+
+    def question(self, temperature: float) -> dict[str, Any]:
+        """All that a shard's contents depend on, but for its samples."""
+        weak = {"seed": self.settings.seed, "flip": self.dataset.flip, "crop_padding": AUGMENT.crop_padding}
+        return {
+            **self.description(temperature),
+            "weak_views": weak if self.settings.views > 1 or self.settings.noise else None,
+            "noise": AUGMENT.identity() if self.settings.noise else None,
+            "precision": [str(teacher.dtype) for teacher in self.teachers],
+            "batch_size": self.settings.batch_size,  # products round otherwise with their size
+            "image": [self.dataset.image_size, self.dataset.channels],
+            "class_means": self.parts["validation"],
+        }
+
+    def opinions(self, pool: Pool, index: NDArray[np.int64], ids: Sequence[str]) -> Iterator[Opinion]:
+        """What the teachers say of some images, batch by batch."""
+        batches = Batches(
+            self.settings.batch_size,
+            self.settings.views,
+            self.settings.noise,
+            self.dataset.flip,
+            self.settings.seed,
+            max(1, self.context.runtime.workers),
+            self.clock,
+        )
+        for start, views in zip(range(0, len(ids), self.settings.batch_size), batches(pool, index, ids), strict=True):
+            with self.noise(ids[start]):
+                opinion = self.labeller.opinion(views)
+            yield opinion
+
+    def noise(self, first: str) -> contextlib.AbstractContextManager[Any]:
+        """The teachers' own dropout, where it is asked for; the batch's first image decides what it drops."""
+        if not self.settings.noise:
+            return contextlib.nullcontext()
+        noisy, seed = contextlib.ExitStack(), key_of("noise", self.settings.seed, first)
+        for teacher in self.teachers:
+            noisy.enter_context(with_noise(teacher.network, seed))
+        return noisy
+
+    def predict_held_out(self) -> tuple[float, Tensor]:
+        """validation.parquet and calibration.json; returns the temperature and where classes lie among features."""
+        pool = self.dataset.pool("validation")
+        known = np.flatnonzero(pool.labels >= 0)
+        ids, labels = pool.sample_ids(known), pool.labels[known]
+        opinion = Opinion.joined([self.labeller.nothing(self.settings.views), *self.opinions(pool, known, ids)])
+        fitted = fitting_half(ids) if self.settings.temperature == "fit" else np.zeros(len(ids), bool)
+        temperature = self.calibrate(opinion.log_probs.double().cpu().numpy(), labels, fitted)
+        means = class_means(opinion.features, labels, self.dataset.num_classes)
+        table = prediction_table(ids, [self.judged(opinion, temperature, means)])
+        content = parquet_bytes(held_out_table(table, labels, fitted), self.description(temperature))
+        write_atomically(self.context.output / schema.VALIDATION, content)
+        return temperature, means
+
+    def calibrate(self, log_probs: NDArray[np.float64], labels: NDArray[np.int64], fitted: NDArray[np.bool_]) -> float:
+        """The temperature, fitted where that is asked for; what it changes is measured on other images."""
+        temperature = self.settings.temperature
+        if temperature == "fit":
+            if not fitted.any():
+                raise ConfigError(
+                    "predict.temperature=fit needs held-out images; set data.split.validation, or a number"
+                )
+            temperature = fit_temperature(log_probs[fitted], labels[fitted])
+        report = {
+            "temperature": temperature,
+            "fitted_on": int(fitted.sum()),
+            "before": calibration(log_probs[~fitted], labels[~fitted], 1.0),
+            "after": calibration(log_probs[~fitted], labels[~fitted], temperature),
+        }
+        write_atomically(self.context.output / schema.CALIBRATION, json.dumps(report, indent=1) + "\n")
+        return temperature
+
+    def predict_unlabeled(self, temperature: float, means: Tensor) -> tuple[list[dict[str, Any]], int]:
+        """The shards in the artifact: their description, and how many were there before."""
+        pool = self.dataset.pool("unlabeled")
+        ids, contents = pool.column("sample_id"), pool.column("content")
+        cache, folder = ShardCache(self.context.cache / "shards"), self.context.output / "shards"
+        folder.mkdir()
+        shards, missing = list(self.shards(ids, contents, temperature)), []
+        for shard in shards:
+            if (path := cache.find(shard.key)) is not None:
+                place(path, folder / shard_file(shard.number))
+            else:
+                missing.append(shard)
+        self.clock.spent_on("writing")
+        done = len(ids) - sum(shard.rows for shard in missing)
+        by_ray = self.context.runtime.task_runner == "ray" and missing
+        label = self.label_by_ray if by_ray else self.label_here
+        for shard, content in label(pool, ids, missing, temperature, means):
+            place(cache.put(shard.key, content), folder / shard_file(shard.number))
+            self.clock.spent_on("writing")
+            done += shard.rows
+            self.context.progress(done, len(ids), "images")
+        described = [{"file": shard_file(one.number), "rows": one.rows, "first": one.first} for one in shards]
+        return described + self.write_unreadable(len(shards), temperature), len(shards) - len(missing)
+
+    def shards(self, ids: pa.ChunkedArray, contents: pa.ChunkedArray, temperature: float) -> Iterator[Shard]:
+        """Where each shard begins and ends, and what names its answer."""
+        question = self.question(temperature)
+        starts = range(0, len(ids), AT_ONCE)
+        one_by_one = (sample for start in starts for sample in ids[start : start + AT_ONCE].to_pylist())
+        for number, (first, stop) in enumerate(cut(one_by_one, self.settings.shard_size)):
+            samples = ids[first:stop].to_pylist(), contents[first:stop].to_pylist()
+            yield Shard(number, first, stop, shard_key(question, *samples))
+
+    def label_here(
+        self, pool: Pool, ids: pa.ChunkedArray, missing: Sequence[Shard], temperature: float, means: Tensor
+    ) -> Iterator[tuple[Shard, bytes]]:
+        """Each shard's content, one after the other."""
+        for shard in missing:
+            yield shard, self.content(pool, shard.first, ids[shard.first : shard.stop].to_pylist(), temperature, means)
+
+    def label_by_ray(
+        self, _pool: Pool, ids: pa.ChunkedArray, missing: Sequence[Shard], temperature: float, means: Tensor
+    ) -> Iterator[tuple[Shard, bytes]]:
+        """Each shard's content from whichever machine labelled it, in the order in which they come."""
+        shared = {
+            "context": to_json(self.context),
+            "question": self.question(temperature),
+            "temperature": temperature,
+            "means": means.cpu().numpy(),
+        }
+        items = ((shard, (shard.first, ids[shard.first : shard.stop].to_pylist())) for shard in missing)
+        for shard, content in spread(
+            "selftrain.ssl_tasks.pseudo_labels.predict:label_shard", shared, items, self.context.runtime
+        ):
+            self.clock.spent_on("waiting for Ray")
+            yield shard, content
+
+    def content(self, pool: Pool, first: int, samples: Sequence[str], temperature: float, means: Tensor) -> bytes:
+        """The file of one shard, whose images lie one after the other in the pool."""
+        opinions = self.opinions(pool, np.arange(first, first + len(samples)), samples)
+        table = prediction_table(samples, [self.judged(opinion, temperature, means) for opinion in opinions])
+        return parquet_bytes(table, self.description(temperature))
+
+    def judged(self, opinion: Opinion, temperature: float, means: Tensor) -> Columns:
+        return judge(opinion, temperature, self.stored, means)
+
+    def write_unreadable(self, number: int, temperature: float) -> list[dict[str, Any]]:
+        """The last shard: images without a label. It is empty where there is no other, for a table needs a file."""
+        unreadable = self.dataset.unreadable("unlabeled")
+        if number and not unreadable:
+            return []
+        table = unreadable_table(unreadable, self.stored < self.dataset.num_classes)
+        path = self.context.output / "shards" / shard_file(number)
+        write_atomically(path, parquet_bytes(table, self.description(temperature)))
+        return [{"file": path.name, "rows": len(unreadable), "first": None}]
+
+
+def label_shard(shared: Mapping[str, Any], images: tuple[int, Sequence[str]]) -> bytes:
+    """The file of one shard: `images` are the position of its first image, and the ids of all."""
+    predicting, pool = opened(json.dumps(shared["context"]))
+    refuse_other_answers(shared["question"], predicting.question(shared["temperature"]))
+    means = torch.from_numpy(shared["means"].copy()).to(predicting.teachers[0].device)
+    return predicting.content(pool, *images, shared["temperature"], means)
+
+
+@lru_cache(maxsize=1)
+def opened(asked: str) -> tuple[Predicting, Pool]:
+    """Teachers and images, kept for the worker's next shard."""
+    context = from_json(json.loads(asked))
+    threads = context.runtime.threads or 1  # Ray counts on it: cluster.cpus_of
+    here = at_hand(replace(context, runtime=context.runtime.model_copy(update={"threads": threads}), events=None))
+    predicting = open_predicting(here)
+    return predicting, predicting.dataset.pool("unlabeled")
+
+
+def at_hand(context: StageContext) -> StageContext:
+    """The inputs where this machine has them: under the same path as at home, else from the shared store."""
+    hidden = [one.path for one in context.inputs.values() if not one.path.is_dir()]
+    if not hidden:
+        return context
+    mirror = mirror_of(context.runtime)
+    if mirror is None:
+        raise ConfigError(
+            f"{hidden[0]} is not on {socket.gethostname()}. Ray's workers need the workspace under the same path (a "
+            "shared disk), or a shared store: set runtime.store"
+        )
+    workspace = Path(os.environ.get("SELFTRAIN_HOME") or Path(tempfile.gettempdir()) / "selftrain-ray")
+    store = Store(workspace / "store")
+    inputs: dict[str, Artifact] = {}
+    for role, one in context.inputs.items():
+        with store.lock(one.stage, one.key):
+            found = store.find(one.stage, one.key) or mirror.fetch(store, one.stage, one.key)
+        if found is None:
+            raise ConfigError(
+                f"{one.stage} {one.key[:12]} is neither on {socket.gethostname()} nor in {mirror.url}; was the shared "
+                "store away when it was made? Run again: it is offered again"
+            )
+        inputs[role] = found
+    # No cache of decoded images: it would begin with all of them, and this machine sees a few.
+    runtime = context.runtime.model_copy(update={"cache": "off"})
+    return replace(context, inputs=inputs, cache=workspace / "cache", runtime=runtime)
+
+
+def refuse_other_answers(asked: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """A machine that would compute otherwise must not fill in a shard: the same question has the same bytes."""
+    if others := sorted(name for name in asked if asked[name] != here[name]):
+        name = others[0]
+        raise ConfigError(
+            f"this machine would answer with {name} {here[name]}, the run asked for {asked[name]}. Set "
+            "predict.precision and runtime.device (GPUs: runtime.gpus_per_task) so that both are alike"
+        )

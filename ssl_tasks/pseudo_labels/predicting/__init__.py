@@ -1,1 +1,0 @@
-"""Predictions of the teacher for all unlabelled images."""

@@ -1,1 +1,0 @@
-"""Which pseudo-labels are accepted."""

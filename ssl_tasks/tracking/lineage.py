@@ -1,0 +1,202 @@
+"""A lineage as a graph, three ways to draw it, and links to MLflow's pages about a run and its stages."""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from selftrain.ssl_tasks.store.artifacts import (
+    write_atomically,
+)
+from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
+from selftrain.ssl_tasks.store.runs import Run, alive, owner
+from selftrain.ssl_tasks.tracking.client import connect, default_uri
+from selftrain.ssl_tasks.tracking.spool import without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+Kind = Literal["labels", "dataset", "model", "predictions", "selection", "evaluation", "gate", "run", "other"]
+SHOWN_DIGEST = 12
+SHAPES: Mapping[Kind, tuple[str, str]] = {  # Mermaid's brackets: tables are cylinders, models are hexagons
+    "labels": ("[(", ")]"),
+    "dataset": ("[(", ")]"),
+    "predictions": ("[(", ")]"),
+    "selection": ("[(", ")]"),
+    "model": ("{{", "}}"),
+    "gate": ("{", "}"),
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One thing, by its digest."""
+
+    id: str
+    kind: Kind
+    label: str
+    digest: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """`source` was read to make `target`, in this role."""
+
+    source: str
+    target: str
+    role: str
+
+
+@dataclass
+class Graph:
+    """What the node `root` rests on."""
+
+    root: str
+    nodes: dict[str, Node] = field(default_factory=dict)
+    edges: list[Edge] = field(default_factory=list)
+
+    def inputs(self, target: str) -> list[Edge]:
+        """The edges into a node, in the order of their roles."""
+        return sorted((edge for edge in self.edges if edge.target == target), key=lambda edge: (edge.role, edge.source))
+
+    def add(self, node: Node) -> bool:
+        """Adds a node; False where it is there already."""
+        if node.id in self.nodes:
+            return False
+        self.nodes[node.id] = node
+        return True
+
+    def connect(self, source: str, target: str, role: str) -> None:
+        """Adds an edge, once."""
+        if (edge := Edge(source, target, role)) not in self.edges:
+            self.edges.append(edge)
+
+
+def visible(text: str) -> str:
+    """Text from data, made harmless for a terminal: control characters become their names."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def as_tree(graph: Graph, marks: Mapping[str, str] | None = None) -> str:
+    """Lines for a terminal, the root first; what was shown before is named, not repeated. `marks` follow a node."""
+    return "\n".join(_tree_lines(graph, graph.root, "", "", set(), marks or {}))
+
+
+def _tree_lines(
+    graph: Graph, node_id: str, first: str, rest: str, seen: set[str], marks: Mapping[str, str]
+) -> Iterator[str]:
+    node = graph.nodes[node_id]
+    again = node_id in seen and bool(graph.inputs(node_id))
+    seen.add(node_id)
+    mark = f"  {marks[node_id]}" if node_id in marks else ""
+    yield f"{first}{visible(node.label)}  {node.digest[:SHOWN_DIGEST]}{mark}{'  (see above)' if again else ''}"
+    edges = [] if again else graph.inputs(node_id)
+    for number, edge in enumerate(edges, 1):
+        last = number == len(edges)
+        corner, bar = ("└─ ", "   ") if last else ("├─ ", "│  ")
+        yield from _tree_lines(graph, edge.source, f"{rest}{corner}{visible(edge.role)}: ", rest + bar, seen, marks)
+
+
+def as_mermaid(graph: Graph) -> str:
+    """A flow chart, from the labels at the left to the root at the right."""
+    names = {node_id: f"n{number}" for number, node_id in enumerate(sorted(graph.nodes))}
+    lines = ["flowchart LR"]
+    for node_id, name in names.items():
+        node = graph.nodes[node_id]
+        left, right = SHAPES.get(node.kind, ("[", "]"))
+        lines.append(f'  {name}{left}"{_entities(node.label)}<br/>{_entities(node.digest[:SHOWN_DIGEST])}"{right}')
+    ordered = sorted(graph.edges, key=lambda edge: (names[edge.target], edge.role, names[edge.source]))
+    lines += [f'  {names[edge.source]} -->|"{_entities(edge.role)}"| {names[edge.target]}' for edge in ordered]
+    return "\n".join(lines) + "\n"
+
+
+def _entities(text: str) -> str:
+    """Everything but plain words as Mermaid's entities: no text can end a label, or begin markup."""
+    return "".join(one if one.isalnum() or one in " ._-·:" else f"#{ord(one)};" for one in visible(text))
+
+
+def as_json(graph: Graph) -> str:
+    """{"root", "nodes": […], "edges": […]}, in a stable order."""
+    nodes = [asdict(graph.nodes[node_id]) for node_id in sorted(graph.nodes)]
+    edges = [asdict(edge) for edge in sorted(graph.edges, key=lambda edge: (edge.target, edge.role, edge.source))]
+    return json.dumps({"root": graph.root, "nodes": nodes, "edges": edges}, indent=1, default=str)
+
+
+log = logging.getLogger("selftrain.tracking")
+UP, PAUSE, MOST_RUNS = "up.json", 0.25, 10_000
+REUSED = "selftrain.reused."  # and a stage's name: the tag of a pipeline run with the run that computed the stage
+
+
+@contextlib.contextmanager
+def announced(workspace: Path, address: str) -> Iterator[None]:
+    """Others learn where the workspace's MLflow is served, as long as this process does."""
+    path = workspace / UP
+    write_atomically(path, json.dumps({"mlflow": without_password(address), **owner()}) + "\n")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+class Announcement(Shape):
+    """Where MLflow is served, and by whom."""
+
+    mlflow: str
+    host: str
+    pid: int
+    pid_started: float
+
+
+def served_at(workspace: Path) -> str:
+    """The user's server, or that of a `selftrain up` that is running; empty where there is neither."""
+    uri = default_uri(workspace)
+    if uri.startswith(("http://", "https://")):
+        return uri
+    try:
+        told = read_json(workspace / UP, Announcement)
+    except (FileNotFoundError, Malformed):
+        return ""
+    return str(told["mlflow"]) if alive(told) else ""
+
+
+def run_links(run: Run, patience: float = 0.0) -> dict[str, str]:
+    """Pages by what they are about: the run's id, the digests of its stages. Empty where no server is known.
+
+    Stages reach MLflow a little later than they end; `patience` are the seconds to wait for them.
+    """
+    address = served_at(run.workspace)
+    if not address:
+        return {}
+    deadline = time.monotonic() + patience
+    wanted = {stage.digest for stage in run.stages() if stage.digest}
+    try:
+        client = connect(default_uri(run.workspace), run.workspace)  # the server of `up` serves that database
+        while not wanted <= set(found := find_pages(client, address, run)) and time.monotonic() < deadline:
+            time.sleep(PAUSE)
+    except Exception as error:  # noqa: BLE001 - whatever MLflow or a socket raises: a page without links is a page too
+        log.warning("no links to MLflow at %s: %s", without_password(address), without_password(str(error)))
+        return {}
+    return found
+
+
+def find_pages(client: "MlflowClient", address: str, run: Run) -> dict[str, str]:
+    """The same, of what this server knows by now."""
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    found = client.search_runs(experiments, f"tags.`selftrain.run` = '{run.id}'", max_results=1)
+    if not found:
+        return {}
+    pipeline = found[0].info
+    children = client.search_runs(
+        [pipeline.experiment_id], f"tags.`mlflow.parentRunId` = '{pipeline.run_id}'", max_results=MOST_RUNS
+    )
+    by_digest = {child.data.tags.get("selftrain.digest", ""): child.info.run_id for child in children}
+    tags = found[0].data.tags
+    by_digest |= {stage.digest: tags[REUSED + stage.name] for stage in run.stages() if REUSED + stage.name in tags}
+    pages = f"{without_password(address).rstrip('/')}/#/experiments/{pipeline.experiment_id}/runs/"
+    return {about: pages + run_id for about, run_id in {**by_digest, run.id: pipeline.run_id}.items() if about}

@@ -1,1 +1,0 @@
-"""The origin of models and labels."""

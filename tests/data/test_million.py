@@ -12,7 +12,7 @@ import numpy as np
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.execution.stage import Request, execute
-import selftrain.ssl_tasks.data.build, sklearn  # what any data set costs
+import selftrain.ssl_tasks.data.dataset, sklearn  # what any data set costs
 from selftrain.ssl_tasks.execution.stage import Request, execute
 import selftrain.ssl_tasks.data.dataset, sklearn  # what any data set costs
 

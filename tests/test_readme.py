@@ -78,6 +78,7 @@ def call(folder: Path, words: list[str], images: bool = False) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # two minutes of a processor, most of it eight runs; more on a machine that is busy
 def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     (shown,) = blocks(README, "console")
     found = steps(README, images=False)

@@ -1,4 +1,4 @@
-"""Verbs that look into pseudo-labels: labels (show, diff, review, apply), sql."""
+"""Verbs that show and correct pseudo-labels: labels (list, diff, review, apply) and sql."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selftrain.flows.actions import looking
-from selftrain.flows.cli.verb import Verbs
+from selftrain.flows.cli.verb import RUN, Verbs
 from selftrain.flows.environment import workspace_folder
 from selftrain.flows.tables import print_table, printable_lines
 from selftrain.ssl_tasks.errors import ConfigError, nearest
@@ -15,54 +15,73 @@ from selftrain.ssl_tasks.store.runs import find_run
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_ROWS = 1000  # of an answer on a terminal
+MOST_ROWS = 1000  # of a query's result on a terminal
 MOST_LETTERS = 2000  # of a cell on a terminal
-MOST_SECONDS = 10_000_000  # a timer does not take much more
+MOST_SECONDS = 10_000_000  # `threading.Timer` accepts little more
 ACTIONS = ("diff", "review", "apply")
 
 
 def add_labels(verbs: Verbs) -> None:
-    verb = verbs.add("labels", _labels, "the pseudo-labels of a run, one by one, with filters")
-    verb.usage = (
-        "selftrain labels RUN [filters]\n"
-        "       selftrain labels diff RUN A B          what changed between two rounds\n"
-        "       selftrain labels review RUN            the samples most worth a look\n"
-        "       selftrain labels apply RUN FILE.csv    corrections for the next rounds and runs: the columns\n"
-        "                                              sample_id and label; other columns are ignored"
+    verb = verbs.add(
+        "labels",
+        _labels,
+        "List, compare, review and correct the pseudo-labels of a run.",
+        (
+            "labels last --selected --sort confidence --limit 5",
+            "the 5 least confident pseudo-labels that were accepted",
+        ),
+        ("labels review last --csv review.csv", "the images most worth a look, for a person to correct"),
     )
-    verb.add_argument("words", nargs="*", metavar="[diff|review|apply] RUN …")
-    verb.add_argument("--round", type=int, help="default the last")
-    verb.add_argument("--class", dest="class_name")
-    verb.add_argument("--selected", action="store_true", default=None)
-    verb.add_argument("--not-selected", dest="selected", action="store_false")
-    verb.add_argument("--flipped", action="store_true", default=None, help="labelled otherwise by the round before")
-    verb.add_argument("--min-confidence", type=float)
-    verb.add_argument("--sort", default="-confidence", help="confidence, margin, agreement, distance; - for descending")
-    verb.add_argument("--limit", type=int, default=50)
+    verb.usage = (
+        "selftrain labels RUN [filters]            one row per image\n"
+        "       selftrain labels diff RUN A B             images that differ between rounds A and B\n"
+        "       selftrain labels review RUN               images most worth a look, the most useful first\n"
+        "       selftrain labels apply RUN FILE.csv       use your corrections in all later rounds and runs; FILE.csv\n"
+        "                                                 needs the columns sample_id and label, others are ignored"
+    )
+    words = f"the action (default: list), then the run: {RUN}"
+    verb.add_argument("words", nargs="*", metavar="[diff|review|apply] RUN …", help=words)
+    verb.add_argument("--round", type=int, metavar="N", help="round number, from 1 (default: the last)")
+    verb.add_argument("--class", dest="class_name", metavar="NAME", help="only images with this pseudo-label")
+    words = "only pseudo-labels that the selection accepted (default: accepted and rejected)"
+    verb.add_argument("--selected", action="store_true", default=None, help=words)
+    words = "only pseudo-labels that the selection rejected"
+    verb.add_argument("--not-selected", dest="selected", action="store_false", help=words)
+    words = "only images whose predicted class changed since the previous round"
+    verb.add_argument("--flipped", action="store_true", default=None, help=words)
+    words = "only pseudo-labels with at least this confidence, from 0 to 1"
+    verb.add_argument("--min-confidence", type=float, metavar="P", help=words)
+    words = "confidence, margin, agreement or distance; a leading - sorts in descending order (default: -confidence)"
+    verb.add_argument("--sort", default="-confidence", metavar="COLUMN", help=words)
+    verb.add_argument("--limit", type=int, default=50, metavar="N", help="show at most N rows (default: 50)")
     add_outputs(verb)
 
 
 def add_sql(verbs: Verbs) -> None:
-    verb = verbs.add("sql", _sql, "ask DuckDB: views manifest, predictions, selection, rounds over all rounds")
-    verb.add_argument("run", metavar="RUN")
-    verb.add_argument("query", metavar="QUERY", help='"select label, count(*) from selection group by label"')
-    verb.add_argument(
-        "--limit", type=int, metavar="N", help=f"write at most N rows (default all; {MOST_ROWS:,} on a terminal)"
+    verb = verbs.add(
+        "sql",
+        _sql,
+        "Query the images, predictions and selections of a run with SQL (DuckDB). "
+        "The views manifest, predictions, selection and rounds cover all rounds.",
+        ('sql last "select round, count(*) from selection group by round"', "accepted pseudo-labels by round"),
+        ('sql last "from predictions" --parquet all.parquet', "all predictions as a Parquet file"),
+        exit_codes="0 done · 2 invalid input · 3 the query failed or took too long · 130 interrupted",
     )
-    verb.add_argument(
-        "--timeout",
-        type=float,
-        metavar="SECONDS",
-        default=looking.TIMEOUT,
-        help=f"end the query after SECONDS with exit code 3 (default {looking.TIMEOUT:g}; 0 for no limit)",
-    )
+    verb.add_argument("run", metavar="RUN", help=RUN)
+    verb.add_argument("query", metavar="QUERY", help="one read-only SQL query, in quotes")
+    words = f"write at most N rows (default: all; {MOST_ROWS:,} on a terminal)"
+    verb.add_argument("--limit", type=int, metavar="N", help=words)
+    words = f"stop the query after SECONDS; 0 sets no limit (default: {looking.TIMEOUT:g})"
+    verb.add_argument("--timeout", type=float, metavar="SECONDS", default=looking.TIMEOUT, help=words)
     add_outputs(verb)
 
 
 def add_outputs(verb: ArgumentParser) -> None:
-    """Where a table goes."""
-    for kind in ("csv", "json", "parquet"):
-        verb.add_argument(f"--{kind}", metavar="FILE", type=Path, help=f"write {kind} instead of a table; - is stdout")
+    """Adds the options that write a table into a file."""
+    for kind, name in (("csv", "CSV"), ("json", "JSON"), ("parquet", "Parquet")):
+        stdout = "" if kind == "parquet" else "; - is stdout"
+        words = f"write {name} to FILE instead of a table on the terminal{stdout}"
+        verb.add_argument(f"--{kind}", metavar="FILE", type=Path, help=words)
 
 
 def _labels(options: Namespace) -> None:
@@ -181,6 +200,3 @@ def _cell(value: object) -> object:
     if value is None or text in ("<NA>", "NaT"):
         return ""
     return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
-
-
-VERBS = [add_labels, add_sql]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftrain.flows.cli.labelling import add_outputs, check_writable, show_frame
-from selftrain.flows.cli.verb import Verbs
+from selftrain.flows.cli.verb import JSON, SET, STAGE_CODES, Verbs
 from selftrain.flows.tables import print_table, share
 from selftrain.ssl_tasks.errors import ConfigError
 
@@ -20,39 +20,66 @@ if TYPE_CHECKING:
 
 
 def add_predict(verbs: Verbs) -> None:
-    verb = verbs.add("predict", _predict, "what a model takes images for, with probabilities")
+    verb = verbs.add(
+        "predict",
+        _predict,
+        "Classify images with a trained model; one row per image with its probabilities.",
+        ("predict last photos/", "the class and confidence of every image in photos/"),
+        ("predict champion:digits photos/ --csv labels.csv", "the probabilities of all classes, as CSV"),
+    )
     add_model(verb)
-    verb.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="image files, and folders of them")
-    verb.add_argument("--batch-size", type=int, default=256, help="images at a time; default 256")
-    verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    verb.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="image files, and folders of image files")
+    verb.add_argument("--batch-size", type=int, default=256, metavar="N", help="images per batch (default: 256)")
+    words = "where to compute: auto, cpu, cuda or cuda:1 (default: auto, a GPU if there is one)"
+    verb.add_argument("--device", default="auto", metavar="DEVICE", help=words)
     add_outputs(verb)
 
 
 def add_evaluate(verbs: Verbs) -> None:
-    verb = verbs.add("evaluate", _evaluate, "a model on a recipe's validation and test images; asked twice, done once")
+    verb = verbs.add(
+        "evaluate",
+        _evaluate,
+        "Evaluate a model on a recipe's validation and test images. Results are cached.",
+        ("evaluate last quickstart", "accuracy, calibration, and a paired comparison with the model's teacher"),
+        ("evaluate last quickstart --attacks 8/255 --corruptions", "robustness as well"),
+        exit_codes=STAGE_CODES,
+    )
     add_model(verb)
-    verb.add_argument("data", metavar="DATA", help="a recipe: its data, its `evaluate:` and its `runtime:` are used")
-    verb.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a setting of the recipe")
-    verb.add_argument("--attacks", metavar="ε,ε,…", type=_steps, default=(), help="FGSM, such as 0.01,8/255 of white")
-    verb.add_argument("--corruptions", action="store_true", help="noise, blur, weather, digital; five severities each")
-    words = "measure this one too, and compare; default the teacher of a student; `none` compares with nobody"
+    words = "a recipe, whose data:, evaluate: and runtime: settings are used"
+    verb.add_argument("data", metavar="CONFIG", help=words)
+    verb.add_argument("--set", action="append", default=[], metavar="A.B=C", help=SET)
+    words = "accuracy under FGSM attacks of these sizes, as shares of the pixel range: 0.01,8/255 (default: none)"
+    verb.add_argument("--attacks", metavar="ε,ε,…", type=_steps, default=(), help=words)
+    words = "accuracy under noise, blur, weather and digital corruptions, in five severities each"
+    verb.add_argument("--corruptions", action="store_true", help=words)
+    words = "second model to evaluate and compare with (default: the student's teacher; none: no comparison)"
     verb.add_argument("--against", metavar="MODEL", default="", help=words)
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
 def add_export(verbs: Verbs) -> None:
-    verb = verbs.add("export", _export, "a model as one file for other programs, checked, with a model card beside it")
+    verb = verbs.add(
+        "export",
+        _export,
+        "Export a model as one file (torch.export or ONNX), with a model card beside it. "
+        "The file is checked: its outputs are compared with the model's.",
+        ("export last", "write RUN-STAGE.pt2 and its model card into the current folder"),
+        ("export champion:digits --output digits.onnx", "the best model of all runs named digits, as ONNX"),
+    )
     add_model(verb)
-    words = "such as model.pt2 or model.onnx; default named by run and stage, in this folder, and replaces nothing"
+    words = "file to write, such as model.pt2 or model.onnx (default: a new file, named by run and stage)"
     verb.add_argument("--output", metavar="FILE", type=Path, help=words)
-    words = "torch.export or ONNX; default what the suffix says, else torch"
+    words = "torch (torch.export) or onnx (default: by the suffix of FILE, else torch)"
     verb.add_argument("--format", choices=("torch", "onnx"), help=words)
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help=JSON)
 
 
 def add_model(verb: ArgumentParser) -> None:
-    """The argument of every verb that uses a model."""
-    words = "a stage of the last run (student-2), RUN:STAGE, a run (its best), champion:NAME, a digest, or a folder"
+    """Adds the argument of every verb that uses a model."""
+    words = (
+        "a run (its best model; last is the last run), a stage of the last run such as student-2, RUN:STAGE, "
+        "champion:NAME (the best model of all runs of a name), a digest, or a model folder"
+    )
     verb.add_argument("model", metavar="MODEL", help=words)
 
 
@@ -114,9 +141,6 @@ def _export(options: Namespace) -> None:
         return
     print(f"wrote {done.file}, whose outputs differ from the model's by {done.difference:.1e} at the most")
     print(f"wrote {done.card}")
-
-
-VERBS = [add_predict, add_evaluate, add_export]
 
 
 SCORES = (

@@ -1,4 +1,4 @@
-"""The parser that each verb extends, and the printing of SQL answers within limits of rows, time and memory."""
+"""Builds the parser that each verb extends, and prints SQL results within limits of rows, time and memory."""
 
 import argparse
 import contextlib
@@ -26,13 +26,17 @@ Verb = Callable[[argparse.Namespace], int | None]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that answers a mistyped verb with the nearest one."""
+    """A parser that names the nearest verb when a verb is mistyped."""
+
+    def verbs(self) -> "dict[str, argparse.ArgumentParser]":
+        """The parser of each verb, in the order of --help; empty for a verb's own parser."""
+        found = [dict(one.choices) for one in self._actions if isinstance(one, argparse._SubParsersAction)]
+        return found[0] if found else {}
 
     def error(self, message: str) -> NoReturn:
         if found := re.match(r"argument VERB: invalid choice: '?(.*?)'? \(choose from", message, re.DOTALL):
-            known = next(one.choices for one in self._actions if one.metavar == "VERB") or ()
-            tail = nearest(found[1][:100], map(str, known))
-            self.exit(2, f"{self.prog}: no verb '{found[1][:100]}'.{tail} `{self.prog} --help` says what each does.\n")
+            tail = nearest(found[1][:100], self.verbs())
+            self.exit(2, f"{self.prog}: no verb '{found[1][:100]}'.{tail} `{self.prog} --help` lists all verbs.\n")
         super().error(message)
 
 
@@ -40,7 +44,7 @@ class Version(argparse.Action):
     """`--version`; the version is looked up only when it is asked for."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="print the version of selftrain, and end")
+        super().__init__(option_strings, dest, nargs=0, help="print the version of selftrain and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version
@@ -49,22 +53,44 @@ class Version(argparse.Action):
         parser.exit()
 
 
+class Formatter(argparse.HelpFormatter):
+    """Wraps a text of one line; keeps the lines of a text that has several."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" not in text:
+            return super()._fill_text(text, width, indent)
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+# Texts that the options of several verbs share.
+RUN = "id, unique prefix or name of a run, or 'last'"
+SET = "override a setting of the recipe, such as rounds.1.select.threshold=0.9; can be repeated"
+JSON = "print one JSON object instead of a table"
+EXIT_CODES = "0 done · 2 invalid input · 3 failed · 130 interrupted"
+STAGE_CODES = "0 done · 2 invalid input · 3 a stage failed · 130 interrupted (run it again to resume)"
+
+
 def add_workspace(parser: argparse.ArgumentParser) -> None:
-    """`--workspace`, before the verb or after it: where it is absent it must not hide the other place's."""
-    words = "store, runs and tracking (SELFTRAIN_HOME, or ./.selftrain)"
+    """Adds `--workspace`, before the verb and after it: where it is absent it must not hide the other place's."""
+    words = "folder of the store, the runs and the tracking (default: SELFTRAIN_HOME, else ./.selftrain)"
     parser.add_argument("--workspace", metavar="DIR", default=argparse.SUPPRESS, help=words)
 
 
 class Verbs:
-    """`verbs.add("status", function, "how a run stands")` returns the verb's parser, for its own arguments."""
+    """Collects the verbs; `verbs.add("status", function, "Show a run.", …)` returns the parser of one."""
 
     def __init__(self, parsers: "argparse._SubParsersAction[Parser]") -> None:
         self.parsers = parsers
+        self.help_lines: dict[str, str] = {}
 
-    def add(self, name: str, function: Verb, help_line: str) -> argparse.ArgumentParser:
-        """Adds one verb."""
-        description = help_line[0].upper() + help_line[1:] + "."
-        parser = self.parsers.add_parser(name, help=help_line, description=description)
+    def add(
+        self, name: str, function: Verb, help_line: str, *examples: tuple[str, str], exit_codes: str = EXIT_CODES
+    ) -> argparse.ArgumentParser:
+        """Adds one verb. `help_line` is an imperative sentence; each example is a command line and its effect."""
+        self.help_lines[name] = help_line
+        shown = [f"  # {effect}\n  selftrain {words}" for words, effect in examples]
+        epilog = "\n".join(["examples:", *shown, "", f"exit codes: {exit_codes}"])
+        parser = self.parsers.add_parser(name, description=help_line, epilog=epilog, formatter_class=Formatter)
         parser.set_defaults(verb=function)
         add_workspace(parser)
         return parser

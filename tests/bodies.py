@@ -11,7 +11,7 @@ from selftrain.ssl_tasks.training.checkpoints import stop_requests
 
 
 class Behaviour(Section):
-    """How a body shall behave."""
+    """The behaviour of a test body."""
 
     how: str = "write"
     text: str = "hello"

@@ -57,7 +57,7 @@ def _completion(options: Namespace) -> None:
 
 
 def _options(parser: ArgumentParser) -> Iterator[tuple[str, Action]]:
-    """The long options of a verb."""
+    """Yields the long options of a verb."""
     for action in parser._actions:
         for name in action.option_strings:
             if name.startswith("--"):
@@ -65,7 +65,7 @@ def _options(parser: ArgumentParser) -> Iterator[tuple[str, Action]]:
 
 
 def _choices(parser: ArgumentParser) -> list[str]:
-    """The words that a verb's argument can be, where they are few."""
+    """Returns the words that a verb's argument can be, if they are few."""
     return [str(word) for action in parser._actions if not action.option_strings for word in action.choices or ()]
 
 
@@ -93,7 +93,7 @@ def _zsh(top: Parser) -> str:
 
 
 def _value(action: Action) -> str:
-    """The value that an option takes, as zsh's `_arguments` is told of it."""
+    """Returns the value of an option in the notation of zsh's `_arguments`."""
     if action.nargs == 0:
         return ""
     words = f"({' '.join(map(str, action.choices))})" if action.choices else "_files"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from selftrain.flows.actions import looking
 from selftrain.flows.cli.verb import RUN, Verbs
 from selftrain.flows.environment import workspace_folder
-from selftrain.flows.tables import print_table, printable_lines
+from selftrain.flows.tables import counted, print_table, printable_lines
 from selftrain.ssl_tasks.errors import ConfigError, nearest
 from selftrain.ssl_tasks.store.runs import find_run
 
@@ -90,7 +90,10 @@ def _labels(options: Namespace) -> None:
     action, words = _split(options.words)
     if len(words) > 1 and action in ("show", "review"):
         found = " ".join(options.words)
-        raise ConfigError(f"labels: found '{found}', expected one run." + nearest(options.words[0], ACTIONS))
+        raise ConfigError(
+            f"labels: found '{found}'; expected one run, as in: selftrain labels last."
+            + nearest(options.words[0], ACTIONS)
+        )
     run = words[0] if words else "last"
     if action == "apply":
         _apply(words, options)
@@ -109,28 +112,29 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
 
 def _diff(words: list[str], options: Namespace) -> None:
     if len(words) != 3 or not all(word.isdigit() for word in words[1:]):
-        raise ConfigError("labels diff: expected a run and two rounds, for example `selftrain labels diff last 1 2`")
+        raise ConfigError("labels diff: expected a run and two round numbers, as in: selftrain labels diff last 1 2")
     found = looking.differences(words[0], int(words[1]), int(words[2]), options.workspace)
     whole = bool(options.csv or options.json or options.parquet)
     show_frame(found if whole else found.head(options.limit), options)
     if not whole and len(found) > options.limit:
-        print(f"{options.limit} of {len(found):,} images; --limit shows more, --csv FILE all", file=sys.stderr)
+        print(f"{options.limit} of {len(found):,} images are shown. More: --limit N. All: --csv FILE", file=sys.stderr)
 
 
 def _apply(words: list[str], options: Namespace) -> None:
     if len(words) != 2:
-        raise ConfigError("labels apply: expected a run and a file, such as `selftrain labels apply last fixed.csv`")
+        raise ConfigError("labels apply: expected a run and a file, as in: selftrain labels apply last fixed.csv")
     applied = looking.apply_corrections(words[0], words[1], options.workspace)
     from selftrain.ssl_tasks.pseudo_labels.corrections import count_of, lines_of
 
     name = find_run(workspace_folder(options.workspace), words[0]).config.name
     print(
-        f"{applied.in_force} corrections in force for '{name}' ({applied.new} new, {applied.changed} "
-        "changed); run it again, or approve it, to use them"
+        f"{counted(applied.in_force, 'correction')} in force for '{name}' ({applied.new} new, "
+        f"{applied.changed} changed). "
+        f"Use them: selftrain rerun {words[0]}, or approve the round that waits: selftrain approve {words[0]}"
     )
     if applied.misfits:
         count, lines = count_of(applied.misfits), printable_lines(lines_of(applied.misfits))
-        print(f"{count} earlier corrections do not fit this data any more and are not used:{lines}", file=sys.stderr)
+        print(f"{counted(count, 'earlier correction')} ignored, because the data has changed:{lines}", file=sys.stderr)
 
 
 def _sql(options: Namespace) -> None:
@@ -148,7 +152,7 @@ def _sql(options: Namespace) -> None:
 
 
 def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
-    """A data frame where the options want it: a terminal's table, or a file."""
+    """Shows a data frame as the options say: as a table on the terminal, or in a file."""
     check_writable(options.csv, options.json, options.parquet)
     if options.csv:
         _write_csv(frame, options.csv)
@@ -170,15 +174,17 @@ def _write_csv(frame: "pd.DataFrame", path: Path) -> None:
     if str(path) == "-":
         write_frame(frame, sys.stdout)
         return
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:  # a path may be no UTF-8
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:  # a path may not be UTF-8
         write_frame(frame, file)
 
 
 def check_writable(*paths: Path | None) -> None:
-    """ConfigError where a file that is to be written is a folder, or has none."""
+    """Raises ConfigError if a file to be written is a folder, or its folder does not exist."""
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"cannot write {path}: {path.absolute().parent} is not a folder")
+            raise ConfigError(
+                f"cannot write {path}: {path.absolute().parent} is not a folder; expected an existing one"
+            )
         if path is not None and path.is_dir():
             raise ConfigError(f"cannot write {path}: it is a folder; expected the name of a file")
 
@@ -187,7 +193,7 @@ def print_frame(frame: "pd.DataFrame") -> None:
     """Prints a data frame as a table, without its empty columns."""
     shown = frame.dropna(axis="columns", how="all")
     if {"uri", "sample_id"} <= set(shown.columns) and shown["uri"].equals(shown["sample_id"]):
-        shown = shown.drop(columns="uri")  # the same text twice; a file has both
+        shown = shown.drop(columns="uri")  # both columns say the same; a file keeps both
     numbers = [name for name in shown.columns if shown[name].dtype.kind in "iuf"]
     rows = [{name: _cell(value) for name, value in row.items()} for row in shown.to_dict("records")]
     print_table([{str(name): value for name, value in row.items()} for row in rows], right=numbers)

@@ -114,13 +114,13 @@ def _status(options: Namespace) -> None:
 
 
 def _progress_words(done: "Progress | None") -> str:
-    """train 120/500, 14.2 a second, 27 s left"""
+    """Formats progress, such as: train 120/500, 14.2 per second, 27 s left."""
     if done is None:
         return ""
     words = f"{done.what} {done.done:,}/{done.total:,}".strip()
     if done.rate is None or done.remaining_seconds is None:
         return words
-    return f"{words}, {done.rate:.3g} a second, {seconds(done.remaining_seconds)} left"
+    return f"{words}, {done.rate:.3g} per second, {seconds(done.remaining_seconds)} left"
 
 
 def _plan(options: Namespace) -> None:
@@ -220,13 +220,13 @@ def _lineage(options: Namespace) -> None:
     if damages:
         called = {node.digest: f"{node.label} ({node.digest[:12]})" for node in graph.nodes.values()}
         lines = [
-            f"{one.stage} {one.key[:12]} {one.file} {one.problem}; models that rest on it: "
+            f"{one.stage} {one.key[:12]} {one.file} {one.problem}; models made from it: "
             + (", ".join(called.get(model, model[:12]) for model in one.models) or "none")
             for one in damages
         ]
-        raise DamagedArtifact("\n".join(["the lineage is damaged:", *lines]))
+        raise DamagedArtifact("\n".join(["found damaged files in the lineage:", *lines]))
     if options.verify:
-        print(f"verified: every file of {len(graph.nodes)} nodes is what its digest says")
+        print(f"verified: every file of {len(graph.nodes)} artifacts matches its digest")
 
 
 def _report(options: Namespace) -> None:
@@ -239,9 +239,11 @@ def _sync(options: Namespace) -> None:
 
     folder = workspace_folder(options.workspace)
     report = looking.sync(options.to, folder)
-    print(f"{report.sent} entries sent, {report.left} left, {report.rejected} refused")
+    print(f"{report.sent} records sent, {report.left} not sent, {report.rejected} refused by MLflow")
     for sentence in waiting_elsewhere(folder):
         print(sentence)
     if report.left:
         address = without_password(options.to or default_uri(folder))
-        raise NotFound(f"MLflow at {address} could not be reached: {report.reason}")
+        raise NotFound(
+            f"MLflow at {address} could not be reached: {report.reason}. When it answers again: selftrain sync"
+        )

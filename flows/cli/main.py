@@ -145,24 +145,26 @@ def _log_to_stderr() -> None:
 
 def _fail(message: str, code: int) -> int:
     sys.stdout.flush()
-    print(f"selftrain: {printable_lines(message)}", file=sys.stderr)  # it may name a file, or a class
+    print(
+        f"selftrain: {printable_lines(message)}", file=sys.stderr
+    )  # a message may contain a file name or a class name
     return code
 
 
 def _how_to_continue(options: argparse.Namespace, arguments: Sequence[str] | None, ended: bool) -> str:
-    """The advice about the run of this process; without a run, the same command if it was stopped or failed."""
+    """Returns the advice about the run of this process; without a run, the same command if it was stopped or failed."""
     import shlex
 
     from selftrain.ssl_tasks.store.advice import advice
     from selftrain.ssl_tasks.store.runs import all_runs, owner
 
     if getattr(options, "makes_run", False):
-        with contextlib.suppress(SelftrainError, OSError, ValueError):  # it must not hide what has happened
+        with contextlib.suppress(SelftrainError, OSError, ValueError):  # a second error must not hide the first
             ours = [run for run in all_runs(workspace_folder(options.workspace)) if owner().items() <= run.info.items()]
             if ours and (said := advice(ours[-1])):
                 return f"\n{said}"
     again = shlex.join(["selftrain", *(sys.argv[1:] if arguments is None else arguments)])
-    return f"\ncontinue with: {again}" if ended else ""
+    return f"\nresume with: {again}" if ended else ""
 
 
 def _write_crash(workspace: Path) -> Path | None:

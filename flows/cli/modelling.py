@@ -91,14 +91,16 @@ def _predict(options: Namespace) -> None:
     check_writable(options.csv, options.json, options.parquet)
     table = predict(options.model, options.paths, options.workspace, options.device, options.batch_size)
     if not (options.csv or options.json or options.parquet):
-        table = table[["path", "label", "confidence", "error"]]  # the probabilities of all classes are for files
+        table = table[["path", "label", "confidence", "error"]]  # only files hold the probabilities of all classes
     show_frame(table, options)
     if unread := int(table["error"].notna().sum()):
-        print(f"{unread} of {len(table)} images could not be read; column `error` says why", file=sys.stderr)
+        print(
+            f"{unread} of {len(table)} images could not be read; the column `error` holds the reasons", file=sys.stderr
+        )
 
 
 def _steps(text: str) -> tuple[float, ...]:
-    """0.01,8/255"""
+    """Parses attack sizes such as 0.01,8/255."""
     try:
         return tuple(float(Fraction(word.strip())) for word in text.split(",") if word.strip())
     except (ValueError, ZeroDivisionError) as error:
@@ -119,7 +121,7 @@ def _evaluate(options: Namespace) -> None:
     metrics, robustness = found.metrics, found.robustness
     measured = {split: metrics[split] for split in ("validation", "test") if metrics[split]["count"]}
     print_table([split_row(split, one) for split, one in measured.items()], right=SCORES)
-    print(f"tempered: at the temperature {metrics['temperature']:.3g}, which validation fits best\n")
+    print(f"tempered: with the temperature {metrics['temperature']:.3g}, fitted on the validation images\n")
     print_table(class_rows(measured), right=("images", "recall", "precision"))
     for rows in (attack_rows(robustness), corruption_rows(robustness)):
         if rows:
@@ -139,7 +141,7 @@ def _export(options: Namespace) -> None:
     if options.json:
         print(json.dumps({"file": str(done.file), "card": str(done.card), "difference": done.difference}))
         return
-    print(f"wrote {done.file}, whose outputs differ from the model's by {done.difference:.1e} at the most")
+    print(f"wrote {done.file}; its outputs differ from the model's by at most {done.difference:.1e}")
     print(f"wrote {done.card}")
 
 
@@ -150,12 +152,12 @@ SCORES = (
 
 
 def interval(low: float, high: float) -> str:
-    """71.9 … 90.7 %"""
+    """Formats an interval, such as: 71.9 … 90.7 %."""
     return f"{100 * low:.1f} … {100 * high:.1f} %"
 
 
 def split_row(split: str, found: Mapping[str, Any]) -> dict[str, object]:
-    """One split's scores, before and after temperature."""
+    """Returns the scores of one split, without and with the temperature."""
     accuracy, tempered = found["accuracy_interval"], found["tempered"]
     return {
         "split": split,
@@ -173,7 +175,7 @@ def split_row(split: str, found: Mapping[str, Any]) -> dict[str, object]:
 
 
 def class_rows(measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, object]]:
-    """Every class of the test images; of validation where there is no test set."""
+    """Returns a row for every class of the test images, or of the validation images without a test set."""
     split, found = list(measured.items())[-1]
     return [
         {
@@ -187,7 +189,7 @@ def class_rows(measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, obje
 
 
 def attack_rows(robustness: Mapping[str, Any]) -> list[dict[str, object]]:
-    """Accuracy by the attack's step."""
+    """Returns a row with the accuracy for each attack size."""
     return [
         {
             "FGSM ε": f"{one['epsilon']:g}",
@@ -199,7 +201,7 @@ def attack_rows(robustness: Mapping[str, Any]) -> list[dict[str, object]]:
 
 
 def corruption_rows(robustness: Mapping[str, Any]) -> list[dict[str, object]]:
-    """Accuracy by corruption and severity."""
+    """Returns a row for each corruption, with the accuracy at each severity."""
     return [
         {
             "corruption": name,
@@ -211,27 +213,27 @@ def corruption_rows(robustness: Mapping[str, Any]) -> list[dict[str, object]]:
 
 
 def corruption_sentence(found: "Evaluation") -> str:
-    """The mean error under corruptions, and relative to the model that it was compared with."""
+    """States the mean error under corruptions, absolute and relative to the second model."""
     relative = (found.compared or {}).get("mean_corruption_error")
     words = f"mean error under corruptions: {share(1 - mean_accuracy(found.robustness))}"
     if relative is None:
-        return f"{words}; no model to relate it to"
-    return f"{words}; mean corruption error relative to {found.against}: {relative:.1f} (100 is equal, less is better)"
+        return f"{words} (no second model to relate it to)"
+    return f"{words}; mean corruption error relative to {found.against}: {relative:.1f} (100 is equal, lower is better)"
 
 
 def mean_accuracy(robustness: Mapping[str, Any]) -> float:
-    """Over all corruptions and severities."""
+    """Returns the mean accuracy over all corruptions and severities."""
     accuracies = [row["accuracy"] for rows in robustness["corruptions"].values() for row in rows]
     return float(sum(accuracies) / len(accuracies))
 
 
 def comparison_sentence(found: "Evaluation") -> str:
-    """How the model compares with the other one on the same images."""
+    """States how the model compares with the second model on the same images."""
     compared = found.compared or {}
     between, test = compared["difference_interval"], compared["mcnemar"]
     return (
         f"{found.model} against {found.against} on {compared['count']} {compared['split']} images: "
         f"{100 * compared['difference']:+.1f} points ({100 * between['low']:+.1f} … {100 * between['high']:+.1f}), "
-        f"right where the other was wrong {test['gains']}, the reverse {test['losses']}, "
+        f"{test['gains']} images gained and {test['losses']} lost, "
         f"McNemar p = {test['p_value']:.3g}"
     )

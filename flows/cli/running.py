@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from selftrain.flows.cli.labelling import check_writable
 from selftrain.flows.cli.verb import RUN, SET, STAGE_CODES, Verbs
-from selftrain.flows.tables import print_table, printable, seconds, share
+from selftrain.flows.tables import counted, print_table, printable, seconds, share
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.store.runs import Run
 
@@ -134,19 +134,24 @@ def _clean(options: Namespace) -> None:
     cleaned = verbs.clean(options.workspace, dry_run=not options.yes, cache=options.cache)
     for path in cleaned.paths:
         print(path)
-    done = "removed" if options.yes else "would be removed; add --yes to remove them"
+    done = "deleted" if options.yes else "can be deleted: selftrain clean --yes"
     size = cleaned.bytes + cleaned.cache_bytes * options.cache
-    print(f"{len(cleaned.paths)} folders, {size / 1e6:.1f} MB {done}")
+    print(f"{counted(len(cleaned.paths), 'folder')}, {size / 1e6:.1f} MB {done}")
     if cleaned.at_work:
-        print(f"{', '.join(cleaned.at_work)} at work: until the end of it, artifacts that no run names are kept")
+        print(f"unreferenced artifacts are kept while these run: {', '.join(cleaned.at_work)}")
     if cleaned.evaluations:
-        print(f"{cleaned.evaluations} of them: what `selftrain evaluate` measured; asked again, it is computed again")
+        print(
+            f"{cleaned.evaluations} of them come from `selftrain evaluate` and would be recomputed when needed"
+        )
     if not options.cache:
-        print(f"the cache holds {cleaned.cache_bytes / 1e6:.1f} MB that the next run would make again: --cache")
+        print(
+            f"the cache holds {cleaned.cache_bytes / 1e6:.1f} MB that the next run would write again. "
+            "Delete it too: --cache"
+        )
 
 
 def show_summary(run: Run, as_json: bool) -> None:
-    """The table that a run ends with, and where to look further."""
+    """Prints the table at the end of a run, and the commands that show more."""
     summary = run.summary
     if as_json:
         print(json.dumps({"run": run.id, **summary}))
@@ -173,11 +178,11 @@ def show_summary(run: Run, as_json: bool) -> None:
     print_table(rows, right=[name for name in rows[0] if name not in ("round", "model", "")])
     print(f"stopped: {summary['stopped']}")
     if unmatched := summary.get("unmatched_corrections"):
-        print(f"{unmatched} corrections do not fit the data any more and are not used:")
+        print(f"{counted(unmatched, 'correction')} ignored, because the data has changed:")
         for reason in summary["unmatched_reasons"]:
             print(f"  {printable(reason)}")
     if summary.get("nothing_new"):
-        print("nothing new: every stage was answered before")
+        print("every stage was reused; nothing was recomputed")
     print(f"look further: selftrain status {run.id}", file=sys.stderr)
     for verb in ("labels", "report", "lineage"):
         print(f"              selftrain {verb} {run.id}", file=sys.stderr)
@@ -243,7 +248,7 @@ def _compare(options: Namespace) -> None:
     if not (options.json or options.markdown or options.html):
         print_table(rows, right=[name for name in rows[0] if name not in WORDS])
     sys.stdout.flush()  # before MLflow is told, which may take a while
-    print(f"kept, as a page too, in {record(comparison, options.workspace)}", file=sys.stderr)
+    print(f"saved as a table and an HTML page in {record(comparison, options.workspace)}", file=sys.stderr)
 
 
 def _compared(options: Namespace) -> "Comparison":
@@ -251,12 +256,16 @@ def _compared(options: Namespace) -> "Comparison":
 
     if options.methods or options.labels or options.seeds:
         if len(options.words) != 1:
-            raise ConfigError(f"found {len(options.words)} recipes; expected one with --methods, --labels and --seeds")
+            raise ConfigError(
+                f"found {len(options.words)} names; expected one recipe with --methods, --labels or --seeds, "
+                "as in: selftrain compare quickstart --seeds 0,1"
+            )
         grid = options.methods, options.labels, options.seeds or [0]
         return compare_methods(options.words[0], *grid, options.set, options.workspace, not options.no_prefect)
     if options.set:
         raise ConfigError(
-            "--set changes a recipe, and runs are compared as they are; add --methods, --labels or --seeds"
+            "found --set with runs, which are compared as they are; expected a recipe with --methods, "
+            "--labels or --seeds"
         )
     return compare_runs(options.words, options.workspace)
 

@@ -72,7 +72,7 @@ def add_schedule(verb: ArgumentParser) -> None:
 
 
 def schedule_of(options: Namespace) -> "Schedule":
-    """The schedule that the options name; ConfigError where one of them is wrong."""
+    """Returns the schedule of the options; raises ConfigError if one of them is invalid."""
     from selftrain.flows.prefect.serving import Schedule
 
     return Schedule(options.cron, options.interval, options.rrule, options.timezone)

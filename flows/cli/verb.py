@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that names the nearest verb when a verb is mistyped."""
 
     def verbs(self) -> "dict[str, argparse.ArgumentParser]":
-        """The parser of each verb, in the order of --help; empty for a verb's own parser."""
+        """Returns the parser of each verb, in the order of --help; empty for a verb's own parser."""
         found = [dict(one.choices) for one in self._actions if isinstance(one, argparse._SubParsersAction)]
         return found[0] if found else {}
 
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Version(argparse.Action):
-    """`--version`; the version is looked up only when it is asked for."""
+    """The option `--version`, which looks the version up only when it is used."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print the version of selftrain and exit")
@@ -71,7 +71,7 @@ STAGE_CODES = "0 done · 2 invalid input · 3 a stage failed · 130 interrupted 
 
 
 def add_workspace(parser: argparse.ArgumentParser) -> None:
-    """Adds `--workspace`, before the verb and after it: where it is absent it must not hide the other place's."""
+    """Adds `--workspace`, which is accepted before and after the verb; an absent one must not hide the other."""
     words = "folder of the store, the runs and the tracking (default: SELFTRAIN_HOME, else ./.selftrain)"
     parser.add_argument("--workspace", metavar="DIR", default=argparse.SUPPRESS, help=words)
 
@@ -96,12 +96,12 @@ class Verbs:
         return parser
 
 
-LEEWAY_GB = 3.0  # for the process beside the query's own memory
-LEEWAY_SECONDS = 10.0  # for a query to notice that its time is over: a function of one huge value does not
+LEEWAY_GB = 3.0  # memory of the process in addition to the query's own
+LEEWAY_SECONDS = 10.0  # time for a query to stop by itself; a function of one huge value does not
 
 
 def show_answer(tables: "RunTables", options: Namespace, most_rows: int) -> None:
-    """The answer to a query where the options want it: a table of at most `most_rows` rows, or a file."""
+    """Shows the result of a query as the options say: a table of at most `most_rows` rows, or a file."""
     from selftrain.ssl_tasks.pseudo_labels.views import Answer, open_answer
 
     timeout = options.timeout or None
@@ -110,12 +110,12 @@ def show_answer(tables: "RunTables", options: Namespace, most_rows: int) -> None
         first = _First(whole.batches, options.limit if to_file else most_rows)
         _write(Answer(whole.schema, iter(first)), options)
     if first.more:
-        print(f"the first {first.most:,} rows; there are more: --limit N shows more, --csv FILE all", file=sys.stderr)
+        print(f"the first {first.most:,} rows are shown. More: --limit N. All: --csv FILE", file=sys.stderr)
 
 
 @dataclass
 class _First:
-    """The first rows of batches, and whether there are more."""
+    """Iterates over the first rows of batches, and notes whether there are more."""
 
     batches: "Iterator[pa.RecordBatch]"
     most: int | None
@@ -168,7 +168,7 @@ def _say_written(path: Path, rows: int) -> None:
 
 @contextlib.contextmanager
 def _memory_limit() -> Iterator[None]:
-    """A limit for the process: DuckDB does not count the values that a function makes, nor Arrow its batches."""
+    """Limits the memory of the process, because DuckDB counts neither values made by functions nor Arrow's batches."""
     try:
         used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     except OSError:  # not Linux
@@ -186,10 +186,13 @@ def _memory_limit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_by_force(timeout: float | None) -> Iterator[None]:
-    """Ends the command where a query does not notice that its time is over."""
+    """Ends the command if a query does not stop at its time limit."""
 
     def end() -> None:
-        print(f"selftrain: the query took longer than {timeout:g} s and did not stop; ended", file=sys.stderr)
+        print(
+            f"selftrain: the query took longer than {timeout:g} s and was ended. Allow more: --timeout SECONDS",
+            file=sys.stderr,
+        )
         os._exit(3)
 
     if timeout is None or not is_own_process():

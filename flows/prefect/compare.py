@@ -32,7 +32,7 @@ def compare_as_flow(answer: Callable[[], Comparison], title: str, asked: Mapping
     def compare(asked: dict[str, str]) -> State[Any]:
         found.append(answer())
         _publish(found[0])
-        return Completed(message=f"{sum(map(len, found[0].points))} runs, {len(found[0].points)} lines")
+        return Completed(message=f"{sum(map(len, found[0].points))} runs, {len(found[0].points)} rows")
 
     try:
         with tags(process_tag()):
@@ -41,7 +41,9 @@ def compare_as_flow(answer: Callable[[], Comparison], title: str, asked: Mapping
     except Exception as error:  # noqa: BLE001 - whatever Prefect raises where its server is away
         if not found:
             raise first_of_ours(error) from None
-        log.warning("Prefect did not hear how the comparison ended (%s)", type(error).__name__)
+        log.warning(
+            "Prefect could not be told how the comparison ended (%s); its result is complete", type(error).__name__
+        )
     return found[0]
 
 
@@ -51,7 +53,7 @@ def _publish(comparison: Comparison) -> None:
     try:
         create_markdown_artifact(as_markdown(shown_rows(comparison)), key=f"{key}-comparison")
     except Exception as error:  # noqa: BLE001 - it is on file and in MLflow too
-        log.warning("Prefect has no table of the comparison: %s", error)
+        log.warning("the table of the comparison could not be sent to Prefect: %s", error)
 
 
 @contextmanager

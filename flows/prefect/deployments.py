@@ -72,7 +72,8 @@ def require_server() -> None:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         raise ConfigError(
-            "no Prefect server: set PREFECT_API_URL (http://127.0.0.1:4200/api for docker-compose.yml). "
+            "found no Prefect server: PREFECT_API_URL is not set. With docker-compose.yml: "
+            "export PREFECT_API_URL=http://127.0.0.1:4200/api. "
             "Without a server, `selftrain up CONFIG --cron …` runs schedules on this machine."
         )
     check_reachable(url)

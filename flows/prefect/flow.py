@@ -48,7 +48,7 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
     Args:
         config: the recipe; the form edits it, a YAML file is its home
         workspace: the folder of the store, the tracking and the runs
-        force: names of stages to compute anew
+        force: names of stages to recompute
     """
     folder = workspace_folder(workspace)
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
         _tell_champion(run)
     answer = {"run": run.id, **run.summary}
     if run.nothing_new and flow_run.run_count < 2:  # a run that was started again met what it had made itself
-        return Completed(name=NOTHING_NEW, message="nothing new: every stage was answered before", data=answer)
+        return Completed(name=NOTHING_NEW, message="every stage was reused; nothing was recomputed", data=answer)
     return Completed(message=run.summary["stopped"], data=answer)
 
 
@@ -91,7 +91,9 @@ def run_as_flow(
         run = _ours(folder, before)
         if run is None or run.info["state"] != "done":
             raise first_of_ours(error) from None
-        log.warning("Prefect did not hear how %s ended (%s); the next run tells it", run.id, type(error).__name__)
+        log.warning(
+            "Prefect could not be told how %s ended (%s); the next run will tell it", run.id, type(error).__name__
+        )
     finally:
         WRITTEN.reset(token)
         if told and (run := _ours(folder, before)) is not None:
@@ -108,7 +110,7 @@ def _ours(folder: Path, before: set[str]) -> Run | None:
 
 
 def first_of_ours(error: BaseException) -> BaseException:
-    """What went wrong before Prefect could not be told of it, else the error itself."""
+    """Returns our own error behind one of Prefect's, else the error itself."""
     at: BaseException | None = error
     while at is not None and not isinstance(at, SelftrainError):
         at = at.__context__
@@ -137,12 +139,13 @@ def _refuse_endless_crashes(restarts: int) -> None:
         states = client.read_flow_run_states(UUID(flow_run.get_id()))
     if (crashes := crashes_in_a_row(states)) > restarts:
         raise SelftrainError(
-            f"crashed {crashes} times in a row, and runtime.restarts is {restarts}: find out why, then `Retry` it"
+            f"crashed {crashes} times in a row, more than runtime.restarts = {restarts}. Find the cause in "
+            "its log, then press Retry"
         )
 
 
 def crashes_in_a_row(states: Sequence[State[Any]]) -> int:
-    """How often a run crashed since a person or a schedule asked for it; from all states that it has been in."""
+    """Counts the crashes of a run since a person or a schedule started it, from the history of its states."""
     ordered = sorted(states, key=lambda state: state.timestamp)
     asked = [
         at
@@ -162,7 +165,7 @@ def _publish(run: Run) -> None:
             check_reachable(url)  # Prefect's client alone would try for half a minute
         publish(run)
     except Exception as error:  # noqa: BLE001 - the numbers are safe; `selftrain report` shows more
-        log.warning("Prefect has no page about %s: %s", run.id, error)
+        log.warning("the page about %s could not be sent to Prefect: %s", run.id, error)
 
 
 def _tell_champion(run: Run) -> None:

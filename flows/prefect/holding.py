@@ -27,10 +27,13 @@ def paused(round_number: int) -> Iterator[Callable[[], bool]]:
     """Pauses our flow run for the time of the block; yields whether a person has pressed Resume.
 
     The process stays, and so does the pause: without a limit of time it never expires. A block that ends by an error
-    (somebody cancels, the process is stopped) leaves the state to whoever ended it.
+    (a cancellation, a stopped process) does not change the state.
     """
     identity = UUID(flow_run.get_id())
-    message = f"round {round_number} waits: look at its labels, then Resume, or `selftrain approve` on its worker"
+    message = (
+        f"round {round_number} waits for approval. Review its pseudo-labels, then press Resume, or "
+        "run `selftrain approve` on its worker"
+    )
     with get_client(sync_client=True) as client:
         pause: State[Any] | None = None
         with _patient("cannot be paused"):
@@ -38,7 +41,7 @@ def paused(round_number: int) -> Iterator[Callable[[], bool]]:
             pause = answer.state if answer.status is SetStateStatus.ACCEPT else None
 
         def resumed() -> bool:
-            with _patient("cannot be asked for"):
+            with _patient("cannot be read"):
                 return pause is not None and followed_by_running(client.read_flow_run_states(identity), pause)
             return False
 
@@ -58,10 +61,10 @@ def wait_while_paused(run: Run) -> None:
         while (state := _state(client, identity)) is not None and state.is_paused() and not run.info.get("waits_for"):
             if not told:
                 told = True
-                log.warning("%s is paused in Prefect: the next stage begins after Resume there", run.id)
+                log.warning("%s is paused in Prefect; press Resume there to start the next stage", run.id)
                 run.update(state="waiting", stopped=PAUSED)
-                with _patient("cannot be told so"):  # the person sees it on the run's page
-                    message = f"{PAUSED}; no stage computes now"
+                with _patient("cannot be updated"):  # the person sees it on the run's page
+                    message = f"{PAUSED}; no stage is running"
                     client.set_flow_run_state(identity, state.model_copy(update={"message": message}), force=True)
             time.sleep(PAUSE_SECONDS)
     if told:
@@ -70,7 +73,7 @@ def wait_while_paused(run: Run) -> None:
 
 def _state(client: SyncPrefectClient, identity: UUID) -> State[Any] | None:
     """The flow run's state, None where the server is away."""
-    with _patient("cannot be asked for its state"):
+    with _patient("cannot be read"):
         return client.read_flow_run(identity).state
     return None
 
@@ -87,4 +90,8 @@ def _patient(what: str) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as error:
-        log.warning("the flow run %s: %s; `selftrain approve` works", what, type(error).__name__)
+        log.warning(
+            "Prefect's flow run %s: %s. To approve a round without Prefect: selftrain approve",
+            what,
+            type(error).__name__,
+        )

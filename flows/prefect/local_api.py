@@ -101,7 +101,7 @@ def _wait_until_started(server: object, thread: threading.Thread, complaints: li
     while not getattr(server, "started", False):
         if not thread.is_alive() or time.monotonic() > deadline:
             reason = complaints[0] if complaints else f"no answer within {START_SECONDS:g} s"
-            raise SelftrainError(f"Prefect's API did not start: {reason}. `selftrain doctor` looks further")
+            raise SelftrainError(f"Prefect's API did not start: {reason}. Check this machine: selftrain doctor")
         time.sleep(0.02)
 
 
@@ -135,7 +135,9 @@ def check_reachable(url: str) -> None:
         httpx.get(f"{url.rstrip('/')}/health", timeout=10).raise_for_status()
     except httpx.HTTPStatusError as error:
         if error.response.status_code not in (401, 403):  # the client will send the credentials that Prefect knows
-            raise SelftrainError(f"PREFECT_API_URL={address} answers {error.response.status_code}") from error
+            raise SelftrainError(
+                f"PREFECT_API_URL={address} answers {error.response.status_code}; expected 200. Check its log"
+            ) from error
     except httpx.HTTPError as error:
         raise SelftrainError(
             f"PREFECT_API_URL={address} cannot be reached ({type(error).__name__}). Start that server, or unset the "

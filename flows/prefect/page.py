@@ -1,6 +1,6 @@
-"""What Prefect's page of a run shows beside its states: the rounds as a table, the best model's lineage as a tree.
+"""Adds to Prefect's page of a run: the rounds as a table, and the best model's lineage as a tree.
 
-Prefect's second UI draws Mermaid diagrams, its first one shows their text: the tree is what both can show.
+Prefect's second UI draws Mermaid diagrams, its first one shows their text; both can show the tree.
 """
 
 import os
@@ -17,33 +17,33 @@ from selftrain.ssl_tasks.tracking.lineage import as_mermaid, as_tree
 from selftrain.ssl_tasks.tracking.spool import without_password
 from selftrain.ssl_tasks.tracking.trace import store_lineage
 
-HEAD = ("round", "model", "labels", "invented", "their precision", "validation", "test", "decision")
+HEAD = ("round", "model", "labels", "pseudo-labels", "pseudo-label accuracy", "validation", "test", "decision")
 
 
 def publish(run: Run) -> None:
-    """An artifact of the flow run that we are in; the newest of a name is found under Artifacts."""
+    """Publishes an artifact of the current flow run; Prefect lists the newest of a name under Artifacts."""
     key = re.sub(r"[^a-z0-9]+", "-", run.info["name"].lower()).strip("-")
     create_markdown_artifact(as_markdown(run), key=f"{key}-rounds", description=f"rounds and lineage of {run.id}")
 
 
 def as_markdown(run: Run) -> str:
-    """The run's summary for a person."""
+    """Returns the run's summary as Markdown."""
     summary = run.summary
     lines = [f"**{run.id}** · {_plain(summary['stopped'])}", "", _row(HEAD), _row(["---"] * len(HEAD))]
     for line in summary["rounds"]:
         mark = " ← best" if line["round"] == summary["best_round"] else ""
-        invented = "" if line["selected"] is None else f"{line['selected']:,}"
+        accepted = "" if line["selected"] is None else f"{line['selected']:,}"
         shares = [share(line[name]) for name in ("pseudo_label_precision", "validation_accuracy", "test_accuracy")]
         name = "teacher" if line["round"] == 0 else str(line["round"])
-        lines.append(_row([name + mark, line["model"], line["labeled"], invented, *shares, line["decision"]]))
+        lines.append(_row([name + mark, line["model"], line["labeled"], accepted, *shares, line["decision"]]))
     if (server := without_password(os.environ.get("MLFLOW_TRACKING_URI", ""))).startswith("http"):
         lines += ["", f"MLflow: {server}, run `{run.id}` of the experiment `selftrain`"]
     lines += ["", f"Look further on the worker: `selftrain report {run.id}`, `selftrain labels {run.id}`"]
     if (best := run.rounds()[summary["best_round"]].model) is not None:
         names = {stage.key: stage.name for stage in run.stages()}
         lineage = store_lineage(Store(run.workspace / "store"), best, names)
-        tree = indent(as_tree(lineage), "    ")  # not fenced: no name in it can end the block
-        lines += ["", "### What the best model rests on", "", tree, "", "### The same as a diagram", ""]
+        tree = indent(as_tree(lineage), "    ")  # indented, because a name could end a fenced block
+        lines += ["", "### Lineage of the best model", "", tree, "", "### The lineage as a diagram", ""]
         lines += ["```mermaid", as_mermaid(lineage) + "```"]
     return "\n".join(lines)
 
@@ -53,5 +53,5 @@ def _row(cells: Sequence[object]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Names come from recipes and data: no text of theirs is markup."""
+    """Escapes Markdown in names, which come from recipes and data."""
     return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", " ".join(text.split()))

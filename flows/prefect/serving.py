@@ -60,7 +60,7 @@ class Schedule:
             raise ConfigError("found several schedules; expected one of --cron, --interval and --rrule")
         if self.interval is not None and not SHORTEST_SECONDS <= self.interval <= LONGEST_SECONDS:
             raise ConfigError(
-                f"--interval {self.interval:g}: expected seconds, {SHORTEST_SECONDS} to {LONGEST_SECONDS:,} (a year)"
+                f"--interval is {self.interval:g}; expected {SHORTEST_SECONDS} to {LONGEST_SECONDS:,} seconds (a year)"
             )
         for option, text in (("cron", self.cron), ("rrule", self.rrule)):
             if text is not None and not _known_to_prefect(option, text):

@@ -80,7 +80,9 @@ def _slots(limit: str, count: int) -> Iterator[None]:
     try:
         slots.__enter__()
     except ConcurrencySlotAcquisitionError as error:
-        log.warning("computing without a slot of the limit '%s', which Prefect did not give: %s", limit, error)
+        log.warning(
+            "the stage runs without a slot of the concurrency limit '%s', because Prefect gave none: %s", limit, error
+        )
         yield
         return
     try:
@@ -89,7 +91,7 @@ def _slots(limit: str, count: int) -> Iterator[None]:
         try:
             slots.__exit__(None, None, None)
         except HTTPError as error:
-            log.warning("Prefect takes back a slot of '%s' when its lease ends: %s", limit, error)
+            log.warning("a slot of '%s' could not be returned to Prefect; its lease will end: %s", limit, error)
 
 
 def _can_be_cured(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

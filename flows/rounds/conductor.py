@@ -27,7 +27,7 @@ Around = Callable[[Request, int, Callable[[], Outcome]], Outcome]
 
 
 class Conductor:
-    """One run's answers. `around` lets Prefect wrap each stage in a task; `force` names stages to compute anew."""
+    """One run's answers. `around` lets Prefect wrap each stage in a task; `force` names stages to recompute."""
 
     def __init__(
         self,
@@ -77,15 +77,15 @@ class Conductor:
         return corrections_file(self.run_record.workspace, self.config.name)
 
     def hold(self, round_number: int, selection: Artifact) -> None:
-        """Waits for the mark that `selftrain approve` leaves; it stays, so a run that died while waiting goes on.
+        """Waits for the mark that `selftrain approve` leaves; it stays, so a run that died while waiting continues.
 
-        `paused` shows the wait elsewhere, and says whether somebody has approved there.
+        `paused` shows the wait elsewhere, and says whether the round was approved there.
         """
         approval = approval_file(self.run_record.workspace, selection)
         if approval.exists():
             return
         self.run_record.update(state="waiting", waits_for={"round": round_number, "selection": selection.digest})
-        log.warning("round %d waits: %s", round_number, advice(self.run_record))
+        log.warning("round %d waits for approval. %s", round_number, advice(self.run_record))
         with self.paused(round_number) as approved:
             while not approval.exists():
                 if approved():
@@ -178,12 +178,12 @@ class Conductor:
         try:
             self.run_record.record(record)
         except OSError as error:
-            log.error("that %s %s cannot be written down: %s", record.name, record.state, error)
+            log.error("the record that %s is %s cannot be written: %s", record.name, record.state, error)
 
     def _work(self, request: Request, context: StageContext, record: StageRecord) -> StageResult:
         with self.room, self.slots(request):
             if self.stopping:
-                raise Interrupted("the run ended before there was room for this stage")
+                raise Interrupted("the run ended before this stage could start")
             return run_isolated(request, context, Path(record.log)) if self.isolate else run_inline(request, context)
 
     def stop(self) -> None:
@@ -209,7 +209,8 @@ def _nobody() -> bool:
 
 
 def interrupted(error: BaseException) -> bool:
-    """Whether somebody asked us to stop: our own error, Ctrl-C, or the signal that Prefect raises as an exception."""
+    """Returns whether the stage was interrupted: by our own error, Ctrl-C, or the signal that Prefect raises as an
+    exception."""
     return isinstance(error, Interrupted) or not isinstance(error, Exception)
 
 
@@ -217,7 +218,7 @@ def finished(run: Run, error: BaseException | None, stopped: str = "") -> None:
     """Writes how the run ended."""
     state: RunState = "done" if error is None else "interrupted" if interrupted(error) else "failed"
     if state == "interrupted":
-        stopped = "interrupted"
+        stopped = "asked to stop by Ctrl-C, a signal or Prefect"
     elif error is not None:
         stopped = (str(describe(error)["message"]).splitlines() or [""])[0]
     try:
@@ -226,4 +227,4 @@ def finished(run: Run, error: BaseException | None, stopped: str = "") -> None:
     except OSError as full:
         if error is None:
             raise
-        log.error("that %s %s cannot be written down: %s", run.id, state, full)
+        log.error("the record that %s is %s cannot be written: %s", run.id, state, full)

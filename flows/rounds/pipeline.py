@@ -35,7 +35,7 @@ def run_pipeline(
     """Runs the rounds and returns the run's record. `prepare` may wrap the stages (Prefect does).
 
     `written` is the recipe as it was written, which `rerun` changes.
-    Without `own_signals`, whoever called us has a handler of SIGTERM that raises.
+    Without `own_signals`, the caller has a handler of SIGTERM that raises.
     """
     mend_dead_runs(workspace)
     run = Run.create(workspace, config, written, command=command)
@@ -67,7 +67,9 @@ def run_pipeline(
             report = tracker.close()
             run.update(champion=report.champion)
             if report.left:
-                log.warning("MLflow does not have %d entries yet (%s)", report.left, report.reason)
+                log.warning(
+                    "%d records are not yet in MLflow (%s). Send them later: selftrain sync", report.left, report.reason
+                )
     return run
 
 
@@ -94,7 +96,7 @@ def _report(run: Run, tracker: Tracker, tracked: str) -> None:
     try:
         tracker.log_file(tracked, write_report(run, run.path / REPORT, run_links(run, patience=5)))
     except Exception:  # the numbers are safe; the page can be written again with `selftrain report`
-        log.exception("the report of %s could not be written", run.id)
+        log.exception("the report of %s could not be written. Write it again: selftrain report", run.id)
 
 
 def _reported(run: Run) -> Run | None:

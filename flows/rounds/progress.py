@@ -1,4 +1,4 @@
-"""How far the stages are that compute now: bars on a terminal, a line now and then elsewhere."""
+"""Shows the progress of running stages: as bars on a terminal, elsewhere as an occasional line."""
 
 import logging
 import sys
@@ -22,7 +22,7 @@ class Display(Protocol):
 
 
 def display() -> Display:
-    """What suits the place that our log goes to."""
+    """Returns the display for the place that our log goes to."""
     return Bars() if sys.stderr.isatty() else Lines()
 
 
@@ -59,7 +59,7 @@ class Bars:
 
 
 class Lines:
-    """A line of the log for each stage at work, every ten seconds at the most."""
+    """A line of the log for each stage at work, at most every ten seconds."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Show]:

@@ -18,10 +18,12 @@ FLOWS = ("self-training", "compare")  # whose runs are marked with their process
 
 
 def mend_dead_runs(workspace: Path) -> None:
-    """Sets the records of runs right whose process died; their checkpoints go on with whoever asks next."""
+    """Corrects the records of runs whose process died; the next run resumes at their checkpoints."""
     for run in all_runs(workspace):
         if run.mend():
-            log.info("run %s had died; its finished stages are reused, its checkpoints go on", run.id)
+            log.info(
+                "the process of run %s had died; its finished stages are reused and its checkpoints resumed", run.id
+            )
 
 
 def tell_prefect(workspace: Path, server: str) -> None:
@@ -94,7 +96,7 @@ def _end(client: "SyncPrefectClient", flow_run: "FlowRun", state: "State[None]",
 
 
 def _ending(run: Run, task: bool = False) -> "State[None]":
-    """What became of it, in Prefect's words."""
+    """Returns the end of a run as one of Prefect's states."""
     from prefect.states import Completed, Crashed, Failed
 
     info = run.info
@@ -104,4 +106,4 @@ def _ending(run: Run, task: bool = False) -> "State[None]":
         case "failed" if not task:
             return Failed(message=info["stopped"])
         case _:
-            return Crashed(message="its process died; run it again to continue")
+            return Crashed(message="its process died; run it again to resume")

@@ -1,4 +1,4 @@
-"""What a run needs and what takes seconds to start, begun ahead: on another core, while Prefect is imported here."""
+"""Starts slow helpers of a run early, on another core, while Prefect is imported."""
 
 from collections.abc import Collection
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How far a confidence can be believed: expected calibration error, reliability bins, one fitted temperature."""
+"""Measures calibration: expected calibration error, reliability bins, and one fitted temperature."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 BINS = 15
-LOG_RANGE = (-5.0, 5.0)  # temperatures from 0.0067 to 148: beyond lies nothing but a constant or an argmax
+LOG_RANGE = (-5.0, 5.0)  # temperatures from 0.0067 to 148; beyond, probabilities are practically one-hot or uniform
 
 
 def reliability_bins(probs: ArrayLike, labels: ArrayLike, bins: int = BINS) -> list[dict[str, Any]]:
-    """Per bin (lower, upper] of confidence: its count, mean confidence and accuracy; None where it is empty."""
+    """Returns, per bin (lower, upper] of confidence, its count, mean confidence and accuracy; None if it is empty."""
     chances = np.asarray(probs, dtype=np.float64)
     confidence, right = chances.max(axis=1), chances.argmax(axis=1) == np.asarray(labels)
     number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -31,16 +31,16 @@ def reliability_bins(probs: ArrayLike, labels: ArrayLike, bins: int = BINS) -> l
 
 
 def expected_calibration_error(probs: ArrayLike, labels: ArrayLike, bins: int = BINS) -> float:
-    """Mean |accuracy - confidence| over equally wide bins of confidence, weighted by count (Guo 2017)."""
+    """Returns the mean |accuracy - confidence| over equally wide bins of confidence, weighted by count (Guo 2017)."""
     filled = [one for one in reliability_bins(probs, labels, bins) if one["count"]]
     total = sum(one["count"] for one in filled)
     return sum(one["count"] * abs(one["accuracy"] - one["confidence"]) for one in filled) / total if total else 0.0
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
-    """The T > 0 that minimises the negative log-likelihood of softmax(logits / T) on held-out labels (Guo 2017).
+    """Returns the T > 0 that minimises the negative log-likelihood of softmax(logits / T) on validation (Guo 2017).
 
-    Where nothing speaks for any temperature (no rows, or all logits equal) it is 1.
+    Without rows, or if all logits are equal, it returns 1.
     """
     scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if not len(scores) or np.ptp(scores, axis=1).max() == 0:

@@ -33,7 +33,8 @@ class Request:
     seed: int = 0
 
     def key_parts(self) -> dict[str, Any]:
-        """What the key is the hash of; kept in the manifest, so that `explain` can compare two of them."""
+        """Returns the parts that the key is the hash of; they are in the manifest, so that `explain` can compare two
+        keys."""
         digests = {role: artifact.digest for role, artifact in self.inputs.items()}
         return {
             "stage": self.stage,
@@ -91,7 +92,7 @@ def execute(
             found = store.find(request.stage, key)
         except DamagedArtifact as error:
             aside = store.quarantine(request.stage, key)
-            replaced = f"the stored artifact was damaged ({error}) and is in {aside} now"
+            replaced = f"the stored artifact was damaged ({error}) and was moved to {aside}"
             log.warning("%s is recomputed: %s", request.name, replaced)
             found = None
         if found is not None and mirror is not None:

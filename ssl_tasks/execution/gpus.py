@@ -1,4 +1,4 @@
-"""Which GPUs a stage computes on: those that no other stage on this host holds, whoever runs it."""
+"""Chooses the GPUs of a stage: those that no other stage on this host holds, of any user."""
 
 import contextlib
 import itertools
@@ -15,7 +15,7 @@ LOOK_AGAIN = 0.2  # seconds between two looks at GPUs that are busy
 
 
 def needed(stage: str, runtime: RuntimeSettings) -> int:
-    """How many GPUs a stage computes on, where there are any: the others wait for nobody."""
+    """Returns the number of GPUs that a stage needs, if there are any; stages without GPUs never wait."""
     return {"train": runtime.processes, "predict": 1, "evaluate": 1}.get(stage, 0)
 
 
@@ -62,7 +62,7 @@ def _named(device: str, gpus: list[str]) -> list[str]:
 
 
 def _take(stack: contextlib.ExitStack, wanted: list[str], count: int) -> list[str]:
-    """Locks so many GPUs, or none where fewer are free: who waits holds none, so nobody waits for ever."""
+    """Locks so many GPUs, or none where fewer are free: a waiting stage holds none, so none waits for ever."""
     held: list[str] = []
     with file_lock(_lock_file("gpus")):  # one looks at a time: two that want all do not find half each
         for gpu in wanted:
@@ -76,7 +76,7 @@ def _take(stack: contextlib.ExitStack, wanted: list[str], count: int) -> list[st
 
 
 def _lock_file(name: str) -> Path:
-    """A lock that every user of the host can take, whoever came first and whatever their umask."""
+    """A lock that every user of the host can take, whatever the order and the umask of users."""
     folder = Path(os.environ.get("SELFTRAIN_LOCKS", "/tmp/selftrain-locks"))
     with contextlib.suppress(FileExistsError):
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Where tensors live and in which number format networks compute."""
+"""Chooses the device of tensors and the number format of networks."""
 
 import contextlib
 import os

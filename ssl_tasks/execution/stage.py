@@ -1,4 +1,4 @@
-"""What a stage is: a name, a version, and a body from artifacts and one section to the files of a new artifact."""
+"""Defines a stage: a name, a version, and a body that turns artifacts and one section into a new artifact."""
 
 import json
 import time
@@ -41,7 +41,8 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a body returns: small JSON values for tables, and digests of parts that consumers depend on apart."""
+    """The result of a stage's body: small JSON values for tables, and digests of parts that stages can depend on
+    alone."""
 
     summary: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)

@@ -15,7 +15,7 @@ BINS = 15  # of the expected calibration error
 
 
 def fitting_half(sample_ids: list[str]) -> NDArray[np.bool_]:
-    """Which held-out images the temperature is fitted on; thresholds are chosen on the others. The ids alone decide."""
+    """Selects, by id, the validation images on which the temperature is fitted; thresholds are chosen on the others."""
     bits = [hashlib.sha256(f"temperature:{sample}".encode()).digest()[0] & 1 for sample in sample_ids]
     return np.array(bits, bool)
 
@@ -36,7 +36,7 @@ def negative_log_likelihood(log_probs: Floats, labels: NDArray[np.int64]) -> flo
 
 
 def calibration(log_probs: Floats, labels: NDArray[np.int64], temperature: float) -> dict[str, Any]:
-    """How well confidence and accuracy go together at a temperature; nothing where there is nothing to measure on."""
+    """Measures how well confidence and accuracy agree at a temperature; empty without images."""
     if not len(labels):
         return {"images": 0}
     tempered = log_softmax(log_probs / temperature, axis=1)

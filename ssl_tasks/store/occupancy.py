@@ -1,6 +1,6 @@
-"""Who works in a workspace holds a lock on it with others; who deletes what nobody names there must be alone.
+"""A shared lock for processes that use a workspace. Deletion needs exclusive use of the store.
 
-The kernel frees the lock on any death.
+The kernel frees the lock when a process dies.
 """
 
 import fcntl
@@ -16,16 +16,16 @@ FILE = "in_use"
 
 @contextmanager
 def at_work(workspace: Path) -> Iterator[None]:
-    """For as long as artifacts are computed or read: none of them is removed meanwhile."""
+    """Holds the shared lock while artifacts are computed or read, so that none is deleted."""
     try:
-        # Reading suffices for a shared lock: others may have made the file.
+        # Read permission is enough for a shared lock; another user may own the file.
         descriptor = os.open(workspace / FILE, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError:  # a workspace that we may only read: who cannot write here is not kept from looking
+    except OSError:  # a read-only workspace can still be looked at
         yield
         return
     try:
         if not _locked(descriptor, fcntl.LOCK_SH):
-            log.info("waiting until `selftrain clean` has removed what it offered")
+            log.info("waiting until `selftrain clean` has finished")
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield
     finally:
@@ -34,7 +34,7 @@ def at_work(workspace: Path) -> Iterator[None]:
 
 @contextmanager
 def alone(workspace: Path) -> Iterator[bool]:
-    """Whether nobody is at work in the workspace; while this lasts, nobody begins."""
+    """Yields whether no other process uses the workspace; during the block, none can start."""
     if not workspace.is_dir():
         yield True
         return

@@ -1,8 +1,8 @@
-"""A file that a process keeps locked while it lives: how other hosts and containers learn that it is dead.
+"""A file that a process keeps locked while it lives, so that other hosts and containers know when it has died.
 
-A container that is made anew has another host name, and its process numbers mean nothing elsewhere; a process's lock is
-freed by the kernel. It is believed only where a lock that is held could be seen: both sides are on the same kind of
-file system, and that is one that a single kernel mounts at a time, or one whose server keeps the locks.
+A new container has another host name, and its process ids mean nothing elsewhere, but the kernel frees a process's
+lock. A free lock counts only if a held lock would be visible: both sides use the same kind of file system, and either
+one kernel at a time mounts it, or its server keeps the locks.
 """
 
 import atexit
@@ -23,7 +23,7 @@ _taking = threading.Lock()
 
 
 def held_lock(workspace: Path) -> dict[str, str]:
-    """The lock of this process, for its records; the first call takes it, the process's end frees it."""
+    """Returns the name of this process's lock for its records; the first call takes the lock."""
     folder = workspace.absolute() / FOLDER
     with _taking:
         name = _held.setdefault((os.getpid(), folder), uuid.uuid4().hex[:12])
@@ -38,14 +38,14 @@ def held_lock(workspace: Path) -> dict[str, str]:
 
 
 def release() -> None:
-    """Removes the files of this process's locks. For its end, which may come without Python's own clean-up."""
+    """Deletes the files of this process's locks, for an end without Python's own clean-up."""
     for (pid, folder), name in _held.items():
         if pid == os.getpid():
             (folder / name).unlink(missing_ok=True)
 
 
 def freed(info: Mapping[str, Any], workspace: Path) -> bool:
-    """Whether the process of a record is dead for certain, whatever host it was on."""
+    """Returns whether the process of a record is certainly dead, on whatever host it was."""
     folder = workspace.absolute() / FOLDER
     if "lock" not in info or info.get("locks_on") != file_system(folder) or not _believed(info["locks_on"]):
         return False
@@ -63,12 +63,14 @@ def freed(info: Mapping[str, Any], workspace: Path) -> bool:
 
 
 def file_system(folder: Path) -> str:
-    """The kind of file system of a folder; of NFS, whether its locks are the server's."""
+    """Returns the kind of a folder's file system, and for NFS whether the server keeps the locks."""
     place = folder.resolve()
     mounts = [one for one in psutil.disk_partitions(all=True) if place.is_relative_to(one.mountpoint)]
     if not mounts:
         return ""
-    mount = max(reversed(mounts), key=lambda one: len(one.mountpoint))  # of two in one place, the later covers
+    mount = max(
+        reversed(mounts), key=lambda one: len(one.mountpoint)
+    )  # of two mounts in one place, the later hides the earlier
     shared = mount.fstype == "nfs4" and "local_lock=none" in mount.opts.split(",")
     return "nfs4, locked by its server" if shared else mount.fstype
 
@@ -78,27 +80,27 @@ def _believed(kind: str) -> bool:
 
 
 def _taken(path: Path) -> bool:
-    """Creates and locks the file; False where another process took it for a dead one's in between, and removed it."""
+    """Creates and locks the file; False if another process took it for a dead one's in between and deleted it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     if _is_at(path, descriptor):
-        return True  # and the file is never closed: that would free the lock
+        return True  # the file is never closed, because that would free the lock
     os.close(descriptor)
     return False
 
 
 def _remove_dead(folder: Path) -> None:
-    """The files of killed processes; each is locked while it is removed, so that no process takes it meanwhile."""
+    """Deletes the files of killed processes; each is locked meanwhile, so that no process takes it."""
     for path in folder.iterdir():
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # removed just now, or another user's
+        except OSError:  # just deleted, or owned by another user
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(path, descriptor):
                 path.unlink(missing_ok=True)
-        except OSError:  # its process lives, or the file is another user's
+        except OSError:  # its process lives, or another user owns the file
             continue
         finally:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Progress of a running stage, read from the events that it writes."""
+"""Reads the progress of a running stage from the events that it writes."""
 
 import json
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TAIL = 1 << 18  # bytes of the file's end that are read: the rate is that of the last minutes
+TAIL = 1 << 18  # bytes read from the end of the file, so that the rate is that of the last minutes
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total`; what a person wants to know about a stage that computes."""
+    """The progress of a running stage: `done` of `total`, its rate and the remaining time."""
 
     done: int
     total: int
@@ -21,7 +21,7 @@ class Progress:
 
 
 def read_progress(events: Path, since: float) -> Progress | None:
-    """The newest progress that the stage has written since it began; None where it has written none."""
+    """Returns the newest progress that the stage has written since it started; None if there is none."""
     found = [(one["time"], *one["progress"], one.get("what", "")) for one in _tail(events) if _counts(one, since)]
     if not found:
         return None
@@ -40,12 +40,12 @@ def _tail(events: Path) -> Iterator[dict[str, Any]]:
         with events.open("rb") as file:
             file.seek(max(0, events.stat().st_size - TAIL))
             lines = file.read(TAIL).splitlines()
-    except OSError:  # the stage has not begun, or its artifact is just being committed
+    except OSError:  # the stage has not started, or its artifact is being committed
         return
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:  # cut off: the first line of the tail, or one that is being written
+        except ValueError:  # an incomplete line: the first of the tail, or one being written
             continue
         if isinstance(event, dict) and "time" in event:
             yield event

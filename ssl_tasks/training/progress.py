@@ -1,4 +1,4 @@
-"""How far something is, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Shows progress on stderr: as a bar on a terminal, elsewhere as an occasional line."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ LINE_SECONDS = 10.0
 
 
 class Progress(Protocol):
-    """What a loop calls after each step."""
+    """Shows the progress of a loop, which calls it after each step."""
 
     def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
         """`done` of all are done; `values` are the newest numbers, where there are new ones."""

@@ -58,7 +58,7 @@ class Stack:
         )
 
     def url(self, service: str, scheme: str = "http") -> str:
-        """Where a service listens."""
+        """Returns the address of a service."""
         return f"{scheme}://127.0.0.1:{self.ports[CONTAINER_PORTS[service]]}"
 
     def environment(self, service: str) -> dict[str, str]:
@@ -89,7 +89,7 @@ class Stack:
         return {**kept, **given, **ours}
 
     def worker_environment(self) -> dict[str, str]:
-        """What flows, and the command line beside them, run with; GPU 0 is pretended, so that it is leased."""
+        """Returns the environment of flows and commands; GPU 0 is pretended, so that it is leased."""
         placed = {
             "SELFTRAIN_HOME": str(self.folder / "workspace"),
             "SELFTRAIN_LOCKS": str(self.folder / "locks"),
@@ -246,7 +246,7 @@ class Stack:
         self._tell(self.processes[service].pid)
 
     def _tell(self, number: int) -> None:
-        """A process group that the watchdog shall end, or with a minus one that is gone."""
+        """A process group that the watchdog must end, or with a minus one that is gone."""
         assert self.watchdog.stdin is not None
         self.watchdog.stdin.write(f"{number}\n".encode())
         self.watchdog.stdin.flush()
@@ -303,7 +303,7 @@ def _variables() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Returns a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

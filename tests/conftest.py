@@ -71,7 +71,7 @@ def kill_what_was_started_by(test: str) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """What a library frees at its end, and complains of where it could not, is freed."""
+    """Frees what a library would complain about at its end."""
     gc.unfreeze()
 
 

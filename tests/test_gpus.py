@@ -25,7 +25,7 @@ UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,MIG-GPU-4106c12f/1/0"
 
 @pytest.fixture(scope="module", autouse=True)
 def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the locks of these tests are. A fork server of their own knows of it, and of two GPUs."""
+    """The folder of the locks of these tests. A fork server of their own knows of it, and of two GPUs."""
     folder = tmp_path_factory.mktemp("locks")
     server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
     server._stop()

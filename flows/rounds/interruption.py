@@ -18,7 +18,7 @@ from selftrain.ssl_tasks.errors import Interrupted
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LEAVE_SECONDS = 3.0  # that a command has for its tidying where no work is in progress
 EXIT_CODE = Interrupted.exit_code
-SAID = "interrupted; run the same command again to continue"
+SAID = "interrupted; run the same command again to resume"
 _told = False  # whether a signal has asked this command to end
 
 
@@ -35,7 +35,7 @@ def end_on_signals() -> None:
 
 @contextlib.contextmanager
 def interruptible(message: str = "asked to stop") -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGHUP become Interrupted in the main thread. Elsewhere, whoever owns it handles signals.
+    """SIGTERM and SIGHUP become Interrupted in the main thread. In other threads, signals are left to the main thread.
 
     Yields whether a signal has come: where the exception was swallowed, the next look at this still ends the work.
     """

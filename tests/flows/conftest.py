@@ -34,7 +34,7 @@ def migrated(shared_folder: Path) -> Path:
 
 @pytest.fixture
 def prefect_home(tmp_path: Path, migrated: Path) -> Path:
-    """The folder of a Prefect server that nobody has used."""
+    """The folder of an unused Prefect server."""
     return settle(migrated, tmp_path / "prefect")
 
 

@@ -37,7 +37,7 @@ class Faulty(StageContext):
 
 
 def go_wrong(how: str, workspace: Path) -> None:
-    """What can happen to a process."""
+    """Makes a process fail in a given way."""
     match how:
         case "defect":
             raise KeyError("surprise")
@@ -45,7 +45,7 @@ def go_wrong(how: str, workspace: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "disk_full":
             with (workspace / BALLAST).open("wb") as file:
-                while True:  # ends in the error that everybody meets who writes from now on
+                while True:  # ends in the error that every later write meets
                     file.write(bytes(4096))
                     file.flush()
         case "file_too_large":
@@ -85,7 +85,7 @@ def wait_for_the_mark(workspace: Path, run: "subprocess.Popen[str]") -> None:
 
 
 def let_go(workspace: Path, run: "subprocess.Popen[str]") -> str:
-    """The held stage goes on, and the run ends well; what it says."""
+    """Lets the held stage continue until the run ends well; returns its output."""
     (workspace / MARK).unlink()
     errors = run.communicate(timeout=900)[1]
     assert run.returncode == 0, errors

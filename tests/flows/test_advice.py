@@ -53,7 +53,7 @@ def test_a_run_of_another_process_is_not_taken_for_ours(workspace: Path) -> None
     run.update(state="failed", pid_started=1.0)
     options = parser().parse_args(["--workspace", str(workspace), "run", "quickstart"])
     assert _how_to_continue(options, ["run", "quickstart"], ended=False) == ""
-    assert _how_to_continue(options, ["run", "quickstart"], ended=True) == "\ncontinue with: selftrain run quickstart"
+    assert _how_to_continue(options, ["run", "quickstart"], ended=True) == "\nresume with: selftrain run quickstart"
 
 
 def test_rerun_without_a_stage_goes_on_with_the_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on: nothing finished is done twice, nothing comes out otherwise, nobody is left."""
+"""A run killed at any moment resumes: nothing finished is recomputed, results are equal, no process is left."""
 
 import os
 import random
@@ -41,7 +41,7 @@ def start(workspace: Path, *words: str) -> "subprocess.Popen[bytes]":
 
 
 def kill(run: "subprocess.Popen[bytes]", workspace: Path) -> None:
-    """SIGKILL to the whole group; nobody is told, and nobody is left."""
+    """Sends SIGKILL to the whole process group, so that no process can clean up."""
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     assert_nobody_is_left(str(workspace))
@@ -85,7 +85,7 @@ def assert_nothing_was_computed_twice(workspace: Path) -> None:
 def test_killed_at_many_moments_it_ends_as_if_nothing_had_been(
     tmp_path: Path, finished: Path, recipe: str, killing: Kill, kills: int
 ) -> None:
-    """The kills are spread over one pipeline's life: each run goes on where the one before was killed."""
+    """The kills are spread over one pipeline's life: each run resumes where the previous one was killed."""
     moments, killed = random.Random(0), 0  # the machine's load makes the moments differ all the same
     while killed < kills:
         run = start(tmp_path, "run", recipe, *(["--no-prefect"] if killed % 2 else []))
@@ -116,7 +116,7 @@ def assert_ended_as(undisturbed: Run, workspace: Path) -> None:
 
 
 def delete(artifact: Path) -> None:
-    """Somebody cleaned too much."""
+    """Deletes too much, as a person might."""
     shutil.rmtree(artifact)
 
 
@@ -163,7 +163,7 @@ def test_ctrl_c_checkpoints_and_says_how_to_continue(fresh: Path, recipe: str) -
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 130, errors
-    assert f"continue with: selftrain --workspace {fresh} rerun {last(fresh).id}" in errors
+    assert f"resume with: selftrain --workspace {fresh} rerun {last(fresh).id}" in errors
     assert_nobody_is_left(str(fresh))
     assert last(fresh).info["state"] == "interrupted"
     assert list(fresh.glob("store/attempts/train-*/scratch/*")), "the checkpoint is kept"

@@ -41,7 +41,7 @@ def rows(database: Path, query: str) -> list[tuple[str, ...]]:
 
 
 def revision(database: Path) -> str:
-    """Which version its tables are of."""
+    """Returns the version of the database's tables."""
     return rows(database, "SELECT version_num FROM alembic_version")[0][0]
 
 

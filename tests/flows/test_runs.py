@@ -25,8 +25,8 @@ from tests.flows.tiny import (
 def test_a_run_ends_with_a_table_and_says_why_it_stopped(copy: Path, recipe: str) -> None:
     done = selftrain(copy, "run", recipe, "--no-prefect")
     assert done.returncode == 0
-    assert "their precision" in done.stdout
-    assert "stopped: all 2 rounds done" in done.stdout
+    assert "pseudo-label accuracy" in done.stdout
+    assert "stopped: 2 rounds done" in done.stdout
     assert "selftrain status tiny-" in done.stderr
 
 
@@ -38,7 +38,7 @@ def test_a_second_run_reuses_every_stage(copy: Path, finished: Path, recipe: str
     assert outcome(last(copy))["digests"] == outcome(last(finished))["digests"]
     answer = json.loads(done.stdout.splitlines()[-1])
     assert [line["round"] for line in answer["rounds"]] == [0, 1, 2]
-    assert answer["stopped"] == "all 2 rounds done"
+    assert answer["stopped"] == "2 rounds done"
 
 
 def test_a_run_with_nothing_new_refers_to_the_report_that_is_there_and_writes_its_own_when_asked(

@@ -53,7 +53,7 @@ def write_recipe(folder: Path) -> str:
 
 
 def states(run: Run) -> dict[str, str]:
-    """How each stage ended."""
+    """Returns the state of each stage."""
     return {stage.name: stage.state for stage in run.stages()}
 
 
@@ -70,6 +70,6 @@ def last(workspace: Path) -> Run:
 
 
 def computed_in_total(workspace: Path) -> int:
-    """How many stages were computed, over all runs of a workspace."""
+    """Counts the computed stages of all runs of a workspace."""
     records = [json.loads(path.read_text()) for path in workspace.glob("runs/*/stages/*.json")]
     return sum(record["state"] == "computed" for record in records)

@@ -1,4 +1,4 @@
-"""What every method owes: finite losses, gradients in the right places, a state that resumes, and no dead knob."""
+"""Every method has finite losses, gradients in the right places, a state that resumes, and no dead knob."""
 
 import time
 from dataclasses import replace
@@ -123,7 +123,7 @@ def test_no_gradient_reaches_what_is_not_trained(name: str) -> None:
 
 
 def resumed(settings: Section, at: int) -> tuple[Trial, Trial]:
-    """An uninterrupted run, and one that went on from another's state at step `at`."""
+    """An uninterrupted run, and one that resumed from another's state at step `at`."""
     whole, before = Trial(settings), Trial(settings)
     for number in range(PROBLEM.steps):
         whole.step(number)

@@ -1,4 +1,4 @@
-"""What the report says is what the tables say."""
+"""The report's numbers are those of the tables."""
 
 import shutil
 from dataclasses import asdict

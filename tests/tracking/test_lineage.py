@@ -36,7 +36,7 @@ def store(workspace: Path, artifacts: dict[str, Artifact]) -> Store:
 
 @pytest.fixture
 def graph(store: Store, artifacts: dict[str, Artifact]) -> Graph:
-    """What the student rests on, under the names of its run."""
+    """The lineage of the student, with the names of its run."""
     return store_lineage(store, artifacts["student-1"], {one.key: name for name, one in artifacts.items()})
 
 
@@ -93,7 +93,7 @@ def test_a_changed_file_is_found_and_so_are_the_models_on_it(store: Store, artif
     path.write_text(path.read_text() + " ")
     (damage,) = verify(store)
     assert (damage.stage, damage.file) == ("select", "stats.json")
-    assert damage.problem == "has other contents than when it was written"
+    assert damage.problem == "has changed since it was written"
     assert damage.models == (artifacts["student-1"].digest,)
 
 
@@ -195,7 +195,7 @@ def test_a_correction_is_told_apart_from_the_model(run: Run) -> None:
 
 
 def test_a_sample_that_was_not_selected_or_not_readable_says_so(run: Run) -> None:
-    assert "not selected" in sample_tree(sample_lineage(run, "image-3"))
+    assert "rejected" in sample_tree(sample_lineage(run, "image-3"))
     unreadable = sample_lineage(run, "image-5")
     assert (unreadable.rounds[0].error, unreadable.rounds[0].label) == ("truncated", None)
     assert "unreadable: truncated" in sample_tree(unreadable)

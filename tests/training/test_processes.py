@@ -46,7 +46,7 @@ def test_two_processes_make_what_one_makes(tmp_path: Path, dataset: Artifact) ->
 
 @contextmanager
 def meanwhile(action: Callable[[], None]) -> Iterator[None]:
-    """Does something beside what goes on."""
+    """Does something at the same time."""
     thread = Thread(target=action)
     thread.start()
     yield
@@ -115,7 +115,7 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path, dataset: A
 
 @pytest.mark.slow
 def test_two_hosts_make_what_two_processes_make(tmp_path: Path, dataset: Artifact) -> None:
-    """Both on this host: the second is whoever runs `selftrain assist`, and ends when it is asked to."""
+    """Both on this host: the second runs `selftrain assist`, and ends when it is asked to."""
     section = learner()
     words = [
         sys.executable,

@@ -140,9 +140,7 @@ def _clean(options: Namespace) -> None:
     if cleaned.at_work:
         print(f"unreferenced artifacts are kept while these run: {', '.join(cleaned.at_work)}")
     if cleaned.evaluations:
-        print(
-            f"{cleaned.evaluations} of them come from `selftrain evaluate` and would be recomputed when needed"
-        )
+        print(f"{cleaned.evaluations} of them come from `selftrain evaluate` and would be recomputed when needed")
     if not options.cache:
         print(
             f"the cache holds {cleaned.cache_bytes / 1e6:.1f} MB that the next run would write again. "

@@ -7,7 +7,7 @@ STAMP = $(VENV)/.installed
 # Where an environment forbids bytecode, each of a test run's thousand processes compiles our modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-stack servers quick lint audit setup clean
+.PHONY: run test test-stack servers quick lint audit docs setup clean
 
 run: setup            ## the quickstart: digits, 5 labels per class, a teacher and three rounds of students
 	$(BIN)/selftrain run configs/quickstart.yaml
@@ -32,6 +32,13 @@ audit: setup         ## known vulnerabilities of the versions that were tested; 
 	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
 	  $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
 	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
+docs: $(VENV)/.docs    ## the documentation as a site, build/site/index.html; every link is checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	touch $@
 
 setup: $(STAMP)       ## makes the environment once; again only when the requirements change
 

@@ -32,7 +32,7 @@ from benchmarks.cifar10_arms import ABLATIONS, ARMS, METHODS, config
 from benchmarks.methods_digits import Inline
 from benchmarks.report import RESULTS, publish
 from selftrain.flows.rounds.self_training import self_training
-from selftrain.ssl_tasks.execution.execute import Request
+from selftrain.ssl_tasks.execution.stage import Request
 from selftrain.ssl_tasks.store.artifacts import Artifact, write_atomically
 
 CELLS = RESULTS / "cifar10_cells.json"

@@ -30,8 +30,8 @@ from benchmarks.report import publish
 from benchmarks.train_step import SEED, measure
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import Interrupted
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.precision import prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.devices import prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings, TableSource
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.store.artifacts import write_atomically

@@ -37,8 +37,8 @@ from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.stream import PseudoPool
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.precision import autocast, prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.devices import autocast, prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings, SyntheticSource
 from selftrain.ssl_tasks.settings.overrides import merged

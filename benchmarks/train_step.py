@@ -33,8 +33,8 @@ from torch.nn import functional as F
 from benchmarks.report import publish
 from selftrain.models import build_model
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.precision import autocast, prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.devices import autocast, prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource, SplitSettings
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.training.checkpoints import Checkpoints

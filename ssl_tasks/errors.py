@@ -24,7 +24,12 @@ A message says what was found, what was expected and what to do. The command lin
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SelftrainError(Exception):
@@ -87,6 +92,45 @@ class Interrupted(SelftrainError):
     """A signal or a scheduler stopped the command, in good order."""
 
     exit_code = 130
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """An error as JSON, for another process: its class in our tree, and a message of one line for a person."""
+    if isinstance(error, SelftrainError):
+        return {"error": type(error).__name__, "message": str(error)}
+    if out_of_space(error):
+        where = getattr(error, "filename", None) or "the workspace"
+        return {
+            "error": "SelftrainError",
+            "message": f"no space left to write {where}. Free some space (`selftrain clean` lists files to "
+            "delete) and run again",
+        }
+    if isinstance(error, MemoryError):
+        return {
+            "error": "OutOfMemory",
+            "message": "the memory of this host was not enough. Lower train.batch_size or runtime.workers",
+        }
+    if isinstance(error, (ConnectionError, TimeoutError, BlockingIOError)):
+        return {"error": "Transient", "message": f"{type(error).__name__}: {error}"}
+    lines = str(error).strip().splitlines() or [""]
+    return {"error": "SelftrainError", "message": f"{type(error).__name__}: {lines[0]}".removesuffix(": ")}
+
+
+def described(answer: Mapping[str, Any], stage: str = "", log: str | None = None) -> SelftrainError:
+    """The error that `describe` made JSON of. One that named its own stage is of `stage` now, if one is given."""
+    kind = globals().get(answer["error"])
+    if not (isinstance(kind, type) and issubclass(kind, SelftrainError)):
+        kind = SelftrainError
+    if kind is StageFailed:
+        return StageFailed(stage, answer["message"], log) if stage else SelftrainError(answer["message"])
+    return kind(answer["message"])
+
+
+def out_of_space(error: BaseException) -> bool:
+    """Whether a disk or a quota is full. Libraries of other languages have errors of their own, and the same words."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return isinstance(error, Exception) and any(os.strerror(one) in str(error) for one in FULL)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,8 +2,7 @@
 
 import signal
 
-from selftrain.ssl_tasks.execution.collection import uncollected
-from selftrain.ssl_tasks.execution.parent import die_with_parent
+from selftrain.ssl_tasks.execution.startup import die_with_parent, uncollected
 
 die_with_parent()  # torch's import lasts for seconds, and until its end nothing else here looks at anything
 for number in (

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,16 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from selftrain.flows.prefect.local_api import WITHOUT_BLOCKS
+from selftrain.flows.prefect.server import WITHOUT_BLOCKS
 
 START_SECONDS = 240.0
-
-
-def free_port() -> int:
-    """Returns a free port."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @contextmanager

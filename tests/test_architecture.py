@@ -1,6 +1,7 @@
 """The order of imports between rooms, and the size of rooms, files and functions."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ NOT_ON_A_GPU_MACHINE = [
     "fsspec",
 ]
 HOMES = {  # a foreign library → the folders that may import it
-    "prefect": ("flows/prefect", "flows/rounds", "flows/actions"),
+    "prefect": ("flows/prefect", "flows/actions"),
     "mlflow": ("ssl_tasks/tracking",),
     "albumentations": ("ssl_tasks/data",),
     "duckdb": ("ssl_tasks/pseudo_labels", "ssl_tasks/data", "ssl_tasks/report"),
@@ -198,3 +199,28 @@ def test_the_answers_to_where_is_it_are_true() -> None:
         }
         asked = {name.split(".")[-1] for name in names.split("`")[1::2]}
         assert asked <= defined, f"{question.strip()}: {paths[0]} lacks {asked - defined}"
+
+
+def test_the_ways_through_the_code_are_as_short_as_documented() -> None:
+    """Each function is in its file and is tied to an earlier one of its way, and the table counts the files."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("## Ways through the code")[1].split("\n## ")[0]
+    counted = [int(line.split("|")[2]) for line in section.splitlines() if re.match(r"\| .* \| \d+ \|", line)]
+    ways = [re.findall(r"`([\w/]+\.py)`\s+`(\w+)`", way) for way in section.split("\n- ")[1:]]
+    step, threshold, rerun, image = ways
+    assert counted == [4, len(step), len(threshold), len(rerun), len(image)]
+    assert len(step) <= 10
+    assert len(threshold) <= 9
+    assert len(rerun) <= 12
+    assert len(image) <= 9
+    for way in ways:
+        assert len({path for path, _ in way}) == len(way)
+        names, passed = [], ""
+        for path, name in way:
+            source = (ROOT / path).read_text()
+            assert re.search(rf"^\s*(def|class) {name}\b", source, re.MULTILINE), f"{path} does not define {name}"
+            called = re.search(rf"\b({name}|{Path(path).stem})\b", passed)
+            refers = any(re.search(rf"\b{one}\b", source) for one in names)
+            assert not names or called or refers, f"{path} and the files before it do not name one another"
+            passed += source
+            names.append(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from selftrain.ssl_tasks.errors import DamagedArtifact, UserError
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.store.artifacts import Store, check_files, digest_json, stage_key, write_atomically
 from tests.bodies import Behaviour
 

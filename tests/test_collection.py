@@ -7,7 +7,7 @@ import pytest
 
 CODE = """
 import gc
-from selftrain.ssl_tasks.execution.collection import own_process, uncollected
+from selftrain.ssl_tasks.execution.startup import own_process, uncollected
 {first}
 with uncollected():
     import email.message

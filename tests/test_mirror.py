@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.execute import Outcome, execute
+from selftrain.ssl_tasks.execution.stage import Outcome, execute
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store import mirror as mirror_module
 from selftrain.ssl_tasks.store.mirror import Mirror

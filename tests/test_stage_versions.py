@@ -28,7 +28,7 @@ from selftrain.flows.rounds.stages import (
     train_request,
 )
 from selftrain.ssl_tasks.data.sources import fingerprint
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings
 from selftrain.ssl_tasks.settings.recipe import parse_recipe

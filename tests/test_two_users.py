@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.execution.gpus import lease
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.execution.devices import lease
+from selftrain.ssl_tasks.store.locks import file_lock
 
 NOBODY = 65534
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -9,11 +9,10 @@ import pytest
 
 from selftrain.flows.cli.main import main
 from selftrain.ssl_tasks.errors import DamagedArtifact
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.report.page import report_data
 from selftrain.ssl_tasks.store import file_digests
-from selftrain.ssl_tasks.store.artifacts import MANIFEST, Artifact
-from selftrain.ssl_tasks.store.file_digests import verified
+from selftrain.ssl_tasks.store.artifacts import MANIFEST, Artifact, verified
 from selftrain.ssl_tasks.store.runs import Run
 from tests.bodies import Behaviour
 from tests.made_run import make_run

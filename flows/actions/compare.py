@@ -21,8 +21,7 @@ from selftrain.ssl_tasks.execution.cluster import spread
 from selftrain.ssl_tasks.report.page import Comparison, Point
 from selftrain.ssl_tasks.settings.recipe import Recipe, load_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.store.artifacts import Artifact
-from selftrain.ssl_tasks.store.file_digests import verified
+from selftrain.ssl_tasks.store.artifacts import Artifact, verified
 from selftrain.ssl_tasks.store.runs import Run, find_run
 from selftrain.ssl_tasks.tracking.spool import without_password
 
@@ -41,18 +40,18 @@ def run_cells(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[R
     """Runs the recipes of a comparison and returns their runs in the same order; finished stages are reused."""
     workspace.mkdir(parents=True, exist_ok=True)
     set_environment(workspace)
-    from selftrain.flows.prefect.local_api import prefect_api
+    from selftrain.flows.prefect.server import prefect_api
 
     # One Prefect API serves all cells: a run uses an API that exists already.
     with prefect_api(workspace) if prefect else nullcontext():
         if cells[0].config.runtime.task_runner == "ray":
             return by_ray(cells, workspace, prefect)
-        return [run(cell, workspace=workspace, prefect=prefect, command="compare") for cell in cells]
+        return [run(cell, workspace=workspace, prefect=prefect) for cell in cells]
 
 
 def by_ray(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]:
     """Runs every cell as a task of the Ray cluster, which shares the workspace with this machine."""
-    from selftrain.flows.prefect.local_api import server_in_use
+    from selftrain.flows.prefect.server import server_in_use
 
     mark = workspace / f"seen-{uuid4().hex}"
     told = TOLD if server_in_use(workspace) else (*TOLD, PASSWORD)
@@ -86,7 +85,7 @@ def run_cell(shared: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         refuse_unreachable(os.environ["PREFECT_API_URL"])
     cell = Recipe(RunConfig.model_validate(config), workspace, {})
     with within(shared["parent"]):
-        return run(cell, workspace=workspace, prefect=shared["prefect"], command="compare").id
+        return run(cell, workspace=workspace, prefect=shared["prefect"]).id
 
 
 def flow_run_of_ours() -> str:
@@ -100,14 +99,14 @@ def within(flow_run: str) -> AbstractContextManager[None]:
     """Makes runs in this block children of the given flow run, if there is one."""
     if not flow_run:
         return nullcontext()
-    from selftrain.flows.prefect.compare import child_of
+    from selftrain.flows.prefect.flow import child_of
 
     return child_of(flow_run)
 
 
 def refuse_unreachable(url: str) -> None:
     """Raises ConfigError if the Prefect API cannot be reached, because each worker would then start its own."""
-    from selftrain.flows.prefect.local_api import check_reachable
+    from selftrain.flows.prefect.server import check_reachable
 
     try:
         check_reachable(url)
@@ -261,10 +260,10 @@ def compare_methods(
         return answer()
     make_workspace(folder)
     set_environment(folder)
-    from selftrain.flows.prefect.local_api import prefect_api
+    from selftrain.flows.prefect.server import prefect_api
 
     with prefect_api(folder):
-        from selftrain.flows.prefect.compare import compare_as_flow
+        from selftrain.flows.prefect.flow import compare_as_flow
 
         words = f"compare {title}: {axes['method']} · {axes['labels']} labels · seed {axes['seed']}"
         return compare_as_flow(answer, words, asked)

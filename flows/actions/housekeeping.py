@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from selftrain.flows.environment import workspace_folder
 from selftrain.ssl_tasks.errors import UserError
-from selftrain.ssl_tasks.store.artifacts import Store, file_lock
-from selftrain.ssl_tasks.store.occupancy import alone
+from selftrain.ssl_tasks.store.artifacts import Store
+from selftrain.ssl_tasks.store.locks import alone, file_lock
 from selftrain.ssl_tasks.store.runs import alive, all_runs
 from selftrain.ssl_tasks.tracking.spool import without_password
 
@@ -60,7 +60,7 @@ def _version(name: str) -> Finding:
 def _torch() -> Finding:
     import torch
 
-    from selftrain.ssl_tasks.execution.precision import computed_by, resolve_device, resolve_precision
+    from selftrain.ssl_tasks.execution.devices import computed_by, resolve_device, resolve_precision
 
     device = resolve_device("auto")
     found = computed_by(device, resolve_precision("auto", device))

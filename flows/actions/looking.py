@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from selftrain.flows.environment import Workspace, set_environment, workspace_folder
 from selftrain.ssl_tasks.errors import NotFound
 from selftrain.ssl_tasks.settings.recipe import Recipe, load_recipe
-from selftrain.ssl_tasks.store.artifacts import Artifact, Store, file_lock
+from selftrain.ssl_tasks.store.artifacts import Artifact, Store
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.store.runs import Run, corrections_path, find_run, tables_folder
 
 if TYPE_CHECKING:

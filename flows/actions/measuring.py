@@ -4,29 +4,19 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from selftrain.flows.actions.models import Model, find_model, own_teacher
 from selftrain.flows.environment import Workspace, set_environment, workspace_folder
+from selftrain.flows.rounds.conductor import Conductor
 from selftrain.flows.rounds.stages import dataset_request, evaluate_request, given_request
-from selftrain.ssl_tasks.errors import (
-    ConfigError,
-    DataError,
-    Interrupted,
-    NotFound,
-    SelftrainError,
-    StageFailed,
-    UserError,
-)
-from selftrain.ssl_tasks.execution.execute import Outcome, Request, execute
-from selftrain.ssl_tasks.execution.process import run_isolated
+from selftrain.ssl_tasks.errors import ConfigError, DataError, NotFound
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact
-from selftrain.ssl_tasks.store.occupancy import at_work
+from selftrain.ssl_tasks.store.locks import at_work
 
 log = logging.getLogger("selftrain")
 
@@ -102,26 +92,15 @@ def _reference(workspace: Path, model: Model, against: str | None) -> tuple[Mode
 def _measured(model: Model, config: RunConfig, workspace: Path) -> Artifact:
     """Returns the model's evaluation, reused from the store or computed."""
     dataset = _images_for(model, config, workspace)
-    artifact = model.artifact or _answer(given_request("model", model.folder), config, workspace).artifact
-    outcome = _answer(evaluate_request("evaluate", config.evaluate, dataset, artifact), config, workspace)
+    conductor = Conductor(config, workspace)
+    artifact = model.artifact or conductor.run_stage(given_request("model", model.folder)).artifact
+    outcome = conductor.run_stage(evaluate_request("evaluate", config.evaluate, dataset, artifact))
     log.info("evaluation of %s %s", model.name, "reused" if outcome.reused else f"computed in {outcome.seconds:.1f} s")
     if not outcome.artifact.summary["validation_count"] + outcome.artifact.summary["test_count"]:
         raise DataError(
             "this recipe's data has no labelled validation or test images; expected some. Set data.split.test"
         )
     return outcome.artifact
-
-
-def _answer(request: Request, config: RunConfig, workspace: Path) -> Outcome:
-    """Computes or reuses one stage outside of any run; an error names the stage and its log."""
-    log_file = workspace / "logs" / f"{request.name}-{request.key[:12]}.log"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return execute(request, workspace, config.runtime, partial(run_isolated, log=log_file))
-    except (UserError, Interrupted, StageFailed):
-        raise
-    except SelftrainError as error:
-        raise StageFailed(request.name, str(error), str(log_file)) from error
 
 
 def _images_for(model: Model, config: RunConfig, workspace: Path) -> Artifact:
@@ -154,7 +133,7 @@ def _dataset(config: RunConfig, workspace: Path) -> Artifact:
     from selftrain.ssl_tasks.data.sources import fingerprint
 
     request = dataset_request(config.data, fingerprint(config.data, workspace / "cache"))
-    return _answer(request, config, workspace).artifact
+    return Conductor(config, workspace).run_stage(request).artifact
 
 
 def _info(dataset: Artifact) -> dict[str, Any]:

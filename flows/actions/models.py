@@ -9,7 +9,7 @@ from selftrain.flows.environment import Workspace, set_environment, workspace_fo
 from selftrain.ssl_tasks.errors import ConfigError, DamagedArtifact, NotFound, nearest
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.store.artifacts import MANIFEST, Artifact, Store, write_atomically
-from selftrain.ssl_tasks.store.occupancy import at_work
+from selftrain.ssl_tasks.store.locks import at_work
 from selftrain.ssl_tasks.store.runs import Run, all_runs, find_run
 from selftrain.ssl_tasks.trained.files import CARD, WEIGHTS
 

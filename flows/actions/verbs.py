@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from selftrain.flows.actions.housekeeping import Cleaned, clean
 from selftrain.flows.environment import Workspace, make_workspace, set_environment, workspace_folder
-from selftrain.flows.rounds.planning import PlannedStage, stage_names
+from selftrain.flows.rounds.pipeline import check_paths, mend_dead_runs, run_pipeline, warm_up
+from selftrain.flows.rounds.planning import PlannedStage
 from selftrain.flows.rounds.planning import plan as plan_stages
-from selftrain.flows.rounds.reaper import mend_dead_runs, tell_prefect
-from selftrain.flows.rounds.recipe_paths import check_paths
-from selftrain.flows.rounds.warming import warm_up
 from selftrain.ssl_tasks.errors import ConfigError, NotFound, nearest
-from selftrain.ssl_tasks.execution.collection import uncollected
+from selftrain.ssl_tasks.execution.progress import Progress, read_progress
+from selftrain.ssl_tasks.execution.startup import uncollected
 from selftrain.ssl_tasks.settings.recipe import BUILT_IN, Recipe, load_recipe, parse_recipe
 from selftrain.ssl_tasks.settings.run_config import run_name
 from selftrain.ssl_tasks.store.artifacts import Store, write_atomically
 from selftrain.ssl_tasks.store.runs import Run, StageRecord, all_runs, approval_file, find_run
-from selftrain.ssl_tasks.store.stage_progress import Progress, read_progress
+from selftrain.ssl_tasks.store.stage_names import RoundNames, stage_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +38,6 @@ def run(
     workspace: Workspace = None,
     prefect: bool = True,
     force: Iterable[str] = (),
-    command: str = "",
 ) -> Run:
     """Run a recipe through all of its rounds; finished stages are reused.
 
@@ -52,15 +50,14 @@ def run(
     set_environment(folder)
     warm_up(loaded.config, folder, list(force))
     if not prefect:
-        from selftrain.flows.rounds.pipeline import run_pipeline
-
-        return run_pipeline(loaded.config, folder, frozenset(force), command=command, written=loaded.written)
-    from selftrain.flows.prefect.local_api import prefect_api, server_in_use
+        return run_pipeline(loaded.config, folder, frozenset(force), written=loaded.written)
+    from selftrain.flows.prefect.server import prefect_api, server_in_use
 
     mend_dead_runs(folder)
     with prefect_api(folder):
         with uncollected():
             from selftrain.flows.prefect.flow import run_as_flow
+            from selftrain.flows.prefect.tasks import tell_prefect
 
         tell_prefect(folder, server_in_use(folder))
         return run_as_flow(loaded.config, folder, tuple(force), loaded.written)
@@ -92,7 +89,7 @@ def rerun(
     if stage is not None and stage not in known:
         raise NotFound(f"run {before.id} has no stage '{stage}'." + nearest(stage, known))
     force = [] if stage is None else [stage]
-    return run(recipe, workspace=folder, prefect=prefect, force=force, command=" ".join(["rerun", before.id, *force]))
+    return run(recipe, workspace=folder, prefect=prefect, force=force)
 
 
 def plan(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> list[PlannedStage]:
@@ -150,7 +147,7 @@ def approve(run_name: str = "last", workspace: Workspace = None) -> int:
             f"run {record.id} does not wait for approval; its state is {record.info['state']}. See: "
             f"selftrain status {record.id}"
         )
-    selection = record.artifact(f"select-{waits_for['round']}")
+    selection = record.artifact(RoundNames(waits_for["round"]).select)
     assert selection is not None, "a run waits only after its selection"
     write_atomically(approval_file(folder, selection), f"{record.id} {time.time():.0f}\n")
     return int(waits_for["round"])

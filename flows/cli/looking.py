@@ -17,7 +17,7 @@ from selftrain.ssl_tasks.tracking.client import default_uri
 from selftrain.ssl_tasks.tracking.spool import without_password
 
 if TYPE_CHECKING:
-    from selftrain.ssl_tasks.store.stage_progress import Progress
+    from selftrain.ssl_tasks.execution.progress import Progress
 
 
 def add_status(verbs: Verbs) -> None:
@@ -74,8 +74,7 @@ def add_config(verbs: Verbs) -> None:
 
 def _status(options: Namespace) -> None:
     from selftrain.flows.actions import verbs
-    from selftrain.ssl_tasks.store.advice import UNFINISHED, advice
-    from selftrain.ssl_tasks.store.runs import find_run
+    from selftrain.ssl_tasks.store.runs import UNFINISHED, advice, find_run
 
     if options.all:
         runs = verbs.runs(options.workspace)

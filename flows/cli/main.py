@@ -20,9 +20,9 @@ from selftrain.flows.cli.verb import Formatter, Parser, Verbs, Version, add_work
 from selftrain.flows.environment import refusal, workspace_folder
 from selftrain.flows.rounds.interruption import end_on_signals
 from selftrain.flows.tables import printable_lines
-from selftrain.ssl_tasks.errors import Interrupted, SelftrainError, StageFailed
-from selftrain.ssl_tasks.execution.collection import own_process
-from selftrain.ssl_tasks.store.process_lock import release
+from selftrain.ssl_tasks.errors import Interrupted, SelftrainError, StageFailed, describe, out_of_space
+from selftrain.ssl_tasks.execution.startup import own_process
+from selftrain.ssl_tasks.store.locks import release
 
 GROUPS = {  # in the order of --help: as a newcomer meets the verbs
     "prepare": (data.add_init, data.add_data, looking.add_config, data.add_doctor),
@@ -89,8 +89,6 @@ def answer(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - a defect of ours: one line for the user, the traceback in a file
-        from selftrain.ssl_tasks.execution.process import describe, out_of_space
-
         if out_of_space(error):
             return _fail(describe(error)["message"], 3)
         workspace = workspace_folder(options.workspace)
@@ -155,8 +153,7 @@ def _how_to_continue(options: argparse.Namespace, arguments: Sequence[str] | Non
     """Returns the advice about the run of this process; without a run, the same command if it was stopped or failed."""
     import shlex
 
-    from selftrain.ssl_tasks.store.advice import advice
-    from selftrain.ssl_tasks.store.runs import all_runs, owner
+    from selftrain.ssl_tasks.store.runs import advice, all_runs, owner
 
     if getattr(options, "makes_run", False):
         with contextlib.suppress(SelftrainError, OSError, ValueError):  # a second error must not hide the first

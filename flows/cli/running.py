@@ -104,7 +104,7 @@ def add_clean(verbs: Verbs) -> None:
 def _run(options: Namespace) -> None:
     from selftrain.flows.actions import verbs
 
-    run = verbs.run(options.config, options.set, options.name, options.workspace, not options.no_prefect, command="run")
+    run = verbs.run(options.config, options.set, options.name, options.workspace, not options.no_prefect)
     show_summary(run, options.json)
 
 

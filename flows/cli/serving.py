@@ -89,7 +89,7 @@ def _up(options: Namespace) -> None:
 
 
 def _serve(options: Namespace) -> None:
-    from selftrain.flows.prefect.local_api import prefect_api
+    from selftrain.flows.prefect.server import prefect_api
     from selftrain.flows.prefect.serving import serve
     from selftrain.ssl_tasks.settings.recipe import load_recipe
 
@@ -149,7 +149,7 @@ def _deploy(options: Namespace) -> None:
 
     config = load_recipe(options.config, options.set).config
     set_environment(workspace_folder(options.workspace))
-    from selftrain.flows.prefect.deployments import deploy
+    from selftrain.flows.prefect.serving import deploy
 
     schedule = schedule_of(options)
     workspace = workspace_folder(options.workspace) if options.workspace else None
@@ -165,8 +165,8 @@ def _deploy(options: Namespace) -> None:
 
 def _init_server(options: Namespace) -> None:
     set_environment(workspace_folder(options.workspace))
-    from selftrain.flows.prefect.deployments import require_server
-    from selftrain.flows.prefect.server_setup import init_server
+    from selftrain.flows.prefect.server import init_server
+    from selftrain.flows.prefect.serving import require_server
 
     require_server()
     for line in init_server(options.pool or ["cpu"], options.gpus, options.notify):

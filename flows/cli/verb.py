@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from selftrain.ssl_tasks.errors import nearest
-from selftrain.ssl_tasks.execution.collection import is_own_process
+from selftrain.ssl_tasks.execution.startup import is_own_process
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,7 +15,8 @@ from contextlib import closing
 from pathlib import Path
 
 from selftrain.ssl_tasks.errors import SelftrainError
-from selftrain.ssl_tasks.store.artifacts import file_lock, write_atomically
+from selftrain.ssl_tasks.store.artifacts import write_atomically
+from selftrain.ssl_tasks.store.locks import file_lock
 
 log = logging.getLogger("selftrain")
 SQLITE = "sqlite+aiosqlite:///"

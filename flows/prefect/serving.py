@@ -1,7 +1,7 @@
-"""`selftrain up`: the UIs of Prefect and MLflow over the local workspace, and schedules that fire, without Docker.
+"""Recipes that run by a schedule: on this machine (`selftrain up`), or on the workers of a team's server (`deploy`).
 
-One foreground process: Prefect's API and services in a thread, MLflow as a child, and a runner that starts a process
-for every scheduled run. Ctrl-C, SIGTERM or the end of the terminal ends them all.
+`up` is one foreground process without Docker: Prefect's API and services in a thread, MLflow as a child, and a runner
+that starts a process for every scheduled run. Ctrl-C, SIGTERM or the end of the terminal ends them all.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from selftrain.flows.environment import make_workspace, set_environment
-from selftrain.flows.prefect.local_api import prefect_api, server_in_use
+from selftrain.flows.prefect.server import check_reachable, ensure_pool, prefect_api, server_in_use
 from selftrain.flows.rounds.interruption import interruptible
-from selftrain.flows.rounds.reaper import mend_dead_runs, tell_prefect
+from selftrain.flows.rounds.pipeline import mend_dead_runs
 from selftrain.ssl_tasks.errors import ConfigError, cut
 from selftrain.ssl_tasks.execution.listening import HOST, entrance, listen, own_password
-from selftrain.ssl_tasks.execution.parent import parent_of_mine
-from selftrain.ssl_tasks.execution.safe_path import folder_hides_us, safe_path
+from selftrain.ssl_tasks.execution.startup import folder_hides_us, parent_of_mine, safe_path
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.tracking.client import artifact_folder, connect, default_uri
 from selftrain.ssl_tasks.tracking.lineage import announced
@@ -125,6 +125,8 @@ def up(
         mlflow_ui(workspace, mlflow_port) as ui,
         announced(workspace, ui),
     ):
+        from selftrain.flows.prefect.tasks import tell_prefect
+
         tell_prefect(workspace, server_in_use(workspace))
         known = os.environ.get("PREFECT_API_AUTH_STRING") == own_password()  # else the password is the person's own
         prefect = api.removesuffix("/api")
@@ -227,3 +229,70 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
             child.wait(GRACE_SECONDS)
         os.killpg(child.pid, signal.SIGKILL)
     child.communicate()
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment on the server, and the flow run that was asked for at once, if any."""
+
+    name: str  # self-training/NAME, as Prefect's commands take it
+    id: str
+    flow_run: str = ""
+
+
+def deploy(
+    config: RunConfig,
+    name: str,
+    pool: str,
+    schedule: Schedule | None = None,
+    workspace: Path | None = None,
+    now: bool = False,
+) -> Deployed:
+    """Creates or updates the deployment. Workers import the flow from the installed package: no code is sent.
+
+    Without a workspace, each worker uses its own (SELFTRAIN_HOME).
+    """
+    require_server()
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.types.entrypoint import EntrypointType
+
+    from selftrain.flows.prefect.flow import self_training_flow
+
+    with get_client(sync_client=True) as client:
+        ensure_pool(client, pool)
+    schedule = schedule or Schedule()
+    deployment = RunnerDeployment.from_flow(
+        self_training_flow,
+        name=name,
+        parameters={
+            "config": config.model_dump(mode="json"),
+            **({"workspace": str(workspace)} if workspace is not None else {}),
+        },
+        work_pool_name=pool,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        # One run per data set at a time; the next one waits.
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+        **schedule.as_options(),
+    )
+    identity = deployment.apply()
+    assert isinstance(identity, UUID), "outside of an event loop Prefect answers at once"
+    with get_client(sync_client=True) as client:
+        if not schedule.as_options():  # an update without a schedule would keep the old one
+            for old in client.read_deployment_schedules(identity):
+                client.delete_deployment_schedule(identity, old.id)
+        flow_run = client.create_flow_run_from_deployment(identity).id if now else ""
+    return Deployed(deployment.full_name, str(identity), str(flow_run))
+
+
+def require_server() -> None:
+    """ConfigError unless PREFECT_API_URL names a server; an error in one sentence where it does not answer."""
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        raise ConfigError(
+            "found no Prefect server: PREFECT_API_URL is not set. With docker-compose.yml: "
+            "export PREFECT_API_URL=http://127.0.0.1:4200/api. "
+            "Without a server, `selftrain up CONFIG --cron …` runs schedules on this machine."
+        )
+    check_reachable(url)

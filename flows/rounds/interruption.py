@@ -72,7 +72,7 @@ def leave() -> None:
     """Ends the process now."""
     with contextlib.suppress(OSError):
         os.write(2, f"selftrain: {SAID}\n".encode())
-    if (locks := sys.modules.get("selftrain.ssl_tasks.store.process_lock")) is not None:
+    if (locks := sys.modules.get("selftrain.ssl_tasks.store.locks")) is not None:
         locks.release()
     os._exit(EXIT_CODE)
 

@@ -6,12 +6,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from selftrain.flows.rounds.self_training import Pending, member_names, self_training
+from selftrain.flows.rounds.self_training import Pending, self_training
 from selftrain.ssl_tasks.errors import DamagedArtifact, NotFound
-from selftrain.ssl_tasks.execution.execute import Request
+from selftrain.ssl_tasks.execution.stage import Request
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store
 from selftrain.ssl_tasks.store.runs import Run, StageRecord, all_runs, corrections_file
+from selftrain.ssl_tasks.store.stage_names import stage_names
 
 
 @dataclass(frozen=True)
@@ -86,27 +87,6 @@ def plan(config: RunConfig, workspace: Path, force: frozenset[str] = frozenset()
             if name not in met
         ]
     return planner.stages
-
-
-def stage_names(config: RunConfig) -> Iterator[str]:
-    """The stages of a run that goes through all of its rounds, in order."""
-    yield "dataset"
-    if config.pretrain is not None and config.given_teacher is None:
-        yield "pretrain"
-    members = 1 if config.given_teacher is not None else config.teacher.members
-    yield from member_names("teacher", members)
-    yield from member_names("evaluate-teacher", members)
-    for number, settings in enumerate(config.rounds, 1):
-        members = settings.student.members
-        yield f"predict-{number}"
-        yield f"select-{number}"
-        yield from member_names(f"student-{number}", members)
-        if settings.finetune is not None:
-            yield f"evaluate-student-{number}"
-            yield f"dataset-{number}"
-            yield from member_names(f"finetune-{number}", members)
-        yield from member_names(f"evaluate-{number}", members)
-        yield f"gate-{number}"
 
 
 def last_record(workspace: Path, stage: str, other_than: str = "", before: Run | None = None) -> StageRecord | None:

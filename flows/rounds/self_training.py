@@ -1,6 +1,6 @@
 """The rounds: data → teacher → (predict → select → student (→ fine-tuning) → evaluate → gate) → …
 
-Nothing here knows Prefect: `answer` turns a request into its artifact, as plain functions, as Prefect tasks or both.
+Nothing here knows how a stage is run, or Prefect: `Answers` turns each request into an artifact.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,10 @@ from selftrain.flows.rounds.stages import (
 )
 from selftrain.ssl_tasks.data.splits import warn_of_earlier_labels
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.evaluation.metrics import true_precision
-from selftrain.ssl_tasks.execution.execute import Request
-from selftrain.ssl_tasks.execution.seeds import derive_seed
+from selftrain.ssl_tasks.execution.stage import Request, derive_seed
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RoundSettings, RunConfig, in_need_of_validation
 from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.stage_names import FIRST, PRETRAIN, RoundNames, member_names
 
 Pending = Callable[[], Artifact]
 
@@ -109,7 +108,7 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
     dataset = answers.run(dataset_request(config.data, fingerprint), 0)
     _refuse_without_validation(config, dataset)
     teachers = _first_teachers(config, dataset, answers)
-    evaluations = _evaluate("evaluate-teacher", 0, config, dataset, teachers, answers)
+    evaluations = _evaluate(FIRST, config, dataset, teachers, answers)
     rounds = [Taught(0, _teacher_name(config), teachers, dataset, evaluations, (teachers[0],))]
     selection: Artifact | None = None
     stopped = (
@@ -118,21 +117,19 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
         else "teacher trained; the recipe has no rounds"
     )
     for number, settings in enumerate(config.rounds, 1):
-        teacher = rounds[-1]
-        request = predict_request(f"predict-{number}", settings.predict, teacher.dataset, teacher.models)
+        names, teacher = RoundNames(number), rounds[-1]
+        request = predict_request(names.predict, settings.predict, teacher.dataset, teacher.models)
         predictions = answers.run(request, number)
-        selection = _select(number, settings, teacher.dataset, predictions, selection, answers)
+        selection = _select(names, settings, teacher.dataset, predictions, selection, answers)
         if not selection.summary["kept"]:
             stopped = f"round {number}: no unlabelled image passed the selection"
             break
-        students = _students(number, settings, dataset, selection, teacher.models[0], config.seed, answers)
+        students = _students(names, settings, dataset, selection, teacher.models[0], config.seed, answers)
         taught = Taught(number, settings.student.model.label, students, dataset, [], (students[0],), selection)
         if settings.finetune is not None:
             taught = _fine_tuned(taught, settings, config, fingerprint, answers)
-        evaluations = _evaluate(f"evaluate-{number}", number, config, taught.dataset, taught.models, answers)
-        judged = gate_request(
-            f"gate-{number}", settings.gate, dataset, teacher.evaluations[0](), evaluations[0](), selection
-        )
+        evaluations = _evaluate(names, config, taught.dataset, taught.models, answers)
+        judged = gate_request(names.gate, settings.gate, dataset, teacher.evaluations[0](), evaluations[0](), selection)
         gate = answers.run(judged, number)
         rounds.append(replace(taught, evaluations=[*evaluations, *taught.evaluations], gate=gate))
         if gate.summary["decision"] == "stop":
@@ -157,16 +154,16 @@ def _refuse_without_validation(config: RunConfig, dataset: Artifact) -> None:
 def _first_teachers(config: RunConfig, dataset: Artifact, answers: Answers) -> list[Artifact]:
     if config.given_teacher is not None:
         warn_of_earlier_labels(config.given_teacher, dataset)
-        return [answers.run(given_request("teacher", config.given_teacher), 0)]
+        return [answers.run(given_request(FIRST.model, config.given_teacher), 0)]
     init = None
     if config.pretrain is not None:
-        seed = derive_seed(config.seed, "pretrain")
-        init = answers.run(train_request("pretrain", config.pretrain, dataset, seed), 0)
-    return _members("teacher", config.teacher, dataset, config.seed, 0, answers, init=init)
+        seed = derive_seed(config.seed, PRETRAIN)
+        init = answers.run(train_request(PRETRAIN, config.pretrain, dataset, seed), 0)
+    return _members(FIRST.model, config.teacher, dataset, config.seed, 0, answers, init=init)
 
 
 def _select(
-    number: int,
+    names: RoundNames,
     settings: RoundSettings,
     dataset: Artifact,
     predictions: Artifact,
@@ -176,21 +173,19 @@ def _select(
     """The round's selection, with people's corrections as they are now; and again after a person has looked."""
 
     def ask() -> Artifact:
-        request = select_request(
-            f"select-{number}", settings.select, dataset, predictions, previous, answers.corrections()
-        )
-        return answers.run(request, number)
+        request = select_request(names.select, settings.select, dataset, predictions, previous, answers.corrections())
+        return answers.run(request, names.number)
 
     selection = ask()
     if settings.hold:
-        answers.hold(number, selection)
-        selection = ask()  # the same question, answered from the store, unless corrections came in
+        answers.hold(names.number, selection)
+        selection = ask()  # reused, unless corrections came in
         answers.approve(selection)
     return selection
 
 
 def _students(
-    number: int,
+    names: RoundNames,
     settings: RoundSettings,
     dataset: Artifact,
     selection: Artifact,
@@ -199,7 +194,7 @@ def _students(
     answers: Answers,
 ) -> list[Artifact]:
     init = teacher if settings.student.init == "teacher" else None
-    return _members(f"student-{number}", settings.student, dataset, seed, number, answers, selection, init)
+    return _members(names.model, settings.student, dataset, seed, names.number, answers, selection, init)
 
 
 def _fine_tuned(
@@ -207,17 +202,17 @@ def _fine_tuned(
 ) -> Taught:
     """The students after they have seen larger images; as they were before, the first is evaluated too."""
     assert settings.finetune is not None
-    number = taught.number
-    before = evaluate_request(f"evaluate-student-{number}", config.evaluate, taught.dataset, taught.models[0])
+    number, names = taught.number, RoundNames(taught.number)
+    before = evaluate_request(names.evaluate_before_finetuning, config.evaluate, taught.dataset, taught.models[0])
     evaluation = answers.submit(before, number)
     data = config.data.model_copy(update={"image_size": settings.finetune.image_size})
-    larger = answers.run(dataset_request(data, fingerprint, f"dataset-{number}"), number)
-    learner, names = settings.finetune.of(settings.student), member_names(f"finetune-{number}", len(taught.models))
+    larger = answers.run(dataset_request(data, fingerprint, names.dataset), number)
+    learner, tuned = settings.finetune.of(settings.student), member_names(names.finetune, len(taught.models))
     pending = [
         answers.submit(
             train_request(name, learner, larger, derive_seed(config.seed, name), taught.selection, student), number
         )
-        for name, student in zip(names, taught.models, strict=True)
+        for name, student in zip(tuned, taught.models, strict=True)
     ]
     models = [result() for result in pending]
     return replace(
@@ -249,24 +244,21 @@ def _members(
     return [result() for result in pending]
 
 
-def member_names(name: str, members: int) -> list[str]:
-    """The stages of an ensemble's members: the first has the plain name."""
-    return [name] + [f"{name}-member-{number}" for number in range(2, members + 1)]
-
-
 def _evaluate(
-    name: str, round_number: int, config: RunConfig, dataset: Artifact, models: list[Artifact], answers: Answers
+    names: RoundNames, config: RunConfig, dataset: Artifact, models: list[Artifact], answers: Answers
 ) -> list[Pending]:
     """Every member; nothing waits for them that does not read them."""
     requests = [
         evaluate_request(one, config.evaluate, dataset, model)
-        for one, model in zip(member_names(name, len(models)), models, strict=True)
+        for one, model in zip(member_names(names.evaluate, len(models)), models, strict=True)
     ]
-    return [answers.submit(request, round_number) for request in requests]
+    return [answers.submit(request, names.number) for request in requests]
 
 
 def _summarise(made: Taught, dataset: Artifact) -> RoundSummary:
     """The line of a round, once all of its evaluations are there."""
+    from selftrain.ssl_tasks.evaluation.metrics import true_precision  # with scipy: verbs that only look need none
+
     evaluation, *_ = [one() for one in made.evaluations]
     selection, gate = made.selection, made.gate
     counted = (selection, *made.trained, evaluation, gate)

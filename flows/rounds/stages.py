@@ -9,14 +9,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from selftrain.ssl_tasks.execution.execute import Request
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult
 from selftrain.ssl_tasks.methods import LABELS_ONLY
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.settings.pseudo_labels import CorrectedSettings, PredictSettings, SelectSettings
 from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, GateSettings, LearnerSettings
 from selftrain.ssl_tasks.settings.section import RecipePath, Section, existing_file
 from selftrain.ssl_tasks.store.artifacts import Artifact, digest_file
+from selftrain.ssl_tasks.store.stage_names import FIRST
 from selftrain.ssl_tasks.trained.files import copy_trained, trained_digest
 
 VERSIONS = {"dataset": 2, "train": 1, "given": 1, "predict": 1, "select": 1, "evaluate": 1, "gate": 1}
@@ -36,7 +36,7 @@ BODIES = {
 }
 
 
-def dataset_request(data: DataSettings, fingerprint: str, name: str = "dataset") -> Request:
+def dataset_request(data: DataSettings, fingerprint: str, name: str = FIRST.dataset) -> Request:
     """The source's contents, as `fingerprint` names them, become a manifest."""
     return _request(name, "dataset", data, {}, {"source": fingerprint})
 

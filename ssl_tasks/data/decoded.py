@@ -8,7 +8,6 @@ row numbers of older processes are never used with it.
 """
 
 import contextlib
-import fcntl
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selftrain.ssl_tasks.data.decode import VERSION, Decoded, Decoder
-from selftrain.ssl_tasks.store.artifacts import file_lock, write_atomically
+from selftrain.ssl_tasks.store.artifacts import write_atomically
+from selftrain.ssl_tasks.store.locks import file_lock, take
 
 INDEX = pa.schema(
     [
@@ -163,7 +163,7 @@ class DecodedCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         pixels = current or self._new_pixels()
         with os.fdopen(os.open(pixels, os.O_WRONLY | os.O_CLOEXEC), "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # the folder's lock may have been deleted, and another taken
+            take(file.fileno())  # the folder's lock may have been deleted, and another taken
             first = -(-os.fstat(file.fileno()).st_size // self.row_bytes)
             file.seek(first * self.row_bytes)
             file.write(np.stack(images).data)

@@ -22,8 +22,8 @@ from selftrain.ssl_tasks.data.decoded import DecodedCache
 from selftrain.ssl_tasks.data.sources.base import DrawnSource, ImageSource, Listing
 from selftrain.ssl_tasks.errors import DataError
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
-from selftrain.ssl_tasks.store.artifacts import file_lock
 from selftrain.ssl_tasks.store.file_digests import FileDigests
+from selftrain.ssl_tasks.store.locks import file_lock
 
 CHUNK_BYTES = 64 << 20  # decoded pixels held at a time
 CHUNK_UNKEPT = 8192  # images at a time if their pixels are not cached

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from selftrain.ssl_tasks.data.batch import Batch, View
 from selftrain.ssl_tasks.data.stream import BatchStream, Images, LabeledPool
 from selftrain.ssl_tasks.data.views.view import Draws
-from selftrain.ssl_tasks.execution.parent import die_with
+from selftrain.ssl_tasks.execution.startup import die_with
 
 
 def start_worker(_: int, parent: int | None = None) -> None:

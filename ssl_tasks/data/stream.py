@@ -24,7 +24,8 @@ from selftrain.ssl_tasks.data.views.view import Augmenter, Bytes, Draws
 from selftrain.ssl_tasks.errors import ConfigError, DataError
 from selftrain.ssl_tasks.settings.data import AugmentSettings
 from selftrain.ssl_tasks.settings.training import TrainSettings
-from selftrain.ssl_tasks.store.artifacts import Artifact, file_lock
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.locks import file_lock
 
 Integers = NDArray[np.int64]
 BETA = 0.9999  # of the effective number of samples

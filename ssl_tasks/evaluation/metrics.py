@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from selftrain.ssl_tasks.evaluation.calibration import BINS, expected_calibration_error, reliability_bins
+from selftrain.ssl_tasks.pseudo_labels.calibration import BINS, expected_calibration_error, reliability_bins
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 Z = 1.959963984540054  # the standard normal's 97.5 % point

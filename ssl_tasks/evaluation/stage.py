@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from selftrain.ssl_tasks.data.dataset import Dataset, Pool
-from selftrain.ssl_tasks.evaluation.calibration import fit_temperature
 from selftrain.ssl_tasks.evaluation.metrics import confusion_matrix, measure
 from selftrain.ssl_tasks.evaluation.robustness import attack_accuracy, corruption_accuracy
-from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
+from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.pseudo_labels.calibration import fit_temperature
 from selftrain.ssl_tasks.settings.run_config import EvaluateSettings
 from selftrain.ssl_tasks.trained.model import Trained, load_card, load_trained
 

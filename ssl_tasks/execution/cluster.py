@@ -16,8 +16,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from selftrain.ssl_tasks import errors
-from selftrain.ssl_tasks.execution.execute import load_body
-from selftrain.ssl_tasks.execution.process import describe
+from selftrain.ssl_tasks.execution.stage import load_body
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 
 Key = TypeVar("Key")
@@ -51,7 +50,7 @@ def answer(function: str, shared: object, item: object) -> dict[str, Any]:
         return {"value": load_body(function)(shared, item)}  # type: ignore[call-arg, arg-type]
     except Exception as error:  # noqa: BLE001 - whatever it was, the run must hear of it
         traceback.print_exc()
-        return {**describe(error), "host": socket.gethostname()}
+        return {**errors.describe(error), "host": socket.gethostname()}
 
 
 def received(ray: ModuleType, reference: object) -> Any:
@@ -66,9 +65,7 @@ def received(ray: ModuleType, reference: object) -> Any:
         ) from error
     if "error" not in found:
         return found["value"]
-    kind = getattr(errors, found["error"])
-    message = f"{found['message']} (on the Ray worker {found['host']})"
-    raise errors.SelftrainError(message) if kind is errors.StageFailed else kind(message)
+    raise errors.described({**found, "message": f"{found['message']} (on the Ray worker {found['host']})"})
 
 
 @contextlib.contextmanager

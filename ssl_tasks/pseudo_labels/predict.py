@@ -25,10 +25,15 @@ from selftrain.ssl_tasks.data.dataset import Dataset, Pool
 from selftrain.ssl_tasks.data.order import key_of
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.cluster import spread
-from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
+from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.pseudo_labels import schema
-from selftrain.ssl_tasks.pseudo_labels.calibration import calibration, fit_temperature, fitting_half
+from selftrain.ssl_tasks.pseudo_labels.calibration import (
+    LOG_RANGE_OF_TEACHERS,
+    calibration,
+    fit_temperature,
+    fitting_half,
+)
 from selftrain.ssl_tasks.pseudo_labels.engine import saying_what_is_full
 from selftrain.ssl_tasks.pseudo_labels.labeller import (
     AUGMENT,
@@ -206,7 +211,8 @@ class Predicting:
                     "predict.temperature=fit needs validation images, and there are none. Set "
                     "data.split.validation, or a number"
                 )
-            temperature = fit_temperature(log_probs[fitted], labels[fitted])
+            best = fit_temperature(log_probs[fitted], labels[fitted], LOG_RANGE_OF_TEACHERS)
+            temperature = float(f"{best:.4g}")
         report = {
             "temperature": temperature,
             "fitted_on": int(fitted.sum()),

@@ -21,9 +21,8 @@ from selftrain.ssl_tasks.report.data import Gallery, ReportData, RoundPage, Stag
 from selftrain.ssl_tasks.report.gallery import NO_PICTURES, Picks, open_gallery, pick
 from selftrain.ssl_tasks.report.pictures import embed, size
 from selftrain.ssl_tasks.report.rounds import round_page, thresholds_of
-from selftrain.ssl_tasks.store.advice import advice
 from selftrain.ssl_tasks.store.artifacts import write_atomically
-from selftrain.ssl_tasks.store.runs import RoundArtifacts, Run, tables_folder
+from selftrain.ssl_tasks.store.runs import RoundArtifacts, Run, advice, tables_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 MEMORY_GB = 1.0
 MOST_BYTES = 14_500_000  # size of the data in the page; with style and scripts, the page stays below 15 MB
 MOST_GALLERY_BYTES = 12_000_000
-SHOWN_OF_RUN = ("id", "name", "state", "stopped", "created", "finished", "command", "tracked")
+SHOWN_OF_RUN = ("id", "name", "state", "stopped", "created", "finished", "tracked")
 Links = Mapping[str, str]
 
 

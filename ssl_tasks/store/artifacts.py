@@ -2,7 +2,6 @@
 cache."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,6 +19,7 @@ from pydantic import Field, field_validator
 from selftrain.ssl_tasks.errors import DamagedArtifact
 from selftrain.ssl_tasks.regular_file import open_regular
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
+from selftrain.ssl_tasks.store.locks import file_lock
 
 MANIFEST = "artifact.json"
 REMEDY = "run its recipe again: damaged artifacts are recomputed, and the old files are moved to store/quarantine"
@@ -238,29 +238,6 @@ def check_files(artifact: Artifact, digests: bool = True) -> None:
             raise DamagedArtifact(f"{path} has changed since it was written")
 
 
-@contextlib.contextmanager
-def file_lock(path: Path, blocking: bool = True) -> Iterator[None]:
-    """Holds an exclusive flock on `path`; raises BlockingIOError if it is held by another and `blocking` is False."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _open_lock(path)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _open_lock(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except PermissionError:
-        if not path.exists():
-            raise
-        return os.open(
-            path, os.O_RDONLY | os.O_CLOEXEC
-        )  # another user's file: on a local disk, read permission is enough for a lock
-
-
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Writes a file such that a reader sees the old or the new contents in full, even after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -293,3 +270,25 @@ def flush_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def verified(artifact: Artifact) -> Artifact:
+    """Returns the artifact if each file has its digest; DamagedArtifact names the file that has not, and the remedy.
+
+    Each file is read once: its digest is remembered in the workspace's cache by inode, size and times, for other
+    processes too. `selftrain lineage --verify` and the reuse of an artifact read every file again.
+    """
+    from selftrain.ssl_tasks.store.file_digests import FileDigests  # pyarrow is not imported before it is needed
+
+    files = artifact.manifest["files"]
+    try:
+        check_contents(artifact)
+        check_files(artifact, digests=False)
+        cache = artifact.path.parents[2] / "cache"  # <workspace>/store/<stage>/<key>
+        digests = FileDigests(cache).of(artifact.path, list(files))
+        for (name, entry), digest in zip(files.items(), digests, strict=True):
+            if digest is None or digest.hex() != entry["sha256"]:
+                raise DamagedArtifact(f"{artifact.file(name)} has changed since it was written")
+    except DamagedArtifact as error:
+        raise DamagedArtifact(f"{error}; {REMEDY}") from error
+    return artifact

@@ -1,9 +1,4 @@
-"""Computes sha256 digests of files and remembers them by the files' stat, so that unchanged files are not read again.
-
-An artifact is verified if every file has the digest in its manifest. Digests are remembered in the workspace's cache
-by inode, size and times, for other processes too; `selftrain lineage --verify` and the reuse of an artifact read every
-file again.
-"""
+"""sha256 digests of files, remembered by their stat as in git's index: an unchanged file is not read again."""
 
 import contextlib
 import hashlib
@@ -18,9 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from selftrain.ssl_tasks.errors import DamagedArtifact
 from selftrain.ssl_tasks.regular_file import open_regular
-from selftrain.ssl_tasks.store.artifacts import REMEDY, Artifact, check_contents, check_files, write_atomically
+from selftrain.ssl_tasks.store.artifacts import write_atomically
 
 RACY_NS = 2_000_000_000  # a file changed this shortly before it was read may change again with the same time stamp
 CHUNK = 1 << 20
@@ -115,20 +109,3 @@ def _remember(memory: Path, table: pa.Table) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(table.filter(pc.is_valid(table["digest"])), buffer, compression="zstd")
     write_atomically(memory, buffer.getvalue().to_pybytes())
-
-
-def verified(artifact: Artifact) -> Artifact:
-    """Returns the artifact if its files are unchanged; DamagedArtifact names a changed file and the remedy."""
-
-    files = artifact.manifest["files"]
-    try:
-        check_contents(artifact)
-        check_files(artifact, digests=False)
-        cache = artifact.path.parents[2] / "cache"  # <workspace>/store/<stage>/<key>
-        digests = FileDigests(cache).of(artifact.path, list(files))
-        for (name, entry), digest in zip(files.items(), digests, strict=True):
-            if digest is None or digest.hex() != entry["sha256"]:
-                raise DamagedArtifact(f"{artifact.file(name)} has changed since it was written")
-    except DamagedArtifact as error:
-        raise DamagedArtifact(f"{error}; {REMEDY}") from error
-    return artifact

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -23,14 +24,15 @@ from pydantic import TypeAdapter, ValidationError
 from selftrain.ssl_tasks.errors import DamagedRecord, NotFound, nearest
 from selftrain.ssl_tasks.settings.recipe_text import dump_values, read_values
 from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.store.artifacts import Artifact, file_lock, read_manifest, write_atomically
-from selftrain.ssl_tasks.store.file_digests import verified
+from selftrain.ssl_tasks.store.artifacts import Artifact, read_manifest, verified, write_atomically
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
-from selftrain.ssl_tasks.store.process_lock import freed, held_lock
+from selftrain.ssl_tasks.store.locks import file_lock, freed, held_lock
+from selftrain.ssl_tasks.store.stage_names import FIRST, RoundNames
 
 RunState = Literal["running", "waiting", "done", "failed", "interrupted", "crashed"]
 log = logging.getLogger("selftrain")
 RESERVE = 1 << 20  # bytes that a run reserves, so that it can record its end on a full disk
+UNFINISHED = ("failed", "interrupted", "crashed")  # states of a run that `rerun` continues
 StageState = Literal["pending", "running", "computed", "reused", "failed", "crashed", "interrupted"]
 
 
@@ -162,30 +164,28 @@ class Run:
 
     @property
     def dataset(self) -> Artifact | None:
-        return self.artifact("dataset")
+        return self.artifact(FIRST.dataset)
 
     def rounds(self) -> list[RoundArtifacts]:
         """Returns the artifacts of each started round; round 0 is the teacher."""
         last = max((stage.round for stage in self.stages()), default=0)
-        first = RoundArtifacts(0, model=self.artifact("teacher"), evaluation=self.artifact("evaluate-teacher"))
+        first = RoundArtifacts(0, model=self.artifact(FIRST.model), evaluation=self.artifact(FIRST.evaluate))
         return [first] + [
             RoundArtifacts(
-                number,
-                predictions=self.artifact(f"predict-{number}"),
-                selection=self.artifact(f"select-{number}"),
-                model=self.artifact(self.model_stage(number)),
-                evaluation=self.artifact(f"evaluate-{number}"),
-                gate=self.artifact(f"gate-{number}"),
+                names.number,
+                predictions=self.artifact(names.predict),
+                selection=self.artifact(names.select),
+                model=self.artifact(self.model_stage(names.number)),
+                evaluation=self.artifact(names.evaluate),
+                gate=self.artifact(names.gate),
             )
-            for number in range(1, last + 1)
+            for names in map(RoundNames, range(1, last + 1))
         ]
 
     def model_stage(self, number: int) -> str:
         """Returns the stage that made a round's model: the student's training, or its fine-tuning if there was one."""
-        if not number:
-            return "teacher"
-        tuned = f"finetune-{number}"
-        return f"student-{number}" if self.artifact(tuned) is None else tuned
+        names = RoundNames(number)
+        return names.finetune if number and self.artifact(names.finetune) is not None else names.model
 
     @property
     def nothing_new(self) -> bool:
@@ -356,3 +356,19 @@ def find_run(workspace: Path, name: str = "last") -> Run:
     if not found:
         raise NotFound(f"no run '{name}' in {workspace}." + nearest(name, [run.id for run in runs]))
     return found[0]
+
+
+def advice(run: Run) -> str:
+    """Returns the next step for a run, as commands to paste; empty if the run is running or done."""
+    match run.info["state"]:
+        case "waiting":
+            return f"review its pseudo-labels: {_command(run, 'labels')}\nthen approve them: {_command(run, 'approve')}"
+        case state if state in UNFINISHED:
+            return f"resume with: {_command(run, 'rerun')}   (finished stages are reused)"
+    return ""
+
+
+def _command(run: Run, verb: str) -> str:
+    usual = Path(os.path.expanduser(os.environ.get("SELFTRAIN_HOME") or ".selftrain")).absolute()
+    elsewhere = [] if run.workspace == usual else ["--workspace", str(run.workspace)]
+    return shlex.join(["selftrain", *elsewhere, verb, run.id])

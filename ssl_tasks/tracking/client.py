@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.collection import uncollected
-from selftrain.ssl_tasks.store.artifacts import file_lock, write_atomically
+from selftrain.ssl_tasks.execution.startup import uncollected
+from selftrain.ssl_tasks.store.artifacts import write_atomically
 from selftrain.ssl_tasks.store.json_file import Malformed, read_json
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.tracking.spool import without_password
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import socket
 import sys
 
 from selftrain.ssl_tasks.execution.listening import Guard
-from selftrain.ssl_tasks.execution.parent import end_group_after
+from selftrain.ssl_tasks.execution.startup import end_group_after
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.collection import own_process
-from selftrain.ssl_tasks.execution.parent import die_with_parent
-from selftrain.ssl_tasks.store.artifacts import Artifact, file_lock
+from selftrain.ssl_tasks.execution.startup import die_with_parent, own_process
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.tracking.client import connect, experiment_id
 from selftrain.ssl_tasks.tracking.operations import Applier, Later
 from selftrain.ssl_tasks.tracking.spool import Operation, Sent, Spool, remove, spools, without_password

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, parse_json
-from selftrain.ssl_tasks.store.process_lock import held_lock
+from selftrain.ssl_tasks.store.locks import held_lock
 from selftrain.ssl_tasks.store.runs import alive, owner
 
 log = logging.getLogger("selftrain.tracking")

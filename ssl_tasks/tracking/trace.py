@@ -17,7 +17,7 @@ import pandas as pd
 from selftrain.ssl_tasks.errors import DamagedArtifact, NotFound, nearest
 from selftrain.ssl_tasks.store.artifacts import MANIFEST, Artifact, Store, digest_file, digest_json, read_manifest
 from selftrain.ssl_tasks.store.runs import Run
-from selftrain.ssl_tasks.tracking.entities import champion, input_datasets, input_models
+from selftrain.ssl_tasks.tracking.entities import input_datasets, input_models
 from selftrain.ssl_tasks.tracking.lineage import Graph, Kind, Node, visible
 
 if TYPE_CHECKING:
@@ -251,16 +251,6 @@ def _row(path: Path, sample_id: str, columns: list[str]) -> dict[str, Any] | Non
 
 def _name(classes: list[str], label: Any) -> str | None:
     return None if label is None or pd.isna(label) or int(label) < 0 else str(classes[int(label)])
-
-
-def champion_lineage(client: "MlflowClient", name: str) -> Graph:
-    """Returns the lineage of a registered model's champion. (A version's model_id is None here; its source has it.)"""
-    version = champion(client, name)
-    if version is None:
-        raise NotFound(
-            f"no version of the registered model '{name}' is the champion; expected a finished run of that name"
-        )
-    return mlflow_lineage(client, str(version.source).rsplit("/", 1)[-1])
 
 
 def mlflow_lineage(client: "MlflowClient", model_id: str) -> Graph:

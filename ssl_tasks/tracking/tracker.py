@@ -15,15 +15,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
-from selftrain.ssl_tasks.execution.parent import parent_of_mine
-from selftrain.ssl_tasks.execution.safe_path import safe_path
+from selftrain.ssl_tasks.execution.progress import Show
+from selftrain.ssl_tasks.execution.startup import parent_of_mine, safe_path
 from selftrain.ssl_tasks.store.artifacts import Artifact, write_atomically
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
 from selftrain.ssl_tasks.tracking.client import default_uri
@@ -68,14 +68,14 @@ class Mark(Shape):
 class Follower(threading.Thread):
     """Follows one attempt of a stage. Events of an earlier attempt that were not spooled go to that attempt's run."""
 
-    def __init__(self, spool: Spool, run: str, events: Path) -> None:
+    def __init__(self, spool: Spool, run: str, events: Path, show: Show | None = None) -> None:
         super().__init__(name=f"follow-{run[:8]}", daemon=True)
         self.spool, self.local, self.events = spool, run, events
         self.mark = events.with_name(events.name + ".followed")
         self.ended = threading.Event()
         self.offset = 0
         self.progress: tuple[int, int, str] | None = None  # done, total, what
-        self.show: Callable[[int, int, str], None] = lambda _done, _total, _what: None  # called with each progress
+        self.show = show  # called with each progress
         before: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError, Malformed):
             before = read_json(self.mark, Mark)
@@ -124,7 +124,7 @@ class Follower(threading.Thread):
             if "progress" in event:
                 self.progress = (*event["progress"], event.get("what", ""))
             rows += metric_rows(event.get("metrics", {}), event["time"], event.get("step", 0))
-        if self.progress is not None and self.progress != before:
+        if self.show is not None and self.progress is not None and self.progress != before:
             self.show(*self.progress)
         spool_rows(self.spool, run, rows)
         self.offset += len(whole)
@@ -191,9 +191,12 @@ class Tracker:
         """Starts a child run for one attempt of a stage."""
         return self._start(name, parent, tags)
 
-    def follow(self, run: str, events: Path) -> Follower:
-        """Follows an attempt's events while it runs; call `.stop()` before the artifact is committed."""
-        follower = Follower(self.spool, run, events)
+    def follow(self, run: str, events: Path, show: Show | None = None) -> Follower:
+        """Ships an attempt's events while it runs, and tells `show` of its progress.
+
+        `.stop()` it before the artifact is committed.
+        """
+        follower = Follower(self.spool, run, events, show)
         follower.start()
         return follower
 
@@ -215,14 +218,6 @@ class Tracker:
         """Copies a file (a report, a log) to the run's artifacts."""
         self.spool.append("file", run=run, path=str(Path(path).absolute()), folder=folder)
 
-    def log_text(self, run: str, text: str, file: str) -> None:
-        """Stores a small text as a file among the run's artifacts."""
-        self.spool.append("text", run=run, text=text, file=file)
-
-    def log_metrics(self, run: str, values: Mapping[str, float], step: int = 0) -> None:
-        """Records numbers of a run, with the current time."""
-        spool_rows(self.spool, run, metric_rows(values, time.time(), step))
-
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
         """Sets tags of a run; the last value counts."""
         self.spool.append("tags", run=run, tags=dict(tags))
@@ -240,11 +235,6 @@ class Tracker:
         if tags:
             self.set_tags(run, tags)
         self._end(run, ending)
-
-    def end_dead(self, runs: Iterable[str]) -> None:
-        """Ends runs of dead attempts. (Runs that a dead process left open in its spool are ended without this.)"""
-        for run in runs:
-            self._end(run, "KILLED")
 
     def close(self, timeout: float = 60.0) -> Report:
         """Sends the rest, unless the server does not answer; then the next run or `sync` sends it."""

@@ -15,7 +15,7 @@ from selftrain.models import build_model
 from selftrain.models.classifier import Classifier, joined
 from selftrain.models.settings import ModelSettings
 from selftrain.ssl_tasks.errors import DamagedArtifact, DataError
-from selftrain.ssl_tasks.execution.precision import autocast, resolve_device, resolve_precision
+from selftrain.ssl_tasks.execution.devices import autocast, resolve_device, resolve_precision
 from selftrain.ssl_tasks.regular_file import read_regular
 from selftrain.ssl_tasks.settings.section import Section
 from selftrain.ssl_tasks.store.json_file import MOST_BYTES

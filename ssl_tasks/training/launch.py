@@ -18,11 +18,12 @@ from typing import Any
 from uuid import uuid4
 
 from selftrain.ssl_tasks import errors
-from selftrain.ssl_tasks.execution.gpus import lease
-from selftrain.ssl_tasks.execution.safe_path import safe_path
+from selftrain.ssl_tasks.execution.devices import lease
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.startup import safe_path
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSettings
-from selftrain.ssl_tasks.store.artifacts import Artifact, file_lock, write_atomically
+from selftrain.ssl_tasks.store.artifacts import Artifact, write_atomically
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.training.checkpoints import StopRequest, stop_requests
 
 ALIVE, INVITATION = "alive.lock", "invitation.json"
@@ -139,7 +140,7 @@ def read_answers(folder: Path, processes: int, nodes: int = 1) -> StageResult:
     failed = [answer for answer in answers.values() if "error" in answer]
     known = [answer for answer in failed if answer["error"] != "SelftrainError"]
     if known:
-        raise getattr(errors, known[0]["error"])(known[0]["message"])
+        raise errors.described(known[0])
     if nodes > 1 and not answers:
         raise errors.SelftrainError(
             f"the {nodes} hosts of runtime.nodes did not meet, or the network between them broke. Each of the others "

@@ -57,7 +57,7 @@ def test_pixels_are_the_same_with_any_cache(artifact: Artifact, cache: Path, gig
 
 
 def test_a_cache_that_is_off_holds_no_pixels(build: Build, pets: Path, cache: Path) -> None:
-    from selftrain.ssl_tasks.execution.execute import Request, execute
+    from selftrain.ssl_tasks.execution.stage import Request, execute
 
     settings = DataSettings.model_validate({"source": {"name": "folder", "path": pets}})
     request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", settings)

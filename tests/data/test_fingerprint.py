@@ -13,7 +13,7 @@ import pytest
 
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.sources import fingerprint, open_source
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.file_digests import FileDigests

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 from tests.clock import HANG
 from tests.flows.tiny import selftrain
 

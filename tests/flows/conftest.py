@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 from tests.browser import browser
 from tests.flows.tiny import environment, last, selftrain, write_recipe
 from tests.local_servers import settle

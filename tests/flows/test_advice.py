@@ -12,11 +12,10 @@ from selftrain.flows.cli.main import _how_to_continue, main, parser
 from selftrain.flows.rounds.conductor import Conductor, reason_of
 from selftrain.ssl_tasks import errors
 from selftrain.ssl_tasks.errors import DataError, Interrupted, StageFailed
-from selftrain.ssl_tasks.execution.execute import Request
+from selftrain.ssl_tasks.execution.stage import Request
 from selftrain.ssl_tasks.report.page import report_data
 from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.store.advice import advice
-from selftrain.ssl_tasks.store.runs import Run, StageRecord, find_run
+from selftrain.ssl_tasks.store.runs import Run, StageRecord, advice, find_run
 from tests.bodies import Behaviour
 
 ROOT = Path(__file__).parent.parent.parent
@@ -88,7 +87,7 @@ def test_a_damaged_artifact_is_named_on_the_terminal_and_in_the_status(
     request = Request("dataset", "dataset", 1, "tests.bodies:behave", Behaviour())
     for damaged in (False, True):
         run = Run.create(workspace, config)
-        conductor = Conductor(run, config, isolate=False)
+        conductor = Conductor(config, workspace, run)
         with caplog.at_level(logging.WARNING, logger="selftrain"):
             caplog.clear()
             made = conductor.run(request, 0)

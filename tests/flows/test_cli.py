@@ -15,7 +15,7 @@ from selftrain.flows.actions.housekeeping import clean
 from selftrain.flows.cli.main import _ToStderr, main
 from selftrain.flows.tables import printable
 from selftrain.ssl_tasks.errors import Interrupted, UserError
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.store.runs import Run, owner
 from selftrain.ssl_tasks.tracking.tracker import Tracker
 from tests.flows.tiny import command, environment, last, selftrain

@@ -14,9 +14,10 @@ from selftrain.flows.actions.verbs import run
 from selftrain.ssl_tasks.errors import DamagedArtifact
 from selftrain.ssl_tasks.store.runs import Run, find_run
 from selftrain.ssl_tasks.tracking.client import connect, default_uri
+from selftrain.ssl_tasks.training.launch import free_port
 from tests.flows.claims import rows, unended_in_prefect
 from tests.flows.tiny import computed_in_total, environment, last, selftrain
-from tests.local_servers import free_port, prefect_server
+from tests.local_servers import prefect_server
 
 
 def test_a_run_compared_with_its_teacher_alone_is_paired_on_the_same_images(copy: Path, recipe: str) -> None:

@@ -43,7 +43,7 @@ def run_once(folder: Path, workspace: Path) -> Run:
         }
     )
     run = Run.create(workspace, config)
-    conductor = Conductor(run, config, isolate=False)
+    conductor = Conductor(config, run.workspace, run)
     summary = self_training(config, conductor)
     conductor.close()
     run.write_summary(summary.as_json())

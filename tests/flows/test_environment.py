@@ -7,7 +7,7 @@ import pytest
 
 from selftrain.flows.actions.housekeeping import examine
 from selftrain.flows.environment import set_environment
-from selftrain.ssl_tasks.execution.precision import computed_by, resolve_device, resolve_precision
+from selftrain.ssl_tasks.execution.devices import computed_by, resolve_device, resolve_precision
 from selftrain.ssl_tasks.tracking.client import default_uri
 
 

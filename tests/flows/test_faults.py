@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 from tests.flows.claims import assert_nobody_is_left, claims_to_run, nobody_holds_the_gpu
 from tests.flows.faulty import BALLAST, ONE_ROUND, run_faulty
 from tests.flows.tiny import last, outcome, selftrain, states

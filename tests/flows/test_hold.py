@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from prefect.client.schemas.objects import State, StateType
 
-from selftrain.flows.prefect.holding import followed_by_running
-from selftrain.flows.prefect.local_api import prefect_api
+from selftrain.flows.prefect.server import prefect_api
+from selftrain.flows.prefect.tasks import followed_by_running
 from selftrain.flows.rounds.conductor import APPROVAL_SECONDS
-from selftrain.ssl_tasks.store.occupancy import alone
+from selftrain.ssl_tasks.store.locks import alone
 from selftrain.ssl_tasks.store.runs import find_run
 from tests.clock import HANG
 from tests.flows.tiny import command, environment, last, selftrain

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.execution.gpus import visible_gpus
+from selftrain.ssl_tasks.execution.devices import visible_gpus
 from selftrain.ssl_tasks.store.runs import Run, all_runs
 from tests.clock import HANG
 from tests.flows.claims import GPU, assert_nobody_is_left, claims_to_run, marked, nobody_holds_the_gpu

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.execution.safe_path import ROOT, folder_hides_us
+from selftrain.ssl_tasks.execution.startup import ROOT, folder_hides_us
 from tests.flows.own_folder import own_folder, run_in
 from tests.flows.tiny import last, states
 

@@ -15,7 +15,7 @@ from prefect.server.database.dependencies import temporary_database_config
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
 
 from selftrain.flows.prefect.database import SQLITE, prepare_database
-from selftrain.flows.prefect.local_api import prefect_api
+from selftrain.flows.prefect.server import prefect_api
 from selftrain.ssl_tasks.errors import SelftrainError
 from tests.clock import HANG
 from tests.flows.tiny import environment
@@ -117,7 +117,7 @@ def test_an_older_database_keeps_its_rows(database: Path) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_api_that_does_not_start_says_why(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half_migrated(database)
-    monkeypatch.setattr("selftrain.flows.prefect.local_api.prepare_database", lambda: None)
+    monkeypatch.setattr("selftrain.flows.prefect.server.prepare_database", lambda: None)
     broken = temporary_database_config(AioSqliteConfiguration(connection_url=f"{SQLITE}{database}"))
     said = r"Prefect's API did not start: .*index \w+ already exists"
     with broken, pytest.raises(SelftrainError, match=said), prefect_api(tmp_path / "workspace"):

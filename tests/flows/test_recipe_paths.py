@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from selftrain.flows.rounds.recipe_paths import check_paths
+from selftrain.flows.rounds.pipeline import check_paths
 from selftrain.ssl_tasks.errors import UserError
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from tests.flows.tiny import command, environment, selftrain

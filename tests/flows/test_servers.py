@@ -6,10 +6,11 @@ from typing import Any
 import httpx
 import pytest
 
+from selftrain.ssl_tasks.training.launch import free_port
 from tests.flows.claims import rows, unended_in_prefect
 from tests.flows.faulty import let_go, run_faulty, wait_for_the_mark
 from tests.flows.tiny import STAGES, computed_in_total, last, outcome, selftrain, states
-from tests.local_servers import free_port, mlflow_server, prefect_server, settle
+from tests.local_servers import mlflow_server, prefect_server, settle
 
 FRESH = {"student-1", "evaluate-1", "gate-1"}
 

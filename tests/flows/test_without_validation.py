@@ -12,7 +12,7 @@ from selftrain.flows.cli.running import show_summary
 from selftrain.flows.rounds.self_training import Pending, Summary, self_training
 from selftrain.ssl_tasks.data.sources import fingerprint
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.recipe import parse_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from selftrain.flows.cli.main import main
 from selftrain.ssl_tasks.errors import DamagedArtifact, StageFailed
-from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.execution.process import RESULT, _read_result
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.store.artifacts import MANIFEST, Store
 from selftrain.ssl_tasks.tracking.lineage import UP, served_at
 from selftrain.ssl_tasks.tracking.spool import Sent, Spool, spools

@@ -11,8 +11,7 @@ import pytest
 from selftrain.flows.actions.compare import refuse_unreachable, run_cell
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.cluster import answer, refuse_deaf, spread
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.stage import StageContext
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, execute
 from selftrain.ssl_tasks.pseudo_labels.predict import at_hand, label_shard, opened
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings

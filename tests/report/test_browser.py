@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.pseudo_labels.corrections import REJECT, LabelWords, read_rows
 from selftrain.ssl_tasks.report.data import RoundPage
 from selftrain.ssl_tasks.report.page import render, report_data

@@ -21,6 +21,8 @@ from typing import Any
 import psutil
 import yaml
 
+from selftrain.ssl_tasks.training.launch import free_port
+
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 BINARIES = Path(sys.executable).parent
@@ -300,10 +302,3 @@ def _variables() -> dict[str, str]:
     filled = {name: value or secrets.token_hex(16) for name, value in values.items()}
     # More slots than GPUs: the lease of a killed run, which lasts a minute, holds up no test but that of the limit.
     return {**filled, "PREFECT_AUTH": f"admin:{filled['PREFECT_AUTH']}", "TORCH_INDEX": "", "GPUS": "8"}
-
-
-def free_port() -> int:
-    """Returns a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

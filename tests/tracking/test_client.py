@@ -21,9 +21,11 @@ from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.tracking.client import check_server, connect, default_uri
 from selftrain.ssl_tasks.tracking.spool import spools
 from selftrain.ssl_tasks.tracking.tracker import Report, Tracker, sync
+from selftrain.ssl_tasks.training.launch import free_port
 from tests.clock import own_seconds, until
-from tests.local_servers import free_port, mlflow_server
+from tests.local_servers import mlflow_server
 from tests.tracking.observed import runs_by_name
+from tests.tracking.telling import log_metrics
 
 
 def test_eight_processes_race_to_a_fresh_database(tmp_path: Path) -> None:
@@ -169,11 +171,11 @@ def test_a_server_that_dies_in_the_middle_delays_nothing_and_loses_nothing(
         tracker = Tracker(uri, workspace)
         run = tracker.start_run("run", {"seed": 1}, "seed: 1\n")
         stage = tracker.start_stage(run, "teacher")
-        tracker.log_metrics(stage, {"loss": 1.0}, step=1)
+        log_metrics(tracker, stage, {"loss": 1.0}, step=1)
         client = MlflowClient(uri)
         until(lambda: "teacher" in runs_by_name(client), "the stage's run", pause=0.2)
     started = own_seconds()
-    tracker.log_metrics(stage, {"loss": 0.5}, step=2)
+    log_metrics(tracker, stage, {"loss": 0.5}, step=2)
     tracker.finish_stage(stage, artifacts["teacher"])
     tracker.finish_run(run)
     assert own_seconds() - started < 0.1

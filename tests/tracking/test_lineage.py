@@ -11,11 +11,12 @@ from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store
 from selftrain.ssl_tasks.store.runs import Run, StageRecord
 from selftrain.ssl_tasks.tracking.client import connect, default_uri
+from selftrain.ssl_tasks.tracking.entities import champion
 from selftrain.ssl_tasks.tracking.lineage import Graph, Node, as_json, as_mermaid, as_tree, visible
 from selftrain.ssl_tasks.tracking.shipper import Shipper
 from selftrain.ssl_tasks.tracking.trace import (
-    champion_lineage,
     find_artifact,
+    mlflow_lineage,
     resting_on,
     sample_lineage,
     sample_tree,
@@ -154,7 +155,10 @@ def test_mlflow_alone_tells_the_same_lineage(
     uri = default_uri(workspace)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     Shipper(workspace, uri).ship_left(None)
-    told = champion_lineage(connect(uri, workspace), "quickstart")
+    client = connect(uri, workspace)
+    version = champion(client, "quickstart")
+    assert version is not None
+    told = mlflow_lineage(client, str(version.source).rsplit("/", 1)[-1])
     assert told.nodes[told.root].digest == artifacts["student-1"].digest
     models = {node.digest for node in told.nodes.values() if node.kind == "model"}
     assert models == {node.digest for node in graph.nodes.values() if node.kind == "model"}

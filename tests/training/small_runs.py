@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact

@@ -12,7 +12,7 @@ from selftrain.models import build_model
 from selftrain.models.settings import ModelSettings
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.execute import execute
+from selftrain.ssl_tasks.execution.stage import execute
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.run_config import FineTuneSettings, LearnerSettings, RuntimeSettings

@@ -22,7 +22,7 @@ from selftrain.models import ModelSettings, build_model
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import ConfigError, Interrupted, OutOfMemory, TrainingDiverged
-from selftrain.ssl_tasks.execution.precision import computed_by
+from selftrain.ssl_tasks.execution.devices import computed_by
 from selftrain.ssl_tasks.methods.base import Losses
 from selftrain.ssl_tasks.methods.supervised import Supervised
 from selftrain.ssl_tasks.store.artifacts import Artifact

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selftrain.ssl_tasks.errors import DataError
-from selftrain.ssl_tasks.store.artifacts import file_lock
 from selftrain.ssl_tasks.store.file_digests import FileDigests
+from selftrain.ssl_tasks.store.locks import file_lock
 
 if TYPE_CHECKING:
     from selftrain.ssl_tasks.store.file_digests import FileDigests

@@ -1,7 +1,7 @@
-"""Reports a run to Prefect: stages as tasks, pauses, and the end of a run whose process died before it could report.
+"""Shows a run in Prefect: its stages as tasks, its pauses, and its end.
 
-Prefect orders, names, retries and shows; the store alone decides what is done. A run that waits for a person is Paused
-in Prefect, and `Resume` approves as `selftrain approve` does.
+Prefect orders, names, retries and shows; only the store decides what is done. A run that waits for approval is Paused
+in Prefect, and `Resume` there approves it as `selftrain approve` does.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ class PrefectOrchestrator(Orchestrator):
         return {"prefect_flow_run": str(flow_run.get_id() or ""), "prefect_server": server_in_use(workspace)}
 
     def run_task(self, run: Run, request: Request, round_number: int, stage: Callable[[], Outcome]) -> Outcome:
-        """Runs a stage as a task, after any pause of the flow run has ended."""
+        """Runs a stage as a task, when the flow run is not paused."""
         self.context.copy().run(wait_while_paused, run)
         return self.context.copy().run(as_task, request, round_number, stage, self.retries)
 
@@ -153,10 +153,13 @@ def paused(round_number: int) -> Iterator[Callable[[], bool]]:
     """Pauses our flow run for the time of the block; yields whether a person has pressed Resume.
 
     The process stays, and so does the pause: without a limit of time it never expires. A block that ends by an error
-    (the run was cancelled, or its process stopped) leaves the state as it is.
+    (a cancellation, a stopped process) does not change the state.
     """
     identity = UUID(flow_run.get_id())
-    message = f"round {round_number} waits: look at its labels, then Resume, or `selftrain approve` on its worker"
+    message = (
+        f"round {round_number} waits for approval. Review its pseudo-labels, then press Resume, or "
+        "run `selftrain approve` on its worker"
+    )
     with get_client(sync_client=True) as client:
         pause: State[Any] | None = None
         with _patient("cannot be paused"):
@@ -164,7 +167,7 @@ def paused(round_number: int) -> Iterator[Callable[[], bool]]:
             pause = answer.state if answer.status is SetStateStatus.ACCEPT else None
 
         def resumed() -> bool:
-            with _patient("cannot be asked for"):
+            with _patient("cannot be read"):
                 return pause is not None and followed_by_running(client.read_flow_run_states(identity), pause)
             return False
 
@@ -184,10 +187,10 @@ def wait_while_paused(run: Run) -> None:
         while (state := _state(client, identity)) is not None and state.is_paused() and not run.info.get("waits_for"):
             if not told:
                 told = True
-                log.warning("%s is paused in Prefect: the next stage begins after Resume there", run.id)
+                log.warning("%s is paused in Prefect; press Resume there to start the next stage", run.id)
                 run.update(state="waiting", stopped=PAUSED)
-                with _patient("cannot be told so"):  # the person sees it on the run's page
-                    message = f"{PAUSED}; no stage computes now"
+                with _patient("cannot be updated"):  # the person sees it on the run's page
+                    message = f"{PAUSED}; no stage is running"
                     client.set_flow_run_state(identity, state.model_copy(update={"message": message}), force=True)
             time.sleep(PAUSE_SECONDS)
     if told:
@@ -213,7 +216,11 @@ def _patient(what: str) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as error:
-        log.warning("the flow run %s: %s; `selftrain approve` works", what, type(error).__name__)
+        log.warning(
+            "Prefect's flow run %s: %s. To approve a round without Prefect: selftrain approve",
+            what,
+            type(error).__name__,
+        )
 
 
 def tell_prefect(workspace: Path, server: str) -> None:

@@ -34,21 +34,21 @@ APPROVAL_SECONDS = 0.5  # between two looks for a person's approval
 
 
 def never() -> bool:
-    """The answer to "has it been asked for?" where nothing can ask."""
+    """Returns False: without an orchestrator, nothing can ask for a stop or an approval."""
     return False
 
 
 class Orchestrator:
-    """Starts the stages of a run and shows them; this default adds nothing. (Prefect: `flows/prefect/tasks.py`.)"""
+    """Starts the stages of a run and shows them; this default does neither. (For Prefect: `flows/prefect/tasks.py`.)"""
 
-    own_signals = True  # else the caller has a handler of SIGTERM that raises
+    own_signals = True  # False: the caller has a handler of SIGTERM that raises
 
     def details(self, workspace: Path) -> dict[str, Any]:
         """Returns entries for the run's record."""
         return {}
 
     def run_task(self, run: Run, request: Request, round_number: int, stage: Callable[[], Outcome]) -> Outcome:
-        """Calls `stage` once there is nothing in its way, and again where its error can be cured."""
+        """Calls `stage` when nothing delays it, and again after a temporary error."""
         return stage()
 
     def gpu_slots(self, request: Request, runtime: RuntimeSettings) -> AbstractContextManager[None]:
@@ -61,7 +61,7 @@ class Orchestrator:
 
 
 class Conductor:
-    """Runs the stages of one run, and records, tracks and displays them; `force` names stages to recompute.
+    """Runs the stages of one run, with their records, logs and tracking; `force` names stages to recompute.
 
     Without a `run`, stages are neither recorded nor tracked, and their logs are in the workspace's folder `logs`.
     """
@@ -173,7 +173,7 @@ class Conductor:
         try:
             self._write(replace(record, state=state, reason=reason_of(error), seconds=time.time() - record.started))
         except OSError as full:
-            log.error("that %s %s cannot be written down: %s", record.name, state, full)
+            log.error("the record that %s is %s cannot be written: %s", record.name, state, full)
 
     @contextmanager
     def _followed(self, request: Request, context: StageContext) -> Iterator[str]:

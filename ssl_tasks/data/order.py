@@ -20,12 +20,12 @@ def _digest(names: Iterable[object], size: int) -> bytes:
 
 
 def key_of(*names: object) -> int:
-    """Returns a 64-bit key from a seed and names."""
+    """A 64-bit key from a seed and names."""
     return int.from_bytes(_digest(names, 8), "little")
 
 
 def uniform_rows(start: int, stop: int, width: int, seed: int, *names: object) -> NDArray[np.float64]:
-    """Returns rows start … stop of an endless table of numbers in [0, 1) that (seed, names) names.
+    """Rows start … stop of an endless table of numbers in [0, 1) that (seed, names) names.
 
     A row does not depend on the other rows requested, so a batch that is split over processes is still one batch.
     """
@@ -90,7 +90,7 @@ class Sampler:
     order: Integers | None  # [entries] grouped by class; None where the pool's own order stands
 
     def entries(self, start: int, stop: int) -> Integers:
-        """Returns the entries of draws start … stop - 1."""
+        """The entries of draws start … stop - 1."""
         draw = np.arange(start, stop, dtype=np.int64)
         groups = len(self.sizes)
         group = permute(draw % groups, groups, self._keys(draw // groups, 0)) if groups > 1 else np.zeros_like(draw)

@@ -1,7 +1,7 @@
-"""Chooses the devices of a stage and its number format.
+"""Chooses the devices of a stage and its number format, and leases GPUs.
 
-A GPU is leased to one stage at a time on a host, for all users together. Only the functions that need torch import it:
-a process that waits for a lease must not.
+A GPU is leased to one stage at a time on a host, for all users. Torch is imported only in the functions that need it,
+never for a lease.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Shows the progress of stages (bars on a terminal, elsewhere some lines), and reads it from a stage's events."""
+"""Shows the progress of stages as bars on a terminal or as lines elsewhere, and reads it from their events."""
 
 import json
 import logging

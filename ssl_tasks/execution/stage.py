@@ -1,6 +1,6 @@
-"""Defines a stage: its request, its body (from artifacts and one section to files), and the steps to its artifact.
+"""Defines a stage: a request, a body that turns artifacts and one section into files, and the steps to an artifact.
 
-`look_up`, `begin_attempt` and `commit` are these steps; their caller holds the lock of the request's key.
+The steps are `look_up`, `begin_attempt` and `commit`; the caller must hold the lock of the request's key.
 `selftrain.flows.rounds.conductor` takes them for a run; `execute` takes them in this process, without a run.
 """
 
@@ -38,7 +38,8 @@ class Request:
     seed: int = 0
 
     def key_parts(self) -> dict[str, Any]:
-        """Returns the values whose hash is the key; the manifest keeps them, so that `explain` can compare two."""
+        """Returns the parts that the key is the hash of; they are in the manifest, so that `explain` can compare two
+        keys."""
         digests = {role: artifact.digest for role, artifact in self.inputs.items()}
         return {
             "stage": self.stage,

@@ -1,9 +1,9 @@
-"""Starts and ends our processes: where they look for modules, when they end, what garbage collection skips.
+"""Controls the start and end of our processes: their module path, their parent, and garbage collection.
 
-A process that we start ends with the process that started it, whatever ends that one. There are two ways. One that
-starts none of its own is killed by the kernel at once, even while an import holds Python's lock (`die_with`; Linux
-alone). One whose children are not all ours kills its whole group, as soon as it reads that the other end of a pipe is
-gone (`end_group_after`; a thread, which works anywhere).
+A process that we start ends with its parent, however the parent ends. There are two ways. A process without children is
+killed by the kernel at once, even while an import holds Python's lock (`die_with`; Linux only). A process with children
+that are not all ours kills its whole group when the other end of a pipe is closed (`end_group_after`; a thread, which
+works anywhere).
 """
 
 import contextlib

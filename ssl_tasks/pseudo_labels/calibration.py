@@ -1,4 +1,4 @@
-"""Measures and corrects calibration: temperature scaling, reliability bins, calibration error (1706.04599)."""
+"""Measures and improves calibration: temperature scaling, reliability bins, calibration error (arXiv 1706.04599)."""
 
 import hashlib
 from typing import Any

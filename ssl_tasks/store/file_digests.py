@@ -1,4 +1,4 @@
-"""Computes sha256 digests of files and remembers them by the files' stat: an unchanged file is not read again."""
+"""sha256 digests of files, remembered by their stat as in git's index: an unchanged file is not read again."""
 
 import contextlib
 import hashlib

@@ -1,10 +1,10 @@
-"""Locks between processes; the kernel frees each of them on any death.
+"""Locks between processes; the kernel frees them when a process dies.
 
-`file_lock` is for the time of a block. `at_work` and `alone` are about a workspace: processes that use it share a lock,
-and deletion needs exclusive use. `held_lock` is about a process: it locks a file for its whole life, so
-that other hosts and containers know when it has died. (A new container has another host name, and its process ids mean
-nothing elsewhere.) A free process lock counts only if a held one would be visible: both sides use the same kind of file
-system, and either one kernel at a time mounts it, or its server keeps the locks.
+`file_lock` holds a lock during a block. Processes that use a workspace share the lock of `at_work`; deletion needs
+exclusive use (`alone`). `held_lock` locks a file for the whole life of a process, so that other hosts and containers
+know when it has died. (A new container has another host name, and its process ids mean nothing elsewhere.) A free
+process lock counts only if a held lock would be visible: both sides use the same kind of file system, and either one
+kernel at a time mounts it, or its server keeps the locks.
 """
 
 import atexit

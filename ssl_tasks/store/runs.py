@@ -359,12 +359,12 @@ def find_run(workspace: Path, name: str = "last") -> Run:
 
 
 def advice(run: Run) -> str:
-    """The next step for a run, as a command that can be pasted; empty if it runs or is done."""
+    """Returns the next step for a run, as commands to paste; empty if the run is running or done."""
     match run.info["state"]:
         case "waiting":
-            return f"look at its labels, then approve them: {_command(run, 'approve')}"
+            return f"review its pseudo-labels: {_command(run, 'labels')}\nthen approve them: {_command(run, 'approve')}"
         case state if state in UNFINISHED:
-            return f"continue with: {_command(run, 'rerun')}   (finished stages are reused)"
+            return f"resume with: {_command(run, 'rerun')}   (finished stages are reused)"
     return ""
 
 

@@ -75,7 +75,7 @@ class Follower(threading.Thread):
         self.ended = threading.Event()
         self.offset = 0
         self.progress: tuple[int, int, str] | None = None  # done, total, what
-        self.show = show  # is told of it
+        self.show = show  # called with each progress
         before: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError, Malformed):
             before = read_json(self.mark, Mark)

@@ -131,7 +131,7 @@ def test_a_missing_label_column_names_the_nearest(pets: Path, cache: Path) -> No
 
 def test_a_label_outside_the_class_list_names_the_nearest(pets: Path, cache: Path) -> None:
     settings = folder(pets).model_copy(update={"classes": ("cats", "dog")})
-    with pytest.raises(DataError, match=r"as 'cat'. Did you mean 'cats'"):
+    with pytest.raises(DataError, match=r"for example 'cat'\. Did you mean 'cats'"):
         check_data(settings, cache)
 
 
@@ -166,7 +166,7 @@ def test_fewer_labels_than_asked_for_names_each_class(build: Build, pets: Path, 
 def test_fewer_labels_than_classes_names_the_missing(build: Build, pets: Path, cache: Path) -> None:
     settings = table(pets / "list.csv", {"image": ["cat/00.png", "dog/00.png"], "label": ["cat", "dog"]})
     settings = settings.model_copy(update={"classes": ("cat", "dog", "emu")})
-    with pytest.raises(DataError, match=r"class 'emu' has 0 images"):
+    with pytest.raises(DataError, match=r"class 'emu' has 0 labelled training images"):
         build(settings, cache)
 
 

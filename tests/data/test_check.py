@@ -145,7 +145,7 @@ def test_nothing_to_suggest_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for place, message in (
         ("empty", "neither class folders"),
-        ("notes.txt", "is not a folder"),
+        ("notes.txt", "is neither a folder nor named like a table"),
         ("t.csv", "image: a, b"),
     ):
         with pytest.raises(DataError, match=message):

@@ -184,14 +184,14 @@ def test_a_sample_knows_its_teacher_its_label_and_its_student(run: Run, artifact
     assert (first.teacher, first.student) == (artifacts["teacher"].digest, artifacts["student-1"].digest)
     assert (first.label, first.confidence, first.selected, first.copies) == ("cat", 0.9, True, 2)
     assert found.split == "unlabeled"
-    assert "selected; student" in sample_tree(found)
+    assert "accepted; student" in sample_tree(found)
     assert "sees 2 copies" in sample_tree(found)
 
 
 def test_a_correction_is_told_apart_from_the_model(run: Run) -> None:
     (first,) = sample_lineage(run, "image-1").rounds
     assert (first.label, first.chosen_label, first.source) == ("cat", "dog", "override")
-    assert "selected as dog (override)" in sample_tree(sample_lineage(run, "image-1"))
+    assert "accepted as dog (override)" in sample_tree(sample_lineage(run, "image-1"))
 
 
 def test_a_sample_that_was_not_selected_or_not_readable_says_so(run: Run) -> None:

@@ -3,23 +3,13 @@
 import json
 import shutil
 import sqlite3
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.store.runs import find_run
-from tests.flows.tiny import (
-    STAGES,
-    command,
-    computed_in_total,
-    environment,
-    last,
-    outcome,
-    selftrain,
-    states,
-)
+from tests.flows.tiny import STAGES, computed_in_total, last, outcome, selftrain, start, states
 
 
 def test_a_run_ends_with_a_table_and_says_why_it_stopped(copy: Path, recipe: str) -> None:
@@ -160,11 +150,7 @@ def test_rerun_of_an_unknown_stage_names_the_nearest(copy: Path) -> None:
 
 @pytest.mark.slow
 def test_three_runs_at_once_compute_each_stage_once(tmp_path: Path, finished: Path, recipe: str) -> None:
-    words = command(tmp_path, "run", recipe, "--json")
-    racers = [
-        subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    racers = [start(tmp_path, "run", recipe, "--json") for _ in range(3)]
     ends = [racer.communicate(timeout=300) for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0, 0], [end[1] for end in ends]
     assert computed_in_total(tmp_path) == STAGES

@@ -14,6 +14,7 @@ Tests of imports, of the first seconds of a command, of interpreter options and 
 
 import _posixsubprocess
 import atexit
+import base64
 import contextlib
 import ctypes
 import gc
@@ -22,6 +23,7 @@ import importlib.abc
 import importlib.machinery
 import json
 import os
+import pickle
 import random
 import runpy
 import select
@@ -33,7 +35,7 @@ import tempfile
 import threading
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,11 @@ SPARES = 3  # Python children of a command that are forks: its resource tracker,
 MESSAGE = 1 << 17
 PR_SET_CHILD_SUBREAPER = 36
 REAP_SECONDS = 0.2
+CALL = """
+import base64, pickle, sys
+function, arguments, named = pickle.loads(base64.b64decode(sys.argv[1]))
+function(*arguments, **named)
+"""
 MODULES = [  # all that `selftrain.ssl_tasks.preload` imports, and what commands and the shipper import
     "selftrain.ssl_tasks.data.build",
     "selftrain.ssl_tasks.data.stream.stream",
@@ -93,14 +100,19 @@ class Command:
     """`subprocess.Popen`'s counterpart: a command that has been started. Its output goes to files of its own."""
 
     def __init__(
-        self, words: Sequence[str], environment: Mapping[str, str], session: bool = False, spares: int = SPARES
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        session: bool = False,
+        spares: int = SPARES,
+        folder: Path | None = None,
     ) -> None:
         """`words` are the interpreter's: -m selftrain …; with `session`, it leads a process group of its own."""
         self.returncode: int | None = None
         self._output, self._errors = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115 - to communicate
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        asked: dict[str, Any] = {"words": list(words), "environment": dict(environment), "folder": os.getcwd()}
-        asked |= {"session": session, "spares": spares}
+        asked: dict[str, Any] = {"words": list(words), "environment": dict(environment)}
+        asked |= {"session": session, "spares": spares, "folder": str(folder or Path.cwd())}
         self._connection.connect(os.environ[VARIABLE])
         with open(os.devnull) as nothing:
             streams = [one.fileno() for one in (nothing, self._output, self._errors)]
@@ -144,6 +156,12 @@ class Command:
             self.returncode = int(self._connection.recv(MESSAGE))
             self._connection.close()
         return self.returncode
+
+
+def call(function: Callable[..., object], *arguments: Any, spares: int = SPARES, **named: Any) -> Command:
+    """Starts a function, found by its name, in a process of its own."""
+    told = base64.b64encode(pickle.dumps((function, arguments, named))).decode()
+    return Command(["-c", CALL, told], os.environ, spares=spares)
 
 
 def serve(descriptor: int) -> None:
@@ -250,7 +268,9 @@ def run(words: Sequence[str]) -> None:
     try:
         if words[0] == "-m":
             sys.argv = list(words[1:])
-            sys.modules.pop(words[1], None)  # it is executed once more, as __main__
+            importlib.import_module(words[1].partition(".")[0])
+            if "." in words[1]:
+                sys.modules.pop(words[1], None)  # it is executed once more, as __main__
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         else:
             assert words[0] == "-c", words

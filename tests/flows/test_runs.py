@@ -158,6 +158,21 @@ def test_three_runs_at_once_compute_each_stage_once(tmp_path: Path, finished: Pa
     assert all(outcome(find_run(tmp_path, run))["digests"] == outcome(last(finished))["digests"] for run in runs)
 
 
+@pytest.mark.slow
+def test_stages_at_the_same_time_make_what_one_after_the_other_makes(tmp_path: Path, recipe: str) -> None:
+    words = ("run", recipe, "--set", "rounds=[]", "--set", "teacher.members=2", "--no-prefect")
+    found = []
+    for parallel in (1, 2):
+        done = selftrain(tmp_path / str(parallel), *words, "--set", f"runtime.parallel={parallel}")
+        assert done.returncode == 0, done.stderr
+        found.append(last(tmp_path / str(parallel)))
+    assert outcome(found[0]) == outcome(found[1])
+    begins = [[run.stage(name).started for name in ("teacher", "teacher-member-2")] for run in found]
+    seconds = [run.stage("teacher").seconds for run in found]
+    assert begins[0][1] >= begins[0][0] + seconds[0]
+    assert begins[1][1] < begins[1][0] + seconds[1]
+
+
 def test_a_moved_workspace_still_answers(copy: Path, finished: Path, tmp_path: Path, recipe: str) -> None:
     moved = Path(shutil.move(copy, tmp_path / "elsewhere"))
     assert selftrain(moved, "run", recipe).returncode == 0

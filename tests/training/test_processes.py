@@ -111,7 +111,10 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path, dataset: A
 
 @pytest.mark.slow
 def test_two_hosts_make_what_two_processes_make(tmp_path: Path, dataset: Artifact) -> None:
-    """Both on this host: the second is whoever runs `selftrain assist`, and ends when it is asked to."""
+    """Both hosts are this one: the second is whoever runs `selftrain assist`, and ends when it is asked to.
+
+    They meet over TCP as two machines do; a network between them, which may be slow or part, is not tested.
+    """
     section = learner()
     words = [
         sys.executable,

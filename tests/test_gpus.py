@@ -1,4 +1,7 @@
-"""GPUs are leased by the names that the process may use, all at once, to one stage at a time. They are pretended."""
+"""GPUs are leased by the names that the process may use, all at once, to one stage at a time.
+
+The GPUs are pretended by CUDA_VISIBLE_DEVICES; the leases, the locks and the processes are real.
+"""
 
 import contextlib
 import multiprocessing.forkserver

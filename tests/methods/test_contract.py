@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import cache
 from typing import Any, get_args
 
 import pytest
@@ -177,8 +178,9 @@ def valid(name: str, **knobs: Any) -> Section | None:
         return None
 
 
+@cache
 def trace(settings: Section) -> list[Tensor]:
-    """Everything that a run of six steps leaves."""
+    """Everything that a run of six steps leaves; each settings' once, for all the knobs of a method."""
     trial = Trial(settings)
     totals = [trial.step(number).total.detach() for number in range(PROBLEM.steps)]
     return [*totals, *trial.state().values(), *trial.method.evaluated(trial.student).state_dict().values()]

@@ -235,6 +235,8 @@ def test_loss_that_grows_beyond_reason_stops_the_run(
 def test_memory_that_is_not_enough_says_what_to_lower(
     tmp_path: Path, dataset: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """CUDA's error is raised by hand: a CPU has no memory of its own that a step could exhaust."""
+
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 

@@ -35,7 +35,7 @@ HEADLESS_CELL = re.compile(r"\| *(what|who|then|it says) *(?=\|)")
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """A place and its text: the README, CONTRIBUTING and the pages, generated ones too."""
+    """A place and its text: the README, CONTRIBUTING, and all pages, the generated ones too."""
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
         yield str(page.relative_to(ROOT)), without_code(page.read_text())
 

@@ -149,7 +149,7 @@ def test_every_help_line_begins_with_a_sentence_that_has_a_subject() -> None:
 def test_the_first_line_of_a_verbs_help_is_imperative(verb: str) -> None:
     """It begins with the verb's plain form: “Show …”, neither “Shows …” nor “The …”."""
     line = parser().verbs()[verb].description or ""
-    assert re.match(r"[A-Z][a-z]+[ ,]", line)
+    assert re.match(r"[A-Z][a-z]+,? ", line)
     assert not re.match(r"(The|A|An|All|Every|Each|What|How|Why|[A-Z][a-z]+s) ", line)
     assert line.endswith(".")
 

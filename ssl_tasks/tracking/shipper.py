@@ -5,6 +5,11 @@ means that the parent was killed; the shipper exits at once, and the next run or
 absolute paths, so after a workspace was moved, its database is updated first.
 """
 
+from selftrain.ssl_tasks.execution.startup import die_with_parent, own_process
+
+if __name__ == "__main__":
+    die_with_parent()  # before the imports below: on a busy machine they take seconds
+
 import contextlib
 import json
 import logging
@@ -18,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.startup import die_with_parent, own_process
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.tracking.client import connect, experiment_id
@@ -238,7 +242,6 @@ def serve(shipper: Shipper, own: Spool | None, parent: Parent) -> None:
 
 def main() -> None:
     """`python -m selftrain.ssl_tasks.tracking.shipper WORKSPACE EVERYTHING`, started by the tracker."""
-    die_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     # These signals reach the whole group; the parent decides when this process ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -146,7 +146,7 @@ def test_nothing_to_suggest_is_said(tmp_path: Path) -> None:
     for place, message in (
         ("empty", "neither class folders"),
         ("notes.txt", "is neither a folder nor named like a table"),
-        ("t.csv", "image: a, b"),
+        ("t.csv", "named like the image: found a, b;"),
     ):
         with pytest.raises(DataError, match=message):
             suggest_settings(tmp_path / place)

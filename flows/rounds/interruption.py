@@ -68,6 +68,11 @@ def interruptible(message: str = "asked to stop") -> Iterator[Callable[[], bool]
             signal.signal(number, earlier)
 
 
+def was_told() -> bool:
+    """Whether a signal has asked this command to end."""
+    return _told
+
+
 def leave() -> None:
     """Ends the process now."""
     with contextlib.suppress(OSError):

@@ -130,7 +130,7 @@ def test_two_hosts_make_what_two_processes_make(tmp_path: Path, dataset: Artifac
     try:
         assert assistant.stdout is not None
         assert assistant.stderr is not None
-        assert assistant.stdout.readline().startswith("assisting"), assistant.communicate()[1]
+        assert assistant.stdout.readline().startswith("waiting for trainings to join"), assistant.communicate()[1]
         hosts = {"nodes": 2, "rendezvous": f"127.0.0.1:{free_port()}"}
         found = trained(tmp_path / "two", section, dataset, **hosts)
         told = [assistant.stderr.readline().strip() for _ in range(2)]

@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 run: setup            ## the quickstart: digits, 5 labels per class, a teacher and three rounds of students
 	$(BIN)/selftrain run configs/quickstart.yaml
 
-test: lint            ## lint, format check, types; then the tests, which hold every promise: 8 minutes on two idle cores
+test: lint            ## lint, format check, types; then the tests, which hold every promise
 	$(BIN)/python -m pytest -m "not long" -n $(TESTS_AT_ONCE) --dist worksteal --durations 10
 
 test-long: setup      ## the long forms of tests: every method's learning, many kills, all the combinations

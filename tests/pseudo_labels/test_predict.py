@@ -145,7 +145,8 @@ def test_unreadable_images_have_a_row_with_the_reason_and_no_label(tmp_path: Pat
     assert (artifact.summary["images"], artifact.summary["unreadable"]) == (119, 1)
     with open_duckdb(tmp_path / "duckdb") as connection:
         rows = (
-            f"FROM {Predictions.open(artifact.path).with_positions()} SELECT sample_id, position, label, probs, error"
+            f"FROM {Predictions.open(artifact.path).with_positions()} SELECT sample_id, position, label, probs, error "
+            "ORDER BY position"
         )
         found = connection.execute(rows).fetchall()
     (broken,) = [row for row in found if row[4] is not None]

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.methods.base import Losses, Method, Problem
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.methods import SupervisedSettings
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.settings.training import TrainSettings
@@ -76,7 +77,7 @@ def test_parameters_of_the_method_are_optimised(
         def loss(self, student: Any, batch: Any, progress: float) -> Losses:
             return Losses(torch.nn.functional.cross_entropy(self.scale * student(batch.labeled[0]), batch.labels))
 
-    monkeypatch.setattr("selftrain.ssl_tasks.methods.supervised.Supervised", Scaled)
+    monkeypatch.setitem(METHODS, "supervised", Scaled)
     run = run_of(learner(), dataset, tmp_path)
     take_step(run, next(run.batches(0)))
     assert isinstance(run.state.method, Scaled)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from selftrain.models import ModelSettings
 from selftrain.models.classifier import Classifier
 from selftrain.models.noise import DROPOUTS, StochasticDepth, drop_rates
-from selftrain.models.settings import ModelSettings
 from selftrain.models.torchvision_import import torchvision
 from selftrain.ssl_tasks.errors import ConfigError, nearest
 

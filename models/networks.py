@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selftrain.models import ModelSettings
 from selftrain.models.classifier import Classifier
 from selftrain.models.noise import StochasticDepth, drop_rates
-from selftrain.models.settings import ModelSettings
 from selftrain.ssl_tasks.errors import ConfigError
 
 MLP_WIDTH = 512

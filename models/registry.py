@@ -3,11 +3,11 @@
 import re
 from collections.abc import Callable
 
+from selftrain.models import ModelSettings
 from selftrain.models.classifier import Classifier
 from selftrain.models.libraries import build_timm, build_torchvision
 from selftrain.models.networks import build_fast_cnn, build_mlp, build_small_cnn, build_wide_resnet
 from selftrain.models.noise import set_batch_norm_momentum
-from selftrain.models.settings import ModelSettings
 from selftrain.ssl_tasks.errors import ConfigError, nearest
 
 Builder = Callable[[ModelSettings, int, int, int], Classifier]  # settings, classes, channels, image size

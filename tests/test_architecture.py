@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "ssl_tasks", "models", "configs")
 ORDER = [  # a room imports from itself and from those above it in this list
     "ssl_tasks/errors.py",
-    "ssl_tasks/regular_file.py",
+    "ssl_tasks/reading.py",
     "configs",
     "models",
     "ssl_tasks/settings",
@@ -119,6 +119,18 @@ def test_imports_point_down() -> None:
             if top in HOMES and not path.startswith(HOMES[top]):
                 wrong.append(f"{path} imports {module}, whose home is {' or '.join(HOMES[top])}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_files_do_not_import_each_other_in_a_circle() -> None:
+    """Imports at the top of files alone: what a function imports when it is called can wait."""
+    needs: dict[str, set[str]] = {}
+    for path, tree in sources().items():
+        top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+        targets = (file_of(module) for module in imports(top))
+        needs[path] = {target for target in targets if target is not None and target != path}
+    while ready := {path for path, targets in needs.items() if not targets & needs.keys()}:
+        needs = {path: targets for path, targets in needs.items() if path not in ready}
+    assert not needs, "these files import each other: " + ", ".join(sorted(needs))
 
 
 def test_training_knows_methods_by_their_base_alone() -> None:

@@ -198,7 +198,7 @@ def _point(one: Run, seed: int | None = None) -> Point:
 
 def _paired(first: Artifact, other: Artifact, split: Split) -> dict[str, Any]:
     """Compares a run with the first one on the same images; if the images differ, a note says so."""
-    from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations
+    from selftrain.ssl_tasks.evaluation.metrics import compare_evaluations
 
     empty: dict[str, Any] = dict.fromkeys(PAIRED)
     try:
@@ -313,7 +313,7 @@ def _group(cells: Sequence[Cell], reference: Sequence[Cell], split: Split) -> di
     """Returns the row of cells that differ only in their seed, compared with those of the first method."""
     import numpy as np
 
-    from selftrain.ssl_tasks.evaluation.comparison import compare_right
+    from selftrain.ssl_tasks.evaluation.metrics import compare_right
 
     line: dict[str, Any] = {"method": cells[0].method, "labels": cells[0].labels, "seeds": len(cells)}
     for name in ("validation", "test"):
@@ -330,7 +330,7 @@ def _group(cells: Sequence[Cell], reference: Sequence[Cell], split: Split) -> di
 
 def _right(one: Run, split: Split) -> "np.ndarray[Any, np.dtype[np.bool_]]":
     """Returns, for each image of a split, whether its class was predicted correctly."""
-    from selftrain.ssl_tasks.evaluation.comparison import read_predictions
+    from selftrain.ssl_tasks.evaluation.metrics import read_predictions
 
     table = read_predictions(_evaluation(one), split)
     return (table["predicted"] == table["label"]).to_numpy()

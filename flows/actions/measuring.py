@@ -69,7 +69,7 @@ def evaluate(
         reference, note = _reference(folder, found, against)
         if reference is None:
             return Evaluation(found.name, measured, note=note)
-        from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations
+        from selftrain.ssl_tasks.evaluation.metrics import compare_evaluations
 
         split: Literal["test", "validation"] = "test" if measured.summary["test_count"] else "validation"
         compared = compare_evaluations(_measured(reference, config, folder), measured, split)

@@ -11,7 +11,7 @@ from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.store.artifacts import MANIFEST, Artifact, Store, write_atomically
 from selftrain.ssl_tasks.store.locks import at_work
 from selftrain.ssl_tasks.store.runs import Run, all_runs, find_run
-from selftrain.ssl_tasks.trained.files import CARD, WEIGHTS
+from selftrain.ssl_tasks.trained import CARD, WEIGHTS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from selftrain.ssl_tasks.store.locks import at_work
 from selftrain.ssl_tasks.store.runs import Run, all_runs, dumped
 from selftrain.ssl_tasks.tracking.client import default_uri
 from selftrain.ssl_tasks.tracking.tracker import Ending, Tracker, start_ahead
-from selftrain.ssl_tasks.trained.files import require_trained
+from selftrain.ssl_tasks.trained import require_trained
 
 log = logging.getLogger("selftrain")
 REPORT = "report.html"

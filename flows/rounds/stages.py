@@ -17,7 +17,7 @@ from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, GateSettin
 from selftrain.ssl_tasks.settings.section import RecipePath, Section, existing_file
 from selftrain.ssl_tasks.store.artifacts import Artifact, digest_file
 from selftrain.ssl_tasks.store.stage_names import FIRST
-from selftrain.ssl_tasks.trained.files import copy_trained, trained_digest
+from selftrain.ssl_tasks.trained import copy_trained, trained_digest
 
 VERSIONS = {"dataset": 2, "train": 1, "given": 1, "predict": 1, "select": 1, "evaluate": 1, "gate": 1}
 # Version of each method; raise it when the method's results change. Models of other methods stay valid.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from selftrain.ssl_tasks.data.decode import probe
 from selftrain.ssl_tasks.data.sources import open_source
+from selftrain.ssl_tasks.data.sources.base import existing
 from selftrain.ssl_tasks.data.sources.folder import ROLES, subfolders
-from selftrain.ssl_tasks.data.sources.places import existing
 from selftrain.ssl_tasks.data.sources.table import columns_of
 from selftrain.ssl_tasks.errors import DataError
 from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource, TableSource

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations, read_predictions
+from selftrain.ssl_tasks.evaluation.metrics import compare_evaluations, read_predictions
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.settings.run_config import GateSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact

@@ -227,11 +227,6 @@ def corruption_accuracy(
     return found
 
 
-def corruption_errors(found: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
-    """Returns error rates by corruption and severity, as `mean_corruption_error` takes them."""
-    return {name: [1 - one["accuracy"] for one in rows] for name, rows in found.items()}
-
-
 def _share(right: int, total: int) -> dict[str, Any]:
     low, high = wilson_interval(right, total)
     return {"accuracy": right / total, "low": low, "high": high}

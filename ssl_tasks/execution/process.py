@@ -30,7 +30,7 @@ from selftrain.ssl_tasks import errors
 from selftrain.ssl_tasks.execution.devices import lease, needed
 from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult, load_body
 from selftrain.ssl_tasks.execution.startup import end_group_after, in_environment, parent_of_mine, safe_path
-from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
+from selftrain.ssl_tasks.reading import Malformed, Shape, read_json
 from selftrain.ssl_tasks.store.locks import file_lock
 
 GRACE_SECONDS = 30.0  # between asking a worker to stop and killing it

@@ -42,8 +42,14 @@ from selftrain.ssl_tasks.pseudo_labels.labeller import (
     Columns,
     Labeller,
     Opinion,
+    Shard,
+    ShardCache,
     class_means,
+    cut,
     judge,
+    place,
+    shard_file,
+    shard_key,
 )
 from selftrain.ssl_tasks.pseudo_labels.schema import (
     held_out_table,
@@ -51,11 +57,10 @@ from selftrain.ssl_tasks.pseudo_labels.schema import (
     prediction_table,
     unreadable_table,
 )
-from selftrain.ssl_tasks.pseudo_labels.shards import Shard, ShardCache, cut, place, shard_file, shard_key
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store, write_atomically
 from selftrain.ssl_tasks.store.mirror import mirror_of
-from selftrain.ssl_tasks.trained.files import trained_digest
+from selftrain.ssl_tasks.trained import trained_digest
 from selftrain.ssl_tasks.trained.model import Trained, load_trained
 from selftrain.ssl_tasks.training.launch import from_json, to_json
 

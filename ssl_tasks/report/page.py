@@ -18,8 +18,7 @@ import pyarrow as pa
 from selftrain.ssl_tasks.pseudo_labels.engine import open_spilling
 from selftrain.ssl_tasks.pseudo_labels.views import RoundTables, RunTables, view_queries
 from selftrain.ssl_tasks.report.data import Gallery, ReportData, RoundPage, Stage
-from selftrain.ssl_tasks.report.gallery import NO_PICTURES, Picks, open_gallery, pick
-from selftrain.ssl_tasks.report.pictures import embed, size
+from selftrain.ssl_tasks.report.gallery import NO_PICTURES, Picks, embed, open_gallery, pick, size
 from selftrain.ssl_tasks.report.rounds import round_page, thresholds_of
 from selftrain.ssl_tasks.store.artifacts import write_atomically
 from selftrain.ssl_tasks.store.runs import RoundArtifacts, Run, advice, tables_folder

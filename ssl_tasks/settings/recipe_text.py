@@ -12,7 +12,7 @@ import yaml
 from yaml import MappingNode, MarkedYAMLError, Node, ScalarNode
 
 from selftrain.ssl_tasks.errors import cut
-from selftrain.ssl_tasks.regular_file import read_regular
+from selftrain.ssl_tasks.reading import read_regular
 
 LARGEST_BYTES = 1 << 20
 DEEPEST = 30  # levels of nested sections and lists

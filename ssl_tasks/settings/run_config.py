@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from selftrain.models.settings import ONE_SIZE, ModelSettings
+from selftrain.models import ONE_SIZE, ModelSettings
 from selftrain.ssl_tasks.settings.data import AugmentSettings, DataSettings
 from selftrain.ssl_tasks.settings.methods import MethodSettings, NoisyStudentSettings, SupervisedSettings
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings

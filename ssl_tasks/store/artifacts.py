@@ -17,8 +17,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from selftrain.ssl_tasks.errors import DamagedArtifact
-from selftrain.ssl_tasks.regular_file import open_regular
-from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
+from selftrain.ssl_tasks.reading import Malformed, Shape, open_regular, read_json
 from selftrain.ssl_tasks.store.locks import file_lock
 
 MANIFEST = "artifact.json"

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from selftrain.ssl_tasks.regular_file import open_regular
+from selftrain.ssl_tasks.reading import open_regular
 from selftrain.ssl_tasks.store.artifacts import write_atomically
 
 RACY_NS = 2_000_000_000  # a file changed this shortly before it was read may change again with the same time stamp

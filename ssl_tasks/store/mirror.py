@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from selftrain.ssl_tasks.errors import ConfigError, DamagedArtifact
+from selftrain.ssl_tasks.reading import parse_json
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import (
     MANIFEST,
@@ -26,7 +27,6 @@ from selftrain.ssl_tasks.store.artifacts import (
     flush_folder,
     flush_tree,
 )
-from selftrain.ssl_tasks.store.json_file import parse_json
 
 T = TypeVar("T")
 TRIES, FIRST_PAUSE = 6, 0.2

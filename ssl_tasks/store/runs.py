@@ -22,10 +22,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from selftrain.ssl_tasks.errors import DamagedRecord, NotFound, nearest
+from selftrain.ssl_tasks.reading import Malformed, Shape, read_json
 from selftrain.ssl_tasks.settings.recipe_text import dump_values, read_values
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact, read_manifest, verified, write_atomically
-from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
 from selftrain.ssl_tasks.store.locks import file_lock, freed, held_lock
 from selftrain.ssl_tasks.store.stage_names import FIRST, RoundNames
 

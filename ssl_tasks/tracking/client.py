@@ -16,8 +16,8 @@ from urllib.error import HTTPError
 
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.startup import uncollected
+from selftrain.ssl_tasks.reading import Malformed, read_json
 from selftrain.ssl_tasks.store.artifacts import write_atomically
-from selftrain.ssl_tasks.store.json_file import Malformed, read_json
 from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.tracking.spool import without_password
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from selftrain.ssl_tasks.reading import Malformed, Shape, read_json
 from selftrain.ssl_tasks.store.artifacts import (
     write_atomically,
 )
-from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
 from selftrain.ssl_tasks.store.runs import Run, alive, owner
 from selftrain.ssl_tasks.tracking.client import connect, default_uri
 from selftrain.ssl_tasks.tracking.spool import without_password

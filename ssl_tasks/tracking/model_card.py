@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
-from selftrain.models.settings import ModelSettings
+from selftrain.models import ModelSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.tracking.entities import input_datasets
 from selftrain.ssl_tasks.tracking.lineage import SHOWN_DIGEST, Graph, Node, as_mermaid, as_tree
 from selftrain.ssl_tasks.tracking.trace import mlflow_lineage
-from selftrain.ssl_tasks.trained.files import CARD
+from selftrain.ssl_tasks.trained import CARD
 from selftrain.ssl_tasks.trained.model import Card
 
 if TYPE_CHECKING:

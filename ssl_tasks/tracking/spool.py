@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from selftrain.ssl_tasks.store.json_file import Malformed, Shape, parse_json
+from selftrain.ssl_tasks.reading import Malformed, Shape, parse_json
 from selftrain.ssl_tasks.store.locks import held_lock
 from selftrain.ssl_tasks.store.runs import alive, owner
 

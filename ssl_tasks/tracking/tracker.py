@@ -24,8 +24,8 @@ import psutil
 
 from selftrain.ssl_tasks.execution.progress import Show
 from selftrain.ssl_tasks.execution.startup import parent_of_mine, safe_path
+from selftrain.ssl_tasks.reading import Malformed, Shape, read_json
 from selftrain.ssl_tasks.store.artifacts import Artifact, write_atomically
-from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
 from selftrain.ssl_tasks.tracking.client import default_uri
 from selftrain.ssl_tasks.tracking.spool import Spool, spools, without_password
 

@@ -12,10 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from selftrain.ssl_tasks.data.decode import Decoded, Decoder, quiet_decoding, reason
+from selftrain.ssl_tasks.data.sources.base import existing
 from selftrain.ssl_tasks.data.sources.folder import Notes, image_files
-from selftrain.ssl_tasks.data.sources.places import existing
 from selftrain.ssl_tasks.errors import DataError
-from selftrain.ssl_tasks.regular_file import read_regular
+from selftrain.ssl_tasks.reading import read_regular
 from selftrain.ssl_tasks.trained.model import Trained
 
 MAX_FILE_MB = 256  # a larger image file is not read

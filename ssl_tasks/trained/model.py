@@ -11,14 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from selftrain.models import build_model
+from selftrain.models import ModelSettings, build_model
 from selftrain.models.classifier import Classifier, joined
-from selftrain.models.settings import ModelSettings
 from selftrain.ssl_tasks.errors import DamagedArtifact, DataError
 from selftrain.ssl_tasks.execution.devices import autocast, resolve_device, resolve_precision
-from selftrain.ssl_tasks.regular_file import read_regular
+from selftrain.ssl_tasks.reading import MOST_BYTES, read_regular
 from selftrain.ssl_tasks.settings.section import Section
-from selftrain.ssl_tasks.store.json_file import MOST_BYTES
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from selftrain.ssl_tasks.data.decode import Decoder, quiet_decoding
-from selftrain.ssl_tasks.data.sources.places import SUFFIXES
+from selftrain.ssl_tasks.data.sources.base import SUFFIXES
 
 decode = Decoder(image_size=4, channels=3, max_pixels=1_000_000)
 RED, WHITE = (255, 0, 0), (255, 255, 255)

@@ -15,7 +15,7 @@ from selftrain.ssl_tasks.data.sources import open_source
 from selftrain.ssl_tasks.data.sources.folder import image_files
 from selftrain.ssl_tasks.data.survey import check_data
 from selftrain.ssl_tasks.errors import DataError
-from selftrain.ssl_tasks.regular_file import read_regular
+from selftrain.ssl_tasks.reading import read_regular
 from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource
 from selftrain.ssl_tasks.store.file_digests import FileDigests
 from selftrain.ssl_tasks.trained.classify import listed_images, read_image

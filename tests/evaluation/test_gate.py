@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from selftrain.ssl_tasks.errors import DataError
-from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations
 from selftrain.ssl_tasks.evaluation.gate import gate, total_variation
+from selftrain.ssl_tasks.evaluation.metrics import compare_evaluations
 from selftrain.ssl_tasks.execution.stage import StageContext
 from selftrain.ssl_tasks.settings.run_config import GateSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact

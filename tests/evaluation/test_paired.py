@@ -5,7 +5,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from selftrain.ssl_tasks.evaluation.comparison import compare_right, difference_interval, mcnemar, mean_corruption_error
+from selftrain.ssl_tasks.evaluation.metrics import compare_right, difference_interval, mcnemar, mean_corruption_error
 
 
 def outcome(both: int, gains: int, losses: int, neither: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from selftrain.models import ModelSettings, build_model
+from selftrain.ssl_tasks.evaluation.metrics import corruption_errors
 from selftrain.ssl_tasks.evaluation.robustness import (
     CORRUPTIONS,
     SEVERITIES,
     attack_accuracy,
     corrupt,
     corruption_accuracy,
-    corruption_errors,
     fgsm,
 )
 from selftrain.ssl_tasks.trained.model import Card, Trained, as_trained

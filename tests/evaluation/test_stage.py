@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from selftrain.models.settings import ModelSettings
+from selftrain.models import ModelSettings
 from selftrain.ssl_tasks.evaluation import stage
-from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations
+from selftrain.ssl_tasks.evaluation.metrics import compare_evaluations
 from selftrain.ssl_tasks.evaluation.robustness import CORRUPTIONS
 from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
 from selftrain.ssl_tasks.execution.stage import Request, execute

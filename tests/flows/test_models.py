@@ -14,7 +14,7 @@ from selftrain.flows.actions.housekeeping import clean
 from selftrain.flows.actions.measuring import evaluate
 from selftrain.flows.actions.models import export, find_model, predict
 from selftrain.flows.cli.main import main
-from selftrain.models.settings import ModelSettings
+from selftrain.models import ModelSettings
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import ConfigError, NotFound, SelftrainError, UserError
 from selftrain.ssl_tasks.tracking.model_card import model_card

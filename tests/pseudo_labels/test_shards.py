@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selftrain.ssl_tasks.pseudo_labels.shards import ShardCache, cut, shard_key, spread
+from selftrain.ssl_tasks.pseudo_labels.labeller import ShardCache, cut, shard_key, spread
 
 
 def pieces(ids: list[str], most: int) -> list[tuple[str, ...]]:

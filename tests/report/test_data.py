@@ -10,7 +10,7 @@ import pytest
 from selftrain.ssl_tasks.evaluation.metrics import true_precision
 from selftrain.ssl_tasks.report.data import ReportData
 from selftrain.ssl_tasks.report.page import report_data
-from selftrain.ssl_tasks.report.questions import sparse_confusion
+from selftrain.ssl_tasks.report.rounds import sparse_confusion
 from selftrain.ssl_tasks.store.runs import Run, StageRecord
 from tests.report.hostile import CLASSES
 

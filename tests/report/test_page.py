@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selftrain.ssl_tasks.report import page
+from selftrain.ssl_tasks.report.gallery import COLUMNS, embed, encode_sheets, finite, fit, make_sheets
 from selftrain.ssl_tasks.report.page import STATIC, report_data, write_report
-from selftrain.ssl_tasks.report.pictures import COLUMNS, embed, encode_sheets, finite, fit, make_sheets
 from selftrain.ssl_tasks.store.runs import Run
 from tests.report.hostile import CLASSES, PREFIXES
 

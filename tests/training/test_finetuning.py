@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from selftrain.flows.rounds.stages import dataset_request
-from selftrain.models import build_model
-from selftrain.models.settings import ModelSettings
+from selftrain.models import ModelSettings, build_model
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.stage import execute

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selftrain.models import build_model
-from selftrain.models.settings import ModelSettings
+from selftrain.models import ModelSettings, build_model
 from selftrain.ssl_tasks.errors import DamagedArtifact, DataError
 from selftrain.ssl_tasks.trained.model import WEIGHTS, Card, load_trained, save_trained
 

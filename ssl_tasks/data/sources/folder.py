@@ -8,11 +8,10 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from selftrain.ssl_tasks.data.sources.base import ImageSource, Listing
-from selftrain.ssl_tasks.data.sources.places import SUFFIXES, Places, below, existing
+from selftrain.ssl_tasks.data.sources.base import SUFFIXES, ImageSource, Listing, Places, below, existing
 from selftrain.ssl_tasks.data.splits import lookalikes, sort_classes
 from selftrain.ssl_tasks.errors import DataError, brief, one_line
-from selftrain.ssl_tasks.regular_file import read_regular
+from selftrain.ssl_tasks.reading import read_regular
 from selftrain.ssl_tasks.settings.data import FolderSource
 from selftrain.ssl_tasks.store.file_digests import FileDigests
 

@@ -18,8 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from selftrain.ssl_tasks.data.sources.base import DrawnSource, ImageSource, Listing
-from selftrain.ssl_tasks.data.sources.places import existing
+from selftrain.ssl_tasks.data.sources.base import DrawnSource, ImageSource, Listing, existing
 from selftrain.ssl_tasks.errors import DataError
 from selftrain.ssl_tasks.settings.data import DigitsSource, SyntheticSource, TorchvisionSource
 from selftrain.ssl_tasks.store.artifacts import digest_json

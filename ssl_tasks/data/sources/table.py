@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from selftrain.ssl_tasks.data.sources.base import SPLITS, Blobs, ImageSource, Listing
-from selftrain.ssl_tasks.data.sources.places import Places, below, existing, regular
+from selftrain.ssl_tasks.data.sources.base import SPLITS, Blobs, ImageSource, Listing, Places, below, existing, regular
 from selftrain.ssl_tasks.data.splits import lookalikes
 from selftrain.ssl_tasks.errors import DataError, nearest
 from selftrain.ssl_tasks.settings.data import TableSource

@@ -1,12 +1,37 @@
-"""Reads JSON files of this package and checks their shape, because they may have been changed or damaged."""
+"""Reads files that others made or may have changed: regular files only, of limited size; JSON of a known shape."""
 
 import json
+import os
+import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from selftrain.ssl_tasks.regular_file import read_regular
+
+def open_regular(path: Path, most_bytes: int | None = None) -> tuple[BufferedReader, int]:
+    """Opens a file and returns it with its size; raises OSError for a pipe, a device, a folder or a file that is too
+    large."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # a pipe would block
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("not a regular file")
+        if most_bytes is not None and found.st_size > most_bytes:
+            raise OSError(f"the file has {found.st_size:,} bytes, more than the {most_bytes:,} that are read")
+        return open(descriptor, "rb"), found.st_size
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """Returns the bytes that a file had when it was opened: it may grow, and files of /proc have no size."""
+    file, size = open_regular(path, most_bytes)
+    with file:
+        return file.read(size)
+
 
 MOST_BYTES = 64_000_000
 

@@ -24,6 +24,7 @@ ORDER = [  # a room imports from itself and from those above it in this list
     "ssl_tasks/methods",
     "ssl_tasks/training",
     "ssl_tasks/pseudo_labels",
+    "ssl_tasks/features",
     "ssl_tasks/evaluation",
     "ssl_tasks/tracking",
     "ssl_tasks/report",

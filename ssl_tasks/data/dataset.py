@@ -17,6 +17,7 @@ from selftrain.ssl_tasks.data.decode import Decoder
 from selftrain.ssl_tasks.data.images import Images, Kept
 from selftrain.ssl_tasks.data.manifest import manifest_table, part_digests, truth_table, write_table
 from selftrain.ssl_tasks.data.sources import fingerprint, last_place, open_source, parse_source
+from selftrain.ssl_tasks.data.sources.base import SPLITS
 from selftrain.ssl_tasks.data.splits import LABELED
 from selftrain.ssl_tasks.data.survey import Survey, count_splits, survey
 from selftrain.ssl_tasks.errors import DataError
@@ -25,7 +26,7 @@ from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
-PoolName = Literal["labeled", "unlabeled", "validation", "test"]
+PoolName = Literal["labeled", "unlabeled", "validation", "test", "all"]
 
 
 class Dataset:
@@ -51,7 +52,7 @@ class Dataset:
         return cls(artifact.path, Images(found, decoder, cache, runtime or RuntimeSettings()), info)
 
     def pool(self, name: PoolName) -> "Pool":
-        """The readable images of a split; "unlabeled" has the labelled ones too where the settings say so."""
+        """The readable images of a split, or all; "unlabeled" has the labelled ones too where the settings say so."""
         table = self._rows(name, ["label", "content"], usable=True)
         labels = table["label"].to_numpy().astype(np.int64)
         if name == "unlabeled":
@@ -65,7 +66,7 @@ class Dataset:
 
     def _rows(self, name: PoolName, columns: list[str], usable: bool) -> pa.Table:
         """Columns of a split, and each row's position in the manifest; no sample is held as a Python object."""
-        names = [name]
+        names = list(SPLITS) if name == "all" else [name]
         if name == "unlabeled" and self._info["unlabeled_includes_labeled"]:
             names.append("labeled")
         read = ["split", *columns, *({"error"} - set(columns))]

@@ -233,6 +233,19 @@ class DistillationSettings(Section):
     temperature: Temperature = 1.0
 
 
+class LinearSettings(Section):
+    """Multinomial logistic regression on the stored features of a frozen network: `model` is fitted, not trained."""
+
+    name: Literal["linear"]
+    penalty: Annotated[float, Field(gt=0)] | Literal["choose"] = Field(
+        "choose",
+        description="λ of the mean loss + λ/2 ‖weights‖², for features of unit variance. choose: by the calibrated "
+        "likelihood of validation, or by cross-validation where there are no validation images",
+    )
+    class_balanced: bool = Field(False, description="every class counts alike, whatever its number of images")
+    weight: Weight = Field(1.0, description="of a pseudo-label, beside a label")
+
+
 MethodSettings = Annotated[
     SupervisedSettings
     | PseudoLabelSettings
@@ -254,6 +267,7 @@ MethodSettings = Annotated[
     | MetaPseudoLabelsSettings
     | DivideMixSettings
     | SimCLRSettings
-    | DistillationSettings,
+    | DistillationSettings
+    | LinearSettings,
     Field(discriminator="name"),
 ]

@@ -5,12 +5,48 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from selftrain.models.settings import ModelSettings
 from selftrain.ssl_tasks.settings.section import RecipePath, Section
 
 
-class PredictSettings(Section):
-    """A teacher, as evaluated and without noise, labels the unlabelled images in shards."""
+class FeatureSettings(Section):
+    """Features of a frozen network, computed once for every image. `linear`, `propagate` and `knn` read them."""
 
+    views: int = Field(
+        1,
+        ge=1,
+        description="1 is the image itself; 2 averages it with its mirror image, more with weak views of it too",
+    )
+    shard_size: int = Field(8_192, ge=1, description="most images a shard may hold")
+    batch_size: int = Field(128, ge=1, description="images at a time; products may differ in their last bit by it")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = Field(0, ge=0, lt=2**63, description="of the weak views")
+
+
+class FrozenSettings(FeatureSettings):
+    """The features stage as it is requested: which network's features."""
+
+    model: ModelSettings
+
+
+class GraphSettings(Section):
+    """Neighbours in the space of features, for the sources `propagate` and `knn`."""
+
+    neighbors: int = Field(20, ge=1, description="edges of an image in the graph; of knn: labelled images that vote")
+    power: float = Field(3.0, gt=0, description="an edge, or a vote, weighs [cosine]₊^power")
+    alpha: float = Field(0.9, ge=0, lt=1, description="of propagate: how far labels travel")
+
+
+class PredictSettings(Section):
+    """A teacher, as evaluated and without noise, labels the unlabelled images in shards. Or the labels spread to them
+    among neighbours in the space of the teacher's features."""
+
+    source: Literal["model", "propagate", "knn"] = Field(
+        "model",
+        description="propagate: label propagation over the graph of nearest neighbours, on features of the teacher's "
+        "network; knn: vote of the nearest labelled images",
+    )
+    graph: GraphSettings = GraphSettings()
     shard_size: int = Field(65_536, ge=1, description="most samples a shard may hold")
     batch_size: int = Field(256, ge=1, description="images at a time; products may differ in their last bit by it")
     views: int = Field(1, ge=1, description="1 is the image itself; more are averaged with weak views of it")

@@ -1,0 +1,295 @@
+"""The method `linear`: multinomial logistic regression on stored features, as the training of a whole model.
+
+With x the features less their mean and over one deviation common to all, targets y and weights w that sum to 1, it finds
+the least
+
+    - Σ w_i Σ_k y_ik log softmax(x_i W + b)_k + λ/2 ‖W‖²
+
+by L-BFGS. λ is the one whose predictions, at their best temperature, have the least negative log-likelihood on
+validation images, or on labelled images that were left out (five folds) where there is no validation. The temperature
+becomes a part of the weights, as do mean and deviation, so the outcome is an ordinary network: the backbone and a head.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from selftrain.ssl_tasks.data.dataset import Dataset
+from selftrain.ssl_tasks.data.order import key_of
+from selftrain.ssl_tasks.data.stored_features import BACKBONE, StoredFeatures
+from selftrain.ssl_tasks.data.stream import PseudoPool
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.precision import prepare_backends
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.pseudo_labels.calibration import fit_temperature, negative_log_likelihood
+from selftrain.ssl_tasks.settings.methods import LinearSettings
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings
+from selftrain.ssl_tasks.trained.model import WEIGHTS, load_card, load_weights, save_card, save_weights
+
+log = logging.getLogger("selftrain")
+PENALTIES = tuple(10.0**exponent for exponent in range(1, -6, -1))
+USUAL_PENALTY = 0.1  # where nothing can be left out to choose another by
+FOLDS = 5
+WORSE = 2  # penalties in a row that are worse than the best before, after which smaller ones are not tried
+NEVER = -20.0  # logit of a class that no image has, below the mean of the others
+ITERATIONS, TOLERANCE = 500, 1e-6
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a regression learns from."""
+
+    features: Tensor  # [n, D]
+    targets: Tensor  # [n, K], rows of probabilities
+    weights: Tensor  # [n]
+
+    def only(self, index: NDArray[np.int64]) -> "Examples":
+        """Some of them."""
+        chosen = torch.from_numpy(index)
+        return Examples(self.features[chosen], self.targets[chosen], self.weights[chosen])
+
+    def balanced(self) -> "Examples":
+        """With weights by which every class that occurs counts alike."""
+        mass = (self.targets * self.weights[:, None]).sum(dim=0)
+        share = torch.where(mass > 0, 1 / mass.clamp_min(torch.finfo(mass.dtype).tiny), 0.0)
+        return replace(self, weights=self.weights * (self.targets * share).sum(dim=1))
+
+
+@dataclass(frozen=True)
+class Head:
+    """Logits = features @ weight + bias."""
+
+    weight: Tensor  # [D, K]
+    bias: Tensor  # [K]
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return features @ self.weight + self.bias
+
+
+def fit(examples: Examples, penalty: float, start: Head | None = None) -> Head:
+    """The head of the least loss, searched from `start`. Classes without any weight get a logit that never wins."""
+    present = (examples.targets * examples.weights[:, None]).sum(dim=0) > 0
+    features, (count, width), classes = examples.features, examples.features.shape, int(present.sum())
+    targets = examples.targets[:, present]
+    weights = (examples.weights / examples.weights.sum())[:, None]
+    mass = targets.sum(dim=1, keepdim=True)
+
+    def loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        both = torch.from_numpy(flat.reshape(width + 1, classes)).to(features.dtype)
+        weight, bias = both[:-1], both[-1]
+        log_probs = torch.log_softmax(features @ weight + bias, dim=1)
+        value = -(weights * targets * log_probs).sum() + penalty / 2 * weight.square().sum()
+        error = weights * (mass * log_probs.exp() - targets)
+        slope = torch.cat([features.T @ error + penalty * weight, error.sum(dim=0, keepdim=True)])
+        return float(value), slope.double().numpy().ravel()
+
+    first = torch.zeros(width + 1, classes)
+    if start is not None:
+        first = torch.cat([start.weight, start.bias[None]])[:, present]
+    options = {"maxiter": ITERATIONS, "gtol": TOLERANCE, "ftol": TOLERANCE * 1e-2}
+    found = minimize(loss, first.double().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
+    both = torch.from_numpy(found.x.reshape(width + 1, classes)).to(features.dtype)
+    weight, bias = (
+        torch.zeros(width, len(present)).to(both),
+        torch.full((len(present),), float(both[-1].mean()) + NEVER),
+    )
+    weight[:, present], bias[present] = both[:-1], both[-1].to(bias)
+    return Head(weight, bias.to(both))
+
+
+def in_their_span(features: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Fewer images than features: the same inner products in as many dimensions, and the way back [D, n].
+
+    The penalty keeps the weights within the span of the images, so nothing is lost.
+    """
+    if len(features) * 2 > features.shape[1]:
+        return features, None
+    squares, vectors = torch.linalg.eigh((features @ features.T).double())
+    kept = squares > squares.max() * 1e-10
+    scale = squares[kept].sqrt()
+    return (vectors[:, kept] * scale).to(features), (features.T.double() @ (vectors[:, kept] / scale)).to(features)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How a penalty did on images that were not learnt from."""
+
+    penalty: float
+    temperature: float
+    nll: float  # at the temperature
+    accuracy: float
+
+    @classmethod
+    def of(cls, penalty: float, logits: Tensor, labels: NDArray[np.int64]) -> "Tried":
+        """From the logits of left-out images."""
+        log_probs = torch.log_softmax(logits.double(), dim=1).numpy()
+        temperature = fit_temperature(log_probs, labels)
+        tempered = torch.log_softmax(torch.from_numpy(log_probs) / temperature, dim=1).numpy()
+        accuracy = float((log_probs.argmax(axis=1) == labels).mean())
+        return cls(penalty, temperature, negative_log_likelihood(tempered, labels), accuracy)
+
+
+def path(examples: Examples, penalties: tuple[float, ...]) -> Iterator[Head]:
+    """A head for each penalty, from the largest on, each begun where the one before ended."""
+    reduced, back = in_their_span(examples.features)
+    inside, head = replace(examples, features=reduced), None
+    for penalty in penalties:
+        head = fit(inside, penalty, head)
+        yield head if back is None else Head(back @ head.weight, head.bias)
+
+
+def tried_on(examples: Examples, penalties: tuple[float, ...], held: Tensor, labels: NDArray[np.int64]) -> list[Tried]:
+    """Penalties from the largest on, until they get worse."""
+    found: list[Tried] = []
+    for penalty, head in zip(penalties, path(examples, penalties), strict=True):
+        found.append(Tried.of(penalty, head(held), labels))
+        if len(found) > WORSE and min(one.nll for one in found[-WORSE:]) > min(one.nll for one in found[:-WORSE]):
+            break
+    return found
+
+
+def folds_of(sample_ids: list[str], labels: NDArray[np.int64], folds: int = FOLDS) -> NDArray[np.int64]:
+    """[n] which fold leaves an image out: every class is spread over all of them, by a keyed order of the ids."""
+    keys = np.array([key_of("fold", sample) for sample in sample_ids], np.uint64)
+    order = np.lexsort((keys, labels))
+    numbers = np.empty(len(labels), np.int64)
+    numbers[order] = np.arange(len(labels)) % folds
+    return numbers
+
+
+def left_out_logits(examples: Examples, fold: NDArray[np.int64], penalties: tuple[float, ...]) -> list[Tensor]:
+    """For each penalty, [n, K] of the first n images by heads that did not learn from them; the rest always teach."""
+    logits = [torch.empty(len(fold), examples.targets.shape[1]) for _ in penalties]
+    always = np.arange(len(fold), len(examples.features))
+    for number in np.unique(fold):
+        out = np.flatnonzero(fold == number)
+        rest = np.concatenate([np.flatnonzero(fold != number), always])
+        for row, head in zip(logits, path(examples.only(rest), penalties), strict=True):
+            row[out] = head(examples.features[out]).float()
+    return logits
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A fitted head in the features' own units, and how it was chosen."""
+
+    head: Head
+    chosen: Tried | None  # None where nothing could be left out
+    chosen_on: str  # validation, cross-validation or nothing
+    tried: list[Tried]
+
+
+def regress(
+    settings: LinearSettings,
+    examples: Examples,
+    held: Tensor,
+    held_labels: NDArray[np.int64],
+    sample_ids: list[str],
+    labels: NDArray[np.int64],
+) -> Regression:
+    """Chooses the penalty and fits with it. The first examples are the labelled images; `held` is validation."""
+    mean, scale = examples.features.mean(dim=0), examples.features.std().clamp_min(1e-12)
+    scaled = replace(examples, features=(examples.features - mean) / scale)
+    if settings.class_balanced:
+        scaled = scaled.balanced()
+    penalties = PENALTIES if settings.penalty == "choose" else (settings.penalty,)
+    fewest = np.bincount(labels)[np.unique(labels)].min()
+    if len(held_labels):
+        chosen_on, tried = "validation", tried_on(scaled, penalties, (held - mean) / scale, held_labels)
+    elif fewest > 1:
+        fold = folds_of(sample_ids, labels, min(FOLDS, int(fewest)))
+        left_out = left_out_logits(scaled, fold, penalties)
+        chosen_on = "cross-validation"
+        tried = [Tried.of(penalty, logits, labels) for penalty, logits in zip(penalties, left_out, strict=True)]
+    else:
+        chosen_on, tried = "nothing", []
+    chosen = min(tried, key=lambda one: one.nll) if tried else None
+    penalty = chosen.penalty if chosen else settings.penalty if settings.penalty != "choose" else USUAL_PENALTY
+    *_, head = path(scaled, tuple(one for one in penalties if one > penalty) + (penalty,))
+    temperature = chosen.temperature if chosen else 1.0
+    weight, bias = head.weight / temperature / scale, head.bias / temperature
+    return Regression(Head(weight, bias - mean @ weight), chosen, chosen_on, tried)
+
+
+def train_linear(context: StageContext) -> StageResult:
+    """Body of the stage `train` where the method is `linear`: data set, features and perhaps a selection → a model."""
+    learner = context.section
+    assert isinstance(learner, LearnerSettings)
+    settings = learner.method
+    assert isinstance(settings, LinearSettings)
+    prepare_backends("fp32", context.runtime.threads)
+    dataset = Dataset.open(context.inputs["dataset"], context.cache, context.runtime)
+    stored = StoredFeatures.open(context.inputs["features"], context.cache)
+    labeled, validation = dataset.pool("labeled"), dataset.pool("validation")
+    warnings = refuse_or_warn(labeled.labels, dataset.classes)
+    rows, targets = (
+        [stored.rows(labeled.column("sample_id"))],
+        [np.eye(dataset.num_classes, dtype=np.float32)[labeled.labels]],
+    )
+    weights = [np.ones(len(labeled), np.float32)]
+    if "selection" in context.inputs:
+        pseudo = PseudoPool.open(context.inputs["selection"], context.scratch)
+        rows.append(stored.rows(dataset.pool("unlabeled").column("sample_id", pseudo.positions)))
+        targets.append(pseudo.targets(np.arange(len(pseudo)), dataset.num_classes))
+        weights.append((settings.weight * pseudo.copies).astype(np.float32))
+    examples = Examples(
+        vectors(stored, np.concatenate(rows)),
+        torch.from_numpy(np.concatenate(targets)),
+        torch.from_numpy(np.concatenate(weights)),
+    )
+    known = np.flatnonzero(validation.labels >= 0)
+    held = vectors(stored, stored.rows(validation.column("sample_id", known)))
+    found = regress(settings, examples, held, validation.labels[known], labeled.sample_ids(), labeled.labels)
+    metrics = {
+        "validation_accuracy": float((found.head(held).argmax(1).numpy() == validation.labels[known]).mean())
+        if len(known)
+        else None,
+        "penalty": found.chosen.penalty if found.chosen else None,
+        "temperature": found.chosen.temperature if found.chosen else 1.0,
+        "chosen_on": found.chosen_on,
+        "images": len(examples.features),
+        "backbone": stored.backbone,
+        "warnings": warnings,
+    }
+    write_linear(context, stored, found.head, {**metrics, "tried": [vars(one) for one in found.tried]}, dataset.classes)
+    return StageResult(summary=metrics)
+
+
+def vectors(stored: StoredFeatures, rows: NDArray[np.int64]) -> Tensor:
+    """float32 [n, D] of some rows."""
+    return torch.from_numpy(stored.matrix[rows].astype(np.float32))
+
+
+def refuse_or_warn(labels: NDArray[np.int64], classes: tuple[str, ...]) -> list[str]:
+    """One class alone cannot be told from anything; a class without images will never be predicted."""
+    present = np.unique(labels)
+    if len(present) < 2:
+        only = f"all {len(labels)} of class '{classes[present[0]]}'" if len(present) else "none"
+        raise ConfigError(
+            f"method linear found {only} among the labelled images; expected images of two classes or more. "
+            "Label images of another class, or raise data.split.labels_per_class"
+        )
+    missing = [name for number, name in enumerate(classes) if number not in present]
+    if missing:
+        log.warning("no labelled image of %s: the model will not predict it", ", ".join(missing))
+    return [f"no labelled image of class {name}: it is never predicted" for name in missing]
+
+
+def write_linear(
+    context: StageContext, stored: StoredFeatures, head: Head, metrics: dict[str, Any], classes: tuple[str, ...]
+) -> None:
+    """The artifact's files: the whole network and its card, and how the head was found."""
+    backbone = stored.artifact.file(BACKBONE)
+    state = load_weights(backbone / WEIGHTS)
+    state |= {"head.weight": head.weight.T.float(), "head.bias": head.bias.float()}
+    save_weights(context.output / WEIGHTS, state)
+    save_card(context.output, load_card(backbone).model_copy(update={"classes": classes}))
+    (context.output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")

@@ -10,6 +10,7 @@ other, to a file of the workspace's cache, and all processes map that file.
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from selftrain.ssl_tasks.errors import ConfigError, DamagedArtifact, brief
-from selftrain.ssl_tasks.store.artifacts import Artifact, file_lock
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.locks import file_lock
 
 DESCRIPTION, BACKBONE, SHARDS = "features.json", "backbone", "shards"
 SCHEMA_VERSION = 1
@@ -52,6 +54,16 @@ class StoredFeatures:
             [pq.read_table(file, columns=["sample_id"])["sample_id"].combine_chunks() for file in files]
         )
         return cls(artifact, described["backbone"], mapped(files, cache / "features" / artifact.digest, shape), ids)
+
+    @classmethod
+    def of_model(cls, inputs: Mapping[str, Artifact], role: str, cache: Path) -> "StoredFeatures | None":
+        """What the model of this role among a stage's inputs reads (`features` of `model`), where it is given."""
+        given = inputs.get(role.replace("model", "features"))
+        if given is None:
+            return None
+        stored = cls.open(given, cache)
+        stored.require(inputs[role].summary.get("backbone", "none"), f"the {role}")
+        return stored
 
     def rows(self, sample_ids: pa.ChunkedArray, role: str = "the data set") -> NDArray[np.int64]:
         """The rows of these images; ConfigError where one of them has no vector."""

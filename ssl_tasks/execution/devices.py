@@ -25,7 +25,7 @@ LOOK_AGAIN = 0.2  # seconds between two looks at GPUs that are busy
 
 def needed(stage: str, runtime: RuntimeSettings) -> int:
     """How many GPUs a stage computes on, where there are any: the others wait for nobody."""
-    return {"train": runtime.processes, "predict": 1, "evaluate": 1}.get(stage, 0)
+    return {"train": runtime.processes, "features": 1, "predict": 1, "evaluate": 1}.get(stage, 0)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The method `linear`: multinomial logistic regression on stored features, as the training of a whole model.
 
-With x the features less their mean and over one deviation common to all, targets y and weights w that sum to 1, it finds
+With x the features less their mean, over one deviation common to all, targets y, and weights w that sum to 1, it finds
 the least
 
     - Σ w_i Σ_k y_ik log softmax(x_i W + b)_k + λ/2 ‖W‖²
@@ -27,9 +27,13 @@ from selftrain.ssl_tasks.data.order import key_of
 from selftrain.ssl_tasks.data.stored_features import BACKBONE, StoredFeatures
 from selftrain.ssl_tasks.data.stream import PseudoPool
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.precision import prepare_backends
+from selftrain.ssl_tasks.execution.devices import prepare_backends
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
-from selftrain.ssl_tasks.pseudo_labels.calibration import fit_temperature, negative_log_likelihood
+from selftrain.ssl_tasks.pseudo_labels.calibration import (
+    LOG_RANGE_OF_TEACHERS,
+    fit_temperature,
+    negative_log_likelihood,
+)
 from selftrain.ssl_tasks.settings.methods import LinearSettings
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.trained.model import WEIGHTS, load_card, load_weights, save_card, save_weights
@@ -77,7 +81,7 @@ class Head:
 def fit(examples: Examples, penalty: float, start: Head | None = None) -> Head:
     """The head of the least loss, searched from `start`. Classes without any weight get a logit that never wins."""
     present = (examples.targets * examples.weights[:, None]).sum(dim=0) > 0
-    features, (count, width), classes = examples.features, examples.features.shape, int(present.sum())
+    features, width, classes = examples.features, examples.features.shape[1], int(present.sum())
     targets = examples.targets[:, present]
     weights = (examples.weights / examples.weights.sum())[:, None]
     mass = targets.sum(dim=1, keepdim=True)
@@ -131,7 +135,7 @@ class Tried:
     def of(cls, penalty: float, logits: Tensor, labels: NDArray[np.int64]) -> "Tried":
         """From the logits of left-out images."""
         log_probs = torch.log_softmax(logits.double(), dim=1).numpy()
-        temperature = fit_temperature(log_probs, labels)
+        temperature = fit_temperature(log_probs, labels, LOG_RANGE_OF_TEACHERS)
         tempered = torch.log_softmax(torch.from_numpy(log_probs) / temperature, dim=1).numpy()
         accuracy = float((log_probs.argmax(axis=1) == labels).mean())
         return cls(penalty, temperature, negative_log_likelihood(tempered, labels), accuracy)
@@ -213,7 +217,7 @@ def regress(
         chosen_on, tried = "nothing", []
     chosen = min(tried, key=lambda one: one.nll) if tried else None
     penalty = chosen.penalty if chosen else settings.penalty if settings.penalty != "choose" else USUAL_PENALTY
-    *_, head = path(scaled, tuple(one for one in penalties if one > penalty) + (penalty,))
+    *_, head = path(scaled, (*(one for one in penalties if one > penalty), penalty))
     temperature = chosen.temperature if chosen else 1.0
     weight, bias = head.weight / temperature / scale, head.bias / temperature
     return Regression(Head(weight, bias - mean @ weight), chosen, chosen_on, tried)

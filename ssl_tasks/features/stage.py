@@ -6,7 +6,6 @@ images cost their own.
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,9 +28,8 @@ from selftrain.ssl_tasks.data.stored_features import (
     features_bytes,
 )
 from selftrain.ssl_tasks.errors import OutOfMemory, TrainingDiverged
-from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
-from selftrain.ssl_tasks.execution.seeds import derive_seed
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
+from selftrain.ssl_tasks.execution.stage import StageContext, StageResult, derive_seed
 from selftrain.ssl_tasks.pseudo_labels.engine import saying_what_is_full
 from selftrain.ssl_tasks.pseudo_labels.labeller import AUGMENT, Batches, Clock, pad
 from selftrain.ssl_tasks.pseudo_labels.shards import Shard, ShardCache, cut, place, shard_file, shard_key
@@ -39,7 +37,6 @@ from selftrain.ssl_tasks.settings.pseudo_labels import FrozenSettings
 from selftrain.ssl_tasks.store.artifacts import digest_json, write_atomically
 from selftrain.ssl_tasks.trained.model import Card, Trained, as_trained, load_network, save_trained
 
-log = logging.getLogger("selftrain")
 MULTIPLES = 8  # a batch's size is a multiple of an eighth of the largest: oneDNN keeps kernels for each size it meets
 
 
@@ -63,11 +60,6 @@ def open_backbone(context: StageContext, settings: FrozenSettings, dataset: Data
         network, card = load_network(context.inputs["init"].path)
         card = card.model_copy(update={"classes": dataset.classes})
     else:
-        if settings.model.pretrained is None:
-            log.warning(
-                "model %s has no pretrained weights (model.pretrained): its features are those of a random network",
-                settings.model.label,
-            )
         torch.manual_seed(derive_seed(context.seed, "weights"))
         network = build_model(settings.model, dataset.num_classes, dataset.channels, dataset.image_size)
         mean, std = preprocessing(settings, dataset)

@@ -50,8 +50,14 @@ def overridden(values: Mapping[str, Any], overrides: Iterable[Override]) -> dict
 
 
 def spread(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values with `round:` merged into each of the `rounds:`."""
+    """The same values with `round:` merged into each of the `rounds:`, and a list of teachers split in two."""
     result = dict(values)
+    if isinstance(teachers := result.get("teacher"), list):
+        if not teachers or "other_teachers" in result:
+            raise ConfigError(
+                "teacher: found a list that is empty, or beside other_teachers; expected one or more teachers"
+            )
+        result["teacher"], *result["other_teachers"] = teachers
     template = result.pop("round", None)
     template = {} if template is None else template
     rounds = result.get("rounds")

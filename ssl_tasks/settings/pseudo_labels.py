@@ -32,9 +32,10 @@ class FrozenSettings(FeatureSettings):
 class GraphSettings(Section):
     """Neighbours in the space of features, for the sources `propagate` and `knn`."""
 
-    neighbors: int = Field(20, ge=1, description="edges of an image in the graph; of knn: labelled images that vote")
-    power: float = Field(3.0, gt=0, description="an edge, or a vote, weighs [cosine]₊^power")
-    alpha: float = Field(0.9, ge=0, lt=1, description="of propagate: how far labels travel")
+    neighbors: int = Field(10, ge=1, description="edges of an image in the graph; of knn: labelled images that vote")
+    power: float = Field(6.0, gt=0, description="an edge, or a vote, weighs [cosine]₊^power")
+    alpha: float = Field(0.95, ge=0, lt=1, description="of propagate: how far labels travel")
+    balance: bool = Field(True, description="of propagate: classes get the labelled images' shares")
 
 
 class PredictSettings(Section):
@@ -50,8 +51,10 @@ class PredictSettings(Section):
     shard_size: int = Field(65_536, ge=1, description="most samples a shard may hold")
     batch_size: int = Field(256, ge=1, description="images at a time; products may differ in their last bit by it")
     views: int = Field(1, ge=1, description="1 is the image itself; more are averaged with weak views of it")
-    temperature: Annotated[float, Field(gt=0)] | Literal["fit"] = Field(
-        1.0, description="fit: chosen on one half of validation; thresholds are then chosen on the other"
+    temperature: Annotated[float, Field(gt=0)] | Literal["fit", "each"] = Field(
+        1.0,
+        description="fit: chosen on one half of validation; thresholds are then chosen on the other. each: also one "
+        "for every teacher, before they are averaged. The sources propagate and knn always fit",
     )
     top_k: int | None = Field(None, ge=1, description="probabilities stored; default all up to 256 classes, then 16")
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -76,9 +76,14 @@ def open_backbone(context: StageContext, settings: FrozenSettings, dataset: Data
 
 
 def preprocessing(settings: FrozenSettings, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the pixels: those of the pretrained network, where they are known; else the data's."""
-    name = settings.model.name
-    if settings.model.pretrained is None or not name.startswith("timm:") or dataset.channels != 3:
+    """Mean and deviation of the pixels: a pretrained network's own where they are known, else the data's.
+
+    The data's depend on which images are labelled. A network with random weights takes any, so its are fixed.
+    """
+    name, channels = settings.model.name, dataset.channels
+    if settings.model.pretrained is None:
+        return (0.5,) * channels, (0.5,) * channels
+    if not name.startswith("timm:") or channels != 3:
         return dataset.mean, dataset.std
     import timm
 

@@ -73,6 +73,7 @@ __all__ = [
     "__version__",
     "apply_corrections",
     "approve",
+    "check_labels",
     "clean",
     "compare_methods",
     "compare_runs",

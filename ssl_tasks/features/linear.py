@@ -40,13 +40,13 @@ from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.trained.model import WEIGHTS, load_card, load_weights, save_card, save_weights
 
 log = logging.getLogger("selftrain")
-PENALTIES = tuple(10.0**exponent for exponent in range(1, -6, -1))
+PENALTIES = tuple(10.0**exponent for exponent in range(1, -5, -1))
 USUAL_PENALTY = 0.1  # where nothing can be left out to choose another by
 FOLDS = 5
 MANY = 4_000  # images from which one fold tells enough
 NEVER = -20.0  # logit of a class that no image has, below the mean of the others
 ITERATIONS = 1_000
-ROUGH, FINE = 1e-5, 1e-8  # least relative gain of a step: of a search for the penalty, and of the outcome
+ROUGH, FINE = 1e-4, 1e-6  # least relative gain of a step: of a search for the penalty, and of the outcome
 CURVATURE = 0.1  # p (1 - p) of a typical class
 
 

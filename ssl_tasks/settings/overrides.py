@@ -54,9 +54,8 @@ def spread(values: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(values)
     if isinstance(teachers := result.get("teacher"), list):
         if not teachers or "other_teachers" in result:
-            raise ConfigError(
-                "teacher: found a list that is empty, or beside other_teachers; expected one or more teachers"
-            )
+            found = "a list beside other_teachers" if teachers else "an empty list"
+            raise ConfigError(f"teacher: found {found}; expected one teacher, or a list of all")
         result["teacher"], *result["other_teachers"] = teachers
     template = result.pop("round", None)
     template = {} if template is None else template

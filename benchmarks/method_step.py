@@ -1,4 +1,5 @@
-"""What a method costs beside the networks: one step ÷ a bare forward-backward of the images that it processes.
+"""Measures the cost of a method beside the networks: one step ÷ a bare forward-backward of the images that it
+processes.
 
     python benchmarks/method_step.py [--quick] [--methods fixmatch uda] [--threads 2] [--device auto] [--workers 0]
 
@@ -60,7 +61,8 @@ Counts = Counter[str]
 
 @contextlib.contextmanager
 def counted_images() -> Iterator[Counts]:
-    """How many images pass any classifier's body: with a gradient, without one, and with one for the image itself."""
+    """Counts the images that pass any classifier's body: with a gradient, without one, and with one for the image
+    itself."""
     counts: Counts = Counter()
     original = Classifier.features
 
@@ -110,7 +112,7 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def waits(run: TrainingRun, batch: Batch) -> int | str:
-    """How often the host waits for the device during a step."""
+    """Counts how often the host waits for the device during a step."""
     if run.device.type != "cuda":
         return "not on CUDA"
     torch.cuda.set_sync_debug_mode("warn")

@@ -4,7 +4,7 @@ python benchmarks/ray_predict.py [--quick] [--model wrn-28-2] [--images 8000]
 
 Every side labels the same shards on one thread a task. The nodes are processes of this host with one CPU each, so that
 two of them can be at best twice as fast where the host has two cores for them, and nothing else runs. Every turn starts
-Ray's workers anew, which import torch and read the model: that is part of the figure, as it is of every stage.
+Ray's workers again, which import torch and read the model: that is part of the figure, as it is of every stage.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How long the report takes, how much memory, and how large it is, for many predictions and classes.
+"""Measures time, memory and size of the report for many predictions and classes.
 
     python benchmarks/report_size.py [--quick]
 

@@ -47,7 +47,7 @@ def rename(name: str) -> str:
 
 
 def check_fit(body: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    """Every weight of the body must be there with its shape: half-loaded networks train, and nobody notices."""
+    """Every weight of the body must be there with its shape: a half-loaded network would train unnoticed."""
     missing = [name for name in body if name not in found and not name.endswith("num_batches_tracked")]
     wrong = [
         f"{name} is {list(found[name].shape)} in the file and {list(weight.shape)} in the network"

@@ -1,4 +1,4 @@
-"""Self-training as a pipeline: few labels and many unlabelled images in, the best classifier they allow out.
+"""Semi-supervised image classification as a pipeline: train a classifier from few labelled and many unlabelled images.
 
 Every verb of the command line is a function here, with the same names and defaults:
 

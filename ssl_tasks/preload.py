@@ -1,4 +1,4 @@
-"""What the fork server imports once, so that every stage starts at once. Nothing here may start threads or CUDA."""
+"""Imports modules once in the fork server, so that every stage starts fast. Nothing here may start threads or CUDA."""
 
 import signal
 

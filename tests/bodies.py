@@ -22,7 +22,7 @@ def isolated(request: Request, workspace: Path, runtime: RuntimeSettings | None 
 
 
 class Behaviour(Section):
-    """How a body shall behave."""
+    """The behaviour of a test body."""
 
     how: str = "write"
     text: str = "hello"

@@ -1,4 +1,4 @@
-"""What is imported without garbage collection: frozen where the process is ours, left as it was in a notebook's."""
+"""Imports without garbage collection are frozen in our own process, and left alone in a notebook's."""
 
 import subprocess
 import sys

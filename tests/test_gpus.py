@@ -1,4 +1,7 @@
-"""GPUs are leased by the names that the process may use, all at once, to one stage at a time. They are pretended."""
+"""GPUs are leased by the names that the process may use, all at once, to one stage at a time.
+
+The GPUs are pretended by CUDA_VISIBLE_DEVICES; the leases, the locks and the processes are real.
+"""
 
 import contextlib
 import multiprocessing.forkserver
@@ -25,7 +28,7 @@ UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,MIG-GPU-4106c12f/1/0"
 
 @pytest.fixture(scope="module", autouse=True)
 def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the locks of these tests are. A fork server of their own knows of it, and of two GPUs."""
+    """The folder of the locks of these tests. A fork server of their own knows of it, and of two GPUs."""
     folder = tmp_path_factory.mktemp("locks")
     server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
     server._stop()
@@ -77,7 +80,7 @@ def test_training_takes_a_gpu_for_each_process_and_what_computes_on_none_waits_f
     runtime = RuntimeSettings(processes=4)
     assert {stage: needed(stage, runtime) for stage in VERSIONS} == {
         **{"dataset": 0, "given": 0, "select": 0, "gate": 0},
-        **{"train": 4, "predict": 1, "evaluate": 1},
+        **{"train": 4, "features": 1, "predict": 1, "evaluate": 1},
     }
     with leased("cuda", 2), lease("cuda", 0) as name:  # does not wait
         assert name == "cuda"

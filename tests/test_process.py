@@ -1,4 +1,4 @@
-"""Stages in real processes: errors come back, dead workers are told of, nobody outlives the parent."""
+"""Stages in real processes: errors come back, dead workers are told of, none outlives the parent."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def test_a_worker_answers_like_a_function(workspace: Path) -> None:
         ("transient", Transient, "the network blinked"),
         ("defect", SelftrainError, "KeyError: 'surprise'"),
         ("killed", StageFailed, "killed by SIGKILL"),
-        ("disk_full", SelftrainError, "no space left to write .*; free some"),
+        ("disk_full", SelftrainError, r"no space left to write .*\. Free some"),
     ],
 )
 def test_what_went_wrong_comes_back_as_what_it_was(

@@ -1,4 +1,4 @@
-"""What a removed container or a retired host left is dead; what lives under another host name is not."""
+"""Processes of a removed container or a retired host count as dead; those under another host name do not."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def elsewhere(workspace: Path) -> "Iterator[tuple[subprocess.Popen[str], Run, Sp
 
 
 def believed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Whatever the tests' folder is on."""
+    """Trusts locks on the file system of the tests' folder."""
     monkeypatch.setattr(locks, "OF_ONE_KERNEL", {locks.file_system(folder)})
 
 

@@ -163,7 +163,7 @@ def test_the_example_compares_two_thresholds(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said = re.findall(r"^(\S+): \d+ labels invented, test accuracy 0\.\d+$", done.stdout, flags=re.MULTILINE)
+    said = re.findall(r"^(\S+): \d+ pseudo-labels, test accuracy 0\.\d+$", done.stdout, flags=re.MULTILINE)
     assert said == ["0.3", "0.95"], done.stdout
     assert done.stdout.count("true_precision") == 2  # a table of the classes for each
 

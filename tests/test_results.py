@@ -84,7 +84,7 @@ def chain_of_students(record: Record) -> list[str]:
 
 
 def ablation_effects(record: Record) -> list[str]:
-    """What three rounds add to one; the worst and the best of what else was tried with one round."""
+    """Returns the gain of three rounds over one, and the worst and best changes of one round."""
     effects = {row["arm"]: row["above 1 round"] for row in record["rows"]}
     changed = [effect for arm, effect in effects.items() if arm.startswith("1 round, ")]
     rounds = effects["noisy_student, 3 rounds"]
@@ -170,6 +170,6 @@ def test_the_arithmetic_for_300_million_images_begins_with_the_rate_on_file() ->
 
 
 def record_of(name: str) -> Record:
-    """What a benchmark has put on file."""
+    """Reads the record of a benchmark."""
     record: Record = json.loads((RESULTS / f"{name}.json").read_text())
     return record

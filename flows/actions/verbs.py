@@ -39,7 +39,7 @@ def run(
     prefect: bool = True,
     force: Iterable[str] = (),
 ) -> Run:
-    """Runs a recipe through all of its rounds; what an earlier run has answered is reused.
+    """Run a recipe through all of its rounds; finished stages are reused.
 
     With `prefect`, the run is a Prefect flow run: on the server of PREFECT_API_URL, or on an API inside this process.
     """
@@ -70,7 +70,7 @@ def train(
     workspace: Workspace = None,
     prefect: bool = True,
 ) -> Run:
-    """Trains and evaluates the recipe's first model alone, whatever rounds it has."""
+    """Train and evaluate only the teacher of a recipe, without its rounds."""
     return run(load_recipe(recipe, overrides, name, ["rounds=[]"]), workspace=workspace, prefect=prefect)
 
 
@@ -81,7 +81,7 @@ def rerun(
     workspace: Workspace = None,
     prefect: bool = True,
 ) -> Run:
-    """Continue a run and reuse its finished stages; a named `stage` and all that depends on it are recomputed."""
+    """Resume a run and reuse its finished stages; a named `stage` and all that depend on it are recomputed."""
     folder = workspace_folder(workspace)
     before = find_run(folder, run_name)
     recipe = load_recipe(before.path, overrides)
@@ -93,12 +93,13 @@ def rerun(
 
 
 def plan(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> list[PlannedStage]:
-    """What a run would reuse and compute, and why, before anything runs."""
+    """Return the stages that a run would reuse and compute, and why, without running it."""
     return plan_stages(load_recipe(recipe, overrides).config, workspace_folder(workspace))
 
 
 def stages(run_name: str = "last", workspace: Workspace = None) -> list[StageRecord]:
-    """The stages of a run, those not yet begun as `pending`; those that compute have the time since they began."""
+    """Return the stages of a run; those not yet started are `pending`, and a running one has the time since its
+    start."""
     record = find_run(workspace_folder(workspace), run_name)
     record.mend()
     met = [
@@ -113,7 +114,7 @@ def stages(run_name: str = "last", workspace: Workspace = None) -> list[StageRec
 
 
 def progress(stage: StageRecord, workspace: Workspace = None) -> Progress | None:
-    """The progress of a running stage; None if it is not running or has not reported any."""
+    """Return the progress of a running stage; None if it is not running or has not reported any."""
     if stage.state != "running":
         return None
     attempt = Store(workspace_folder(workspace) / "store").attempt(stage.stage, stage.key)
@@ -121,7 +122,7 @@ def progress(stage: StageRecord, workspace: Workspace = None) -> Progress | None
 
 
 def status(run_name: str = "last", workspace: Workspace = None) -> "pd.DataFrame":
-    """The stages of a run as a table."""
+    """Return the stages of a run as a table."""
     import pandas as pd
 
     columns = ["name", "state", "seconds", "key", "digest", "reason", "log"]
@@ -129,7 +130,7 @@ def status(run_name: str = "last", workspace: Workspace = None) -> "pd.DataFrame
 
 
 def runs(workspace: Workspace = None) -> list[dict[str, Any]]:
-    """All runs of a workspace, oldest first; states tell the truth about dead ones."""
+    """Return all runs of a workspace, the oldest first. Runs whose process died have the state crashed."""
     found = list(all_runs(workspace_folder(workspace)))
     for one in found:
         one.mend()
@@ -137,12 +138,15 @@ def runs(workspace: Workspace = None) -> list[dict[str, Any]]:
 
 
 def approve(run_name: str = "last", workspace: Workspace = None) -> int:
-    """Lets a run go on that waits for a person; returns the round."""
+    """Approve the round that a run waits for, so that it continues; returns the round's number."""
     folder = workspace_folder(workspace)
     record = find_run(folder, run_name)
     waits_for = record.info.get("waits_for")
     if not waits_for:
-        raise NotFound(f"run {record.id} does not wait for approval (it is {record.info['state']})")
+        raise NotFound(
+            f"run {record.id} does not wait for approval; its state is {record.info['state']}. See: "
+            f"selftrain status {record.id}"
+        )
     selection = record.artifact(RoundNames(waits_for["round"]).select)
     assert selection is not None, "a run waits only after its selection"
     write_atomically(approval_file(folder, selection), f"{record.id} {time.time():.0f}\n")
@@ -166,15 +170,15 @@ __all__ = [
 
 
 TEMPLATE = BUILT_IN / "image_folder.yaml"
-LARGE_SIDE = 96  # beyond it, networks for small images are slow
+LARGE_SIDE = 96  # in pixels; networks for small images are slow on larger ones
 
 
 def write_recipe(data: Path, output: Path, follow_links: bool = False) -> list[str]:
-    """Writes a recipe that reads `data`; returns what was found, line by line. Never overwrites a file."""
+    """Write a recipe that reads `data`, and return a description of the data, line by line. No file is overwritten."""
     from selftrain.ssl_tasks.data.inspect_folder import suggest_settings
 
     if output.exists():
-        raise ConfigError(f"{output} exists already; name another file with --output")
+        raise ConfigError(f"{output} exists already. Name another file: selftrain init {data} --output FILE")
     found = suggest_settings(data, follow_links)
     source = {
         name: str(value.absolute()) if isinstance(value, Path) else value
@@ -184,7 +188,10 @@ def write_recipe(data: Path, output: Path, follow_links: bool = False) -> list[s
     size = min(max(32, found.sides[1]), LARGE_SIDE) if found.sides else 32
     text = TEMPLATE.read_text()
     for setting, value in (
-        ("name", json.dumps(run_name(data.absolute().stem, "images"))),  # in quotes: YAML takes 2024 for a number
+        (
+            "name",
+            json.dumps(run_name(data.absolute().stem, "images")),
+        ),  # in quotes, because YAML reads 2024 as a number
         ("  source", json.dumps(source, ensure_ascii=False)),
         ("  image_size", str(size)),
     ):

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 die_with_parent()  # of `selftrain up`, where its runner started us
 log = logging.getLogger("selftrain")
 WORDS: dict[str, Any] = dict(coolname)  # coolname has no types
-HEAD = ("round", "model", "labels", "invented", "their precision", "validation", "test", "decision")
+HEAD = ("round", "model", "labels", "pseudo-labels", "pseudo-label accuracy", "validation", "test", "decision")
 # The recipe of the run that this process was asked for; a deployment's runs have their configuration alone.
 WRITTEN: ContextVar[Mapping[str, Any] | None] = ContextVar("written", default=None)
 RETRIES = 4  # of a request, with growing pauses: a server that restarts has half a minute
@@ -81,7 +81,7 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
     Args:
         config: the recipe; the form edits it, a YAML file is its home
         workspace: the folder of the store, the tracking and the runs
-        force: names of stages to compute anew
+        force: names of stages to recompute
     """
     folder = workspace_folder(workspace)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
         _tell_champion(run)
     answer = {"run": run.id, **run.summary}
     if run.nothing_new and flow_run.run_count < 2:  # a run that was started again met what it had made itself
-        return Completed(name=NOTHING_NEW, message="nothing new: every stage was answered before", data=answer)
+        return Completed(name=NOTHING_NEW, message="every stage was reused; nothing was recomputed", data=answer)
     return Completed(message=run.summary["stopped"], data=answer)
 
 
@@ -123,7 +123,9 @@ def run_as_flow(
         run = _ours(folder, before)
         if run is None or run.info["state"] != "done":
             raise first_of_ours(error) from None
-        log.warning("Prefect did not hear how %s ended (%s); the next run tells it", run.id, type(error).__name__)
+        log.warning(
+            "Prefect could not be told how %s ended (%s); the next run will tell it", run.id, type(error).__name__
+        )
     finally:
         WRITTEN.reset(token)
         if told and (run := _ours(folder, before)) is not None:
@@ -140,7 +142,7 @@ def _ours(folder: Path, before: set[str]) -> Run | None:
 
 
 def first_of_ours(error: BaseException) -> BaseException:
-    """What went wrong before Prefect could not be told of it, else the error itself."""
+    """Returns our own error behind one of Prefect's, else the error itself."""
     at: BaseException | None = error
     while at is not None and not isinstance(at, SelftrainError):
         at = at.__context__
@@ -153,12 +155,13 @@ def _refuse_endless_crashes(restarts: int) -> None:
         states = client.read_flow_run_states(UUID(flow_run.get_id()))
     if (crashes := crashes_in_a_row(states)) > restarts:
         raise SelftrainError(
-            f"crashed {crashes} times in a row, and runtime.restarts is {restarts}: find out why, then `Retry` it"
+            f"crashed {crashes} times in a row, more than runtime.restarts = {restarts}. Find the cause in "
+            "its log, then press Retry"
         )
 
 
 def crashes_in_a_row(states: Sequence[State[Any]]) -> int:
-    """How often a run crashed since a person or a schedule asked for it; from all states that it has been in."""
+    """Counts the crashes of a run since a person or a schedule started it, from the history of its states."""
     ordered = sorted(states, key=lambda state: state.timestamp)
     asked = [
         at
@@ -178,7 +181,7 @@ def _publish(run: Run) -> None:
             check_reachable(url)  # Prefect's client alone would try for half a minute
         _publish_page(run)
     except Exception as error:  # noqa: BLE001 - the numbers are safe; `selftrain report` shows more
-        log.warning("Prefect has no page about %s: %s", run.id, error)
+        log.warning("the page about %s could not be sent to Prefect: %s", run.id, error)
 
 
 def _tell_champion(run: Run) -> None:
@@ -192,7 +195,7 @@ def _tell_champion(run: Run) -> None:
 
 
 def _publish_page(run: Run) -> None:
-    """An artifact of the flow run that we are in; the newest of a name is found under Artifacts."""
+    """Publishes an artifact of the current flow run; Prefect lists the newest of a name under Artifacts."""
     key = re.sub(r"[^a-z0-9]+", "-", run.info["name"].lower()).strip("-")
     create_markdown_artifact(page_of(run), key=f"{key}-rounds", description=f"rounds and lineage of {run.id}")
 
@@ -200,16 +203,16 @@ def _publish_page(run: Run) -> None:
 def page_of(run: Run) -> str:
     """The rounds as a table, and the best model's lineage as a tree and as a diagram, in Markdown.
 
-    Prefect's second UI draws Mermaid diagrams, its first one shows their text: the tree is what both can show.
+    Prefect's second UI draws Mermaid diagrams, its first one shows their text; both can show the tree.
     """
     summary = run.summary
     lines = [f"**{run.id}** · {_plain(summary['stopped'])}", "", _row(HEAD), _row(["---"] * len(HEAD))]
     for line in summary["rounds"]:
         mark = " ← best" if line["round"] == summary["best_round"] else ""
-        invented = "" if line["selected"] is None else f"{line['selected']:,}"
+        accepted = "" if line["selected"] is None else f"{line['selected']:,}"
         shares = [share(line[name]) for name in ("pseudo_label_precision", "validation_accuracy", "test_accuracy")]
         name = "teacher" if line["round"] == 0 else str(line["round"])
-        lines.append(_row([name + mark, line["model"], line["labeled"], invented, *shares, line["decision"]]))
+        lines.append(_row([name + mark, line["model"], line["labeled"], accepted, *shares, line["decision"]]))
     if (server := without_password(os.environ.get("MLFLOW_TRACKING_URI", ""))).startswith("http"):
         lines += ["", f"MLflow: {server}, run `{run.id}` of the experiment `selftrain`"]
     lines += ["", f"Look further on the worker: `selftrain report {run.id}`, `selftrain labels {run.id}`"]
@@ -218,8 +221,8 @@ def page_of(run: Run) -> str:
 
         names = {stage.key: stage.name for stage in run.stages()}
         lineage = store_lineage(Store(run.workspace / "store"), best, names)
-        tree = indent(as_tree(lineage), "    ")  # not fenced: no name in it can end the block
-        lines += ["", "### What the best model rests on", "", tree, "", "### The same as a diagram", ""]
+        tree = indent(as_tree(lineage), "    ")  # indented, because a name could end a fenced block
+        lines += ["", "### Lineage of the best model", "", tree, "", "### The lineage as a diagram", ""]
         lines += ["```mermaid", as_mermaid(lineage) + "```"]
     return "\n".join(lines)
 
@@ -229,7 +232,7 @@ def _row(cells: Sequence[object]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Names come from recipes and data: no text of theirs is markup."""
+    """Escapes Markdown in names, which come from recipes and data."""
     return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", " ".join(text.split()))
 
 
@@ -241,7 +244,7 @@ def compare_as_flow(answer: "Callable[[], Comparison]", title: str, asked: Mappi
     def compare(asked: dict[str, str]) -> State[Any]:
         found.append(answer())
         _publish_table(found[0])
-        return Completed(message=f"{sum(map(len, found[0].points))} runs, {len(found[0].points)} lines")
+        return Completed(message=f"{sum(map(len, found[0].points))} runs, {len(found[0].points)} rows")
 
     try:
         with tags(process_tag()):
@@ -250,7 +253,9 @@ def compare_as_flow(answer: "Callable[[], Comparison]", title: str, asked: Mappi
     except Exception as error:  # noqa: BLE001 - whatever Prefect raises where its server is away
         if not found:
             raise first_of_ours(error) from None
-        log.warning("Prefect did not hear how the comparison ended (%s)", type(error).__name__)
+        log.warning(
+            "Prefect could not be told how the comparison ended (%s); its result is complete", type(error).__name__
+        )
     return found[0]
 
 
@@ -262,7 +267,7 @@ def _publish_table(comparison: "Comparison") -> None:
     try:
         create_markdown_artifact(as_markdown(shown_rows(comparison)), key=f"{key}-comparison")
     except Exception as error:  # noqa: BLE001 - it is on file and in MLflow too
-        log.warning("Prefect has no table of the comparison: %s", error)
+        log.warning("the table of the comparison could not be sent to Prefect: %s", error)
 
 
 @contextmanager

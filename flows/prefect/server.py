@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Names that our flows and the server's automations share.
 CHAMPION = "selftrain.champion"  # the event: a run's model became the champion; payload: model, verdict, run
 NOTHING_NEW = "NothingNew"  # the name of the completed state of a run that found nothing to compute
-RESTARTED = "crashed; it goes on from its checkpoints"  # the message of the state that a restarted run is put in
+RESTARTED = "crashed; it resumes at its checkpoints"  # the message of the state that a restarted run is put in
 GPU_LIMIT = "gpu"  # the server's count of GPUs; workers obey it where SELFTRAIN_GPU_LIMIT names it
 # The catalogue of block types, for the UI's forms: two seconds in a fresh database, and the import of every plugin.
 WITHOUT_BLOCKS = {
@@ -121,7 +121,7 @@ def _wait_until_started(server: object, thread: threading.Thread, complaints: li
     while not getattr(server, "started", False):
         if not thread.is_alive() or time.monotonic() > deadline:
             reason = complaints[0] if complaints else f"no answer within {START_SECONDS:g} s"
-            raise SelftrainError(f"Prefect's API did not start: {reason}. `selftrain doctor` looks further")
+            raise SelftrainError(f"Prefect's API did not start: {reason}. Check this machine: selftrain doctor")
         time.sleep(0.02)
 
 
@@ -155,7 +155,9 @@ def check_reachable(url: str) -> None:
         httpx.get(f"{url.rstrip('/')}/health", timeout=10).raise_for_status()
     except httpx.HTTPStatusError as error:
         if error.response.status_code not in (401, 403):  # the client will send the credentials that Prefect knows
-            raise SelftrainError(f"PREFECT_API_URL={address} answers {error.response.status_code}") from error
+            raise SelftrainError(
+                f"PREFECT_API_URL={address} answers {error.response.status_code}; expected 200. Check its log"
+            ) from error
     except httpx.HTTPError as error:
         raise SelftrainError(
             f"PREFECT_API_URL={address} cannot be reached ({type(error).__name__}). Start that server, or unset the "
@@ -174,7 +176,7 @@ def _drain() -> None:
 
 
 def init_server(pools: Sequence[str], gpus: int, notify: str | None = None) -> list[str]:
-    """Creates what is missing and updates what differs; returns what stands, line by line."""
+    """Creates what is missing and updates what differs; returns the state of each, line by line."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -189,7 +191,7 @@ def init_server(pools: Sequence[str], gpus: int, notify: str | None = None) -> l
 
 
 def ensure_pool(client: "SyncPrefectClient", name: str) -> str:
-    """A process pool of this name; one that is there is left as it is."""
+    """Creates a process pool of this name; an existing one is not changed."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
     from prefect.workers.process import ProcessWorker
@@ -206,7 +208,8 @@ def ensure_pool(client: "SyncPrefectClient", name: str) -> str:
 
 
 def dead_runs() -> "AutomationCore":
-    """A run whose process fell silent without an end is crashed: after a power cut, or with its worker killed."""
+    """Marks a run as crashed if its process falls silent without an end: after a power cut, or if its worker is
+    killed."""
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, Posture
@@ -218,18 +221,18 @@ def dead_runs() -> "AutomationCore":
         posture=Posture.Proactive,
         within=PATIENCE,
     )
-    message = f"no sign of life for {PATIENCE.total_seconds():.0f} s: its process is believed dead"
+    message = f"no sign of life for {PATIENCE.total_seconds():.0f} s: its process has probably died"
     return AutomationCore(
-        name="selftrain: silent runs are crashed",
+        name="selftrain: mark silent runs as crashed",
         trigger=trigger,
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
     )
 
 
 def restarts() -> "AutomationCore":
-    """A crashed run is scheduled again, and goes on from its checkpoints; runtime.restarts says how often.
+    """Schedules a crashed run again, which resumes at its checkpoints; runtime.restarts limits how often.
 
-    Not at once: a worker of Prefect 3.8 that gets a run back while it still clears it away ends with an error.
+    There is a pause before, because a worker of Prefect 3.8 fails if it gets a run back while it still cleans it up.
     """
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
@@ -243,14 +246,14 @@ def restarts() -> "AutomationCore":
         within=PAUSE,
     )
     return AutomationCore(
-        name="selftrain: crashed runs go on",
+        name="selftrain: resume crashed runs",
         trigger=trigger,
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, message=RESTARTED)],
     )
 
 
 def notifications(webhook: "UUID") -> list["AutomationCore"]:
-    """A failed run, and a new champion, are told to a webhook as JSON {"text": …}, which chat programs take."""
+    """Reports failed runs and new champions to a webhook as JSON {"text": …}, which chat programs accept."""
     from prefect.events.actions import CallWebhook
     from prefect.events.schemas.automations import AutomationCore, EventTrigger
 
@@ -259,12 +262,12 @@ def notifications(webhook: "UUID") -> list["AutomationCore"]:
 
     return [
         AutomationCore(
-            name="selftrain: failed runs are told",
+            name="selftrain: notify of failed runs",
             trigger=_of_runs(expect={"prefect.flow-run.Failed"}),
             actions=told('"self-training failed: " ~ flow_run.name ~ ": " ~ flow_run.state.message'),
         ),
         AutomationCore(
-            name="selftrain: champions are told",
+            name="selftrain: notify of new champions",
             trigger=EventTrigger(expect={CHAMPION}, threshold=1),
             actions=told('"new champion of " ~ event.payload.model ~ ": " ~ event.payload.verdict'),
         ),
@@ -272,7 +275,7 @@ def notifications(webhook: "UUID") -> list["AutomationCore"]:
 
 
 def _of_runs(**options: object) -> "EventTrigger":
-    """A trigger on each flow run of ours apart."""
+    """Returns a trigger for each of our flow runs separately."""
     from prefect.events.schemas.automations import EventTrigger
 
     related = {"prefect.resource.role": "flow", "prefect.resource.name": "self-training"}
@@ -299,7 +302,7 @@ def _ensure_automation(client: "SyncPrefectClient", wanted: "AutomationCore") ->
 
 
 def _webhook(client: "SyncPrefectClient", url: str) -> "UUID":
-    """The block that holds the address; it may carry a token, so Prefect keeps it encrypted."""
+    """Stores the address in a block, which Prefect encrypts, because it may contain a token."""
     from prefect.blocks.webhook import Webhook
     from prefect.types import SecretDict
     from pydantic import SecretStr

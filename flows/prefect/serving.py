@@ -5,6 +5,7 @@ that starts a process for every scheduled run. Ctrl-C, SIGTERM or the end of the
 """
 
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -12,8 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
+import zoneinfo
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -44,28 +47,57 @@ GRACE_SECONDS = 10.0  # between asking MLflow's server to end and killing it
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a recipe runs: one of the three, or never by itself."""
+    """When a recipe runs: by one of cron, interval and rrule, or only on demand."""
 
     cron: str | None = None
     interval: float | None = None  # seconds
     rrule: str | None = None
+    timezone: str | None = None  # an IANA name; UTC by default
 
     def __post_init__(self) -> None:
         given = [value for value in (self.cron, self.interval, self.rrule) if value is not None]
         if len(given) > 1:
-            raise ConfigError("give one of --cron, --interval and --rrule")
+            raise ConfigError("found several schedules; expected one of --cron, --interval and --rrule")
         if self.interval is not None and not SHORTEST_SECONDS <= self.interval <= LONGEST_SECONDS:
             raise ConfigError(
-                f"--interval {self.interval:g}: expected seconds, {SHORTEST_SECONDS} to {LONGEST_SECONDS:,} (a year)"
+                f"--interval is {self.interval:g}; expected {SHORTEST_SECONDS} to {LONGEST_SECONDS:,} seconds (a year)"
             )
         for option, text in (("cron", self.cron), ("rrule", self.rrule)):
             if text is not None and not _known_to_prefect(option, text):
                 raise ConfigError(f"--{option} '{cut(text)}' is not a schedule; expected {SCHEDULES[option]}")
+        if self.timezone is not None:
+            if not given:
+                raise ConfigError("--timezone is given without a schedule; add --cron, --interval or --rrule")
+            _require_zone(self.timezone)
+
+    def __str__(self) -> str:
+        parts = {"cron": self.cron, "every": self.interval and f"{self.interval:g} s", "rrule": self.rrule}
+        words = [f"{name} {value}" for name, value in parts.items() if value is not None]
+        return f"{words[0]} ({self.timezone or 'UTC'})" if words else "on demand"
 
     def as_options(self) -> dict[str, Any]:
-        """What Prefect's deployments take."""
-        options = {"cron": self.cron, "interval": self.interval, "rrule": self.rrule}
-        return {name: value for name, value in options.items() if value is not None}
+        """The schedule as Prefect's deployments take it; empty where the recipe runs on demand."""
+        if self.cron is None and self.interval is None and self.rrule is None:
+            return {}
+        from prefect.schedules import Schedule as PrefectSchedule
+
+        interval = None if self.interval is None else timedelta(seconds=self.interval)
+        return {"schedule": PrefectSchedule(interval, self.cron, self.rrule, self.timezone)}
+
+
+def _require_zone(name: str) -> None:
+    """ConfigError unless Prefect knows a time zone of this name; the message names the nearest one."""
+    from prefect.client.schemas.schedules import is_valid_timezone
+
+    if is_valid_timezone(name):
+        return
+    zones = zoneinfo.available_timezones()
+    known = {zone.rpartition("/")[2].casefold(): zone for zone in zones} | {zone.casefold(): zone for zone in zones}
+    close = difflib.get_close_matches(name.casefold(), known, n=1)
+    tail = f" Did you mean '{known[close[0]]}'?" if close else ""
+    raise ConfigError(
+        f"--timezone '{cut(name)}' is not a time zone; expected an IANA name, for example Europe/Berlin or UTC.{tail}"
+    )
 
 
 def _known_to_prefect(option: str, text: str) -> bool:
@@ -111,7 +143,7 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
     from selftrain.flows.prefect.flow import self_training_flow
 
     if not recipes:
-        print("no recipes to schedule; Ctrl-C ends", flush=True)
+        print("no recipe to run; press Ctrl-C to stop", flush=True)
         with interruptible():
             threading.Event().wait()
     deployments = [
@@ -126,7 +158,7 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
         for config in recipes
     ]
     for config in recipes:
-        print(f"serving  {config.name}  {schedule.as_options() or 'on demand'}", flush=True)
+        print(f"serving  {config.name}  {schedule}", flush=True)
     os.environ.update({**safe_path(), **parent_of_mine()})  # of the processes that it starts
     if folder_hides_us():  # Prefect looks into the current folder first all the same
         make_workspace(workspace)
@@ -259,7 +291,8 @@ def require_server() -> None:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         raise ConfigError(
-            "no Prefect server: set PREFECT_API_URL (http://127.0.0.1:4200/api for docker-compose.yml). "
+            "found no Prefect server: PREFECT_API_URL is not set. With docker-compose.yml: "
+            "export PREFECT_API_URL=http://127.0.0.1:4200/api. "
             "Without a server, `selftrain up CONFIG --cron …` runs schedules on this machine."
         )
     check_reachable(url)

@@ -1,7 +1,7 @@
-"""What Prefect is told of a run: its stages as tasks, its pauses, and how it ended where Prefect did not hear of it.
+"""Shows a run in Prefect: its stages as tasks, its pauses, and its end.
 
-Prefect orders, names, retries and shows; the store alone decides what is done. A run that waits for a person is Paused
-in Prefect, and `Resume` approves as `selftrain approve` does.
+Prefect orders, names, retries and shows; only the store decides what is done. A run that waits for approval is Paused
+in Prefect, and `Resume` there approves it as `selftrain approve` does.
 """
 
 import contextlib
@@ -63,23 +63,23 @@ VERBS = {
 
 
 class PrefectOrchestrator(Orchestrator):
-    """The flow run that we are in: every stage is a task of it."""
+    """Runs every stage as a task of the current flow run."""
 
     def __init__(self, retries: int, own_signals: bool) -> None:
         self.retries, self.own_signals = retries, own_signals
         self.context = contextvars.copy_context()  # stages that run in threads must find the flow run too
 
     def details(self, workspace: Path) -> dict[str, Any]:
-        """Which flow run it is, and on whose server."""
+        """Returns the id of the flow run and the address of its server."""
         return {"prefect_flow_run": str(flow_run.get_id() or ""), "prefect_server": server_in_use(workspace)}
 
     def run_task(self, run: Run, request: Request, round_number: int, stage: Callable[[], Outcome]) -> Outcome:
-        """Runs a stage as a task, once nobody pauses the flow run."""
+        """Runs a stage as a task, when the flow run is not paused."""
         self.context.copy().run(wait_while_paused, run)
         return self.context.copy().run(as_task, request, round_number, stage, self.retries)
 
     def gpu_slots(self, request: Request, runtime: RuntimeSettings) -> AbstractContextManager[None]:
-        """A share of the GPUs that the hosts of a server have; on one host the kernel's locks decide which."""
+        """Holds a share of the GPUs that the hosts of a server have; on one host the kernel's locks decide which."""
         limit, count = os.environ.get("SELFTRAIN_GPU_LIMIT"), needed(request.stage, runtime)
         if not limit or not count or runtime.device == "cpu" or not visible_gpus():
             return contextlib.nullcontext()
@@ -136,7 +136,9 @@ def _slots(limit: str, count: int) -> Iterator[None]:
     try:
         slots.__enter__()
     except ConcurrencySlotAcquisitionError as error:
-        log.warning("computing without a slot of the limit '%s', which Prefect did not give: %s", limit, error)
+        log.warning(
+            "the stage runs without a slot of the concurrency limit '%s', because Prefect gave none: %s", limit, error
+        )
         yield
         return
     try:
@@ -145,7 +147,7 @@ def _slots(limit: str, count: int) -> Iterator[None]:
         try:
             slots.__exit__(None, None, None)
         except httpx.HTTPError as error:
-            log.warning("Prefect takes back a slot of '%s' when its lease ends: %s", limit, error)
+            log.warning("a slot of '%s' could not be returned to Prefect; its lease will end: %s", limit, error)
 
 
 def _can_be_cured(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -158,10 +160,13 @@ def paused(round_number: int) -> Iterator[Callable[[], bool]]:
     """Pauses our flow run for the time of the block; yields whether a person has pressed Resume.
 
     The process stays, and so does the pause: without a limit of time it never expires. A block that ends by an error
-    (somebody cancels, the process is stopped) leaves the state to whoever ended it.
+    (a cancellation, a stopped process) does not change the state.
     """
     identity = UUID(flow_run.get_id())
-    message = f"round {round_number} waits: look at its labels, then Resume, or `selftrain approve` on its worker"
+    message = (
+        f"round {round_number} waits for approval. Review its pseudo-labels, then press Resume, or "
+        "run `selftrain approve` on its worker"
+    )
     with get_client(sync_client=True) as client:
         pause: State[Any] | None = None
         with _patient("cannot be paused"):
@@ -169,7 +174,7 @@ def paused(round_number: int) -> Iterator[Callable[[], bool]]:
             pause = answer.state if answer.status is SetStateStatus.ACCEPT else None
 
         def resumed() -> bool:
-            with _patient("cannot be asked for"):
+            with _patient("cannot be read"):
                 return pause is not None and followed_by_running(client.read_flow_run_states(identity), pause)
             return False
 
@@ -189,10 +194,10 @@ def wait_while_paused(run: Run) -> None:
         while (state := _state(client, identity)) is not None and state.is_paused() and not run.info.get("waits_for"):
             if not told:
                 told = True
-                log.warning("%s is paused in Prefect: the next stage begins after Resume there", run.id)
+                log.warning("%s is paused in Prefect; press Resume there to start the next stage", run.id)
                 run.update(state="waiting", stopped=PAUSED)
-                with _patient("cannot be told so"):  # the person sees it on the run's page
-                    message = f"{PAUSED}; no stage computes now"
+                with _patient("cannot be updated"):  # the person sees it on the run's page
+                    message = f"{PAUSED}; no stage is running"
                     client.set_flow_run_state(identity, state.model_copy(update={"message": message}), force=True)
             time.sleep(PAUSE_SECONDS)
     if told:
@@ -200,25 +205,29 @@ def wait_while_paused(run: Run) -> None:
 
 
 def _state(client: SyncPrefectClient, identity: UUID) -> State[Any] | None:
-    """The flow run's state, None where the server is away."""
+    """Returns the flow run's state, or None if the server is away."""
     with _patient("cannot be asked for its state"):
         return client.read_flow_run(identity).state
     return None
 
 
 def followed_by_running(states: Sequence[State[Any]], pause: State[Any]) -> bool:
-    """Whether Resume was pressed. A run that crashed, or was cancelled, and runs again elsewhere was not approved."""
+    """Returns whether Resume was pressed. A run that crashed or was cancelled, and runs again, was not approved."""
     after = sorted((one for one in states if one.timestamp > pause.timestamp), key=lambda one: one.timestamp)
     return bool(after) and after[0].is_running()
 
 
 @contextlib.contextmanager
 def _patient(what: str) -> Iterator[None]:
-    """A server that is away just now must not end a run that a person may look at for days."""
+    """Calls again while the server is away: that must not end a run that may wait for days."""
     try:
         yield
     except httpx.HTTPError as error:
-        log.warning("the flow run %s: %s; `selftrain approve` works", what, type(error).__name__)
+        log.warning(
+            "Prefect's flow run %s: %s. To approve a round without Prefect: selftrain approve",
+            what,
+            type(error).__name__,
+        )
 
 
 def tell_prefect(workspace: Path, server: str) -> None:
@@ -242,7 +251,7 @@ def process_tag() -> str:
 
 
 def _end_orphans(client: SyncPrefectClient) -> None:
-    """Flow runs that say they run, and whose process on this host is gone."""
+    """Ends flow runs that are recorded as running, but whose process on this host is gone."""
     unended = FlowRunFilterState(
         type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.PAUSED])
     )
@@ -282,7 +291,7 @@ def _end(client: SyncPrefectClient, one: FlowRun, state: State[None], of_tasks: 
 
 
 def _ending(run: Run, task: bool = False) -> State[None]:
-    """What became of it, in Prefect's words."""
+    """Returns the end of a run as one of Prefect's states."""
     info = run.info
     match info["state"]:
         case "done":
@@ -290,4 +299,4 @@ def _ending(run: Run, task: bool = False) -> State[None]:
         case "failed" if not task:
             return Failed(message=info["stopped"])
         case _:
-            return Crashed(message="its process died; run it again to continue")
+            return Crashed(message="its process died; run it again to resume")

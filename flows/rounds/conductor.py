@@ -1,4 +1,4 @@
-"""Runs the stages of a run: the way of a stage from its request to its artifact, its record and the tracker."""
+"""Runs the stages of a run: each from its request to its artifact, its record and the tracker."""
 
 import logging
 import time
@@ -34,21 +34,21 @@ APPROVAL_SECONDS = 0.5  # between two looks for a person's approval
 
 
 def never() -> bool:
-    """The answer to "has it been asked for?" where nothing can ask."""
+    """Returns False: without an orchestrator, nothing can ask for a stop or an approval."""
     return False
 
 
 class Orchestrator:
-    """What starts the stages of a run and shows them: by default nothing does. (Prefect: `flows/prefect/tasks.py`.)"""
+    """Starts the stages of a run and shows them; this default does neither. (For Prefect: `flows/prefect/tasks.py`.)"""
 
-    own_signals = True  # else whoever runs us has a handler of SIGTERM that raises
+    own_signals = True  # False: the caller has a handler of SIGTERM that raises
 
     def details(self, workspace: Path) -> dict[str, Any]:
-        """Entries of the run's record."""
+        """Returns entries for the run's record."""
         return {}
 
     def run_task(self, run: Run, request: Request, round_number: int, stage: Callable[[], Outcome]) -> Outcome:
-        """Calls `stage` once there is nothing in its way, and again where its error can be cured."""
+        """Calls `stage` when nothing delays it, and again after a temporary error."""
         return stage()
 
     def gpu_slots(self, request: Request, runtime: RuntimeSettings) -> AbstractContextManager[None]:
@@ -61,7 +61,7 @@ class Orchestrator:
 
 
 class Conductor:
-    """The stages of one run, with all that surrounds them; `force` names those to compute anew.
+    """Runs the stages of one run, with their records, logs and tracking; `force` names stages to recompute.
 
     Without a `run`, stages are neither recorded nor tracked, and their logs are in the workspace's folder `logs`.
     """
@@ -113,7 +113,7 @@ class Conductor:
                         self.orchestrator.gpu_slots(request, runtime),
                     ):
                         if self.stopping:
-                            raise Interrupted("the run ended before there was room for this stage")
+                            raise Interrupted("the run ended before this stage could start")
                         result = run_isolated(request, context, Path(record.log))
                     provenance = {"run": self.run_record.id} if self.run_record is not None else {}
                     seconds = time.monotonic() - started
@@ -173,7 +173,7 @@ class Conductor:
         try:
             self._write(replace(record, state=state, reason=reason_of(error), seconds=time.time() - record.started))
         except OSError as full:
-            log.error("that %s %s cannot be written down: %s", record.name, state, full)
+            log.error("the record that %s is %s cannot be written: %s", record.name, state, full)
 
     @contextmanager
     def _followed(self, request: Request, context: StageContext) -> Iterator[str]:
@@ -195,7 +195,7 @@ class Conductor:
                 follower.stop()
 
     def fingerprint(self, config: RunConfig) -> str:
-        """The digest of the source's contents."""
+        """Returns the digest of the source's contents."""
         from selftrain.ssl_tasks.data.sources import fingerprint
 
         def say(note: str) -> None:
@@ -204,7 +204,7 @@ class Conductor:
         return fingerprint(config.data, self.workspace / "cache", say)
 
     def run(self, request: Request, round_number: int) -> Artifact:
-        """The stage's artifact."""
+        """Returns the stage's artifact."""
         stage = partial(self.run_stage, request, round_number)
         if self.run_record is None:
             return stage().artifact
@@ -219,7 +219,7 @@ class Conductor:
         return self.pool.submit(self.run, request, round_number).result
 
     def corrections(self) -> Path | None:
-        """People's corrections of this run's labels as they are now."""
+        """Returns the file of corrections of this run's labels as it is now."""
         return corrections_file(self.workspace, self.config.name)
 
     def hold(self, round_number: int, selection: Artifact) -> None:
@@ -228,7 +228,7 @@ class Conductor:
         if self.run_record is None or approval.exists():
             return
         self.run_record.update(state="waiting", waits_for={"round": round_number, "selection": selection.digest})
-        log.warning("round %d waits: %s", round_number, advice(self.run_record))
+        log.warning("round %d waits for approval. %s", round_number, advice(self.run_record))
         with self.orchestrator.paused(round_number) as approved:
             while not approval.exists():
                 if approved():
@@ -248,12 +248,12 @@ class Conductor:
         stop_all()
 
     def close(self) -> None:
-        """No more stages."""
+        """Ends the pool; no further stage can begin."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a stage failed, in one line, for a place that has the stage's name already."""
+    """Returns why a stage failed, in one line without the stage's name."""
     if interrupted(error):
         return str(error) if isinstance(error, Interrupted) else "asked to stop"
     reason = error.reason if isinstance(error, StageFailed) else describe(error)["message"]
@@ -261,7 +261,8 @@ def reason_of(error: BaseException) -> str:
 
 
 def interrupted(error: BaseException) -> bool:
-    """Whether somebody asked us to stop: our own error, Ctrl-C, or the signal that Prefect raises as an exception."""
+    """Returns whether the stage was interrupted: by our own error, Ctrl-C, or the signal that Prefect raises as an
+    exception."""
     return isinstance(error, Interrupted) or not isinstance(error, Exception)
 
 
@@ -269,7 +270,7 @@ def finished(run: Run, error: BaseException | None, stopped: str = "") -> None:
     """Writes how the run ended."""
     state: RunState = "done" if error is None else "interrupted" if interrupted(error) else "failed"
     if state == "interrupted":
-        stopped = "interrupted"
+        stopped = "asked to stop by Ctrl-C, a signal or Prefect"
     elif error is not None:
         stopped = (describe(error)["message"].splitlines() or [""])[0]
     try:
@@ -278,4 +279,4 @@ def finished(run: Run, error: BaseException | None, stopped: str = "") -> None:
     except OSError as full:
         if error is None:
             raise
-        log.error("that %s %s cannot be written down: %s", run.id, state, full)
+        log.error("the record that %s is %s cannot be written: %s", run.id, state, full)

@@ -35,7 +35,7 @@ def end_on_signals() -> None:
 
 @contextlib.contextmanager
 def interruptible(message: str = "asked to stop") -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGHUP become Interrupted in the main thread. Elsewhere, whoever owns it handles signals.
+    """SIGTERM and SIGHUP become Interrupted in the main thread. In other threads, signals are left to the main thread.
 
     Yields whether a signal has come: where the exception was swallowed, the next look at this still ends the work.
     """

@@ -66,10 +66,12 @@ def _learners(config: RunConfig) -> Iterator[tuple[str, LearnerSettings]]:
 
 
 def mend_dead_runs(workspace: Path) -> None:
-    """Sets the records of runs right whose process died; their checkpoints go on with whoever asks next."""
+    """Corrects the records of runs whose process died; the next run resumes at their checkpoints."""
     for run in all_runs(workspace):
         if run.mend():
-            log.info("run %s had died; its finished stages are reused, its checkpoints go on", run.id)
+            log.info(
+                "the process of run %s had died; its finished stages are reused and its checkpoints resumed", run.id
+            )
 
 
 def warm_up(config: RunConfig, workspace: Path, force: Collection[str] = ()) -> None:
@@ -135,7 +137,9 @@ def run_pipeline(
             report = tracker.close()
             run.update(champion=report.champion)
             if report.left:
-                log.warning("MLflow does not have %d entries yet (%s)", report.left, report.reason)
+                log.warning(
+                    "%d records are not yet in MLflow (%s). Send them later: selftrain sync", report.left, report.reason
+                )
     return run
 
 
@@ -162,7 +166,7 @@ def _report(run: Run, tracker: Tracker, tracked: str) -> None:
     try:
         tracker.log_file(tracked, write_report(run, run.path / REPORT, run_links(run, patience=5)))
     except Exception:  # the numbers are safe; the page can be written again with `selftrain report`
-        log.exception("the report of %s could not be written", run.id)
+        log.exception("the report of %s could not be written. Write it again: selftrain report", run.id)
 
 
 def _reported(run: Run) -> Run | None:

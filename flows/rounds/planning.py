@@ -1,4 +1,4 @@
-"""What a run would do, before it does it; and why a stage ran again, after it did."""
+"""Plans a run before it starts, and explains afterwards why a stage was computed."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class _Planner:
             self.stages.append(PlannedStage(request.name, "reuse", request.key, "in the store"))
             return found
         if found is not None:
-            why = "asked for"
+            why = "named to be recomputed"
         elif (before := last_record(self.workspace, request.name, request.key)) is not None:
             why = "; ".join(differences(before.key_parts, request.key_parts())) or why
         self.stages.append(PlannedStage(request.name, "compute", request.key, why))
@@ -82,7 +82,7 @@ def plan(config: RunConfig, workspace: Path, force: frozenset[str] = frozenset()
         waits_for = planner.stages[-1].name
         met = {stage.name for stage in planner.stages}
         planner.stages += [
-            PlannedStage(name, "unknown", "", f"depends on what {waits_for} gives")
+            PlannedStage(name, "unknown", "", f"depends on the result of {waits_for}")
             for name in stage_names(config)
             if name not in met
         ]
@@ -114,20 +114,24 @@ class Explanation:
 
 
 def explain(run: Run, stage: str) -> Explanation:
-    """Which part of the stage's key differs from the run before."""
+    """Explains why a stage was computed or reused: which parts of its key differ from the previous run's."""
     record = run.stage(stage)
     if not record.key:
-        raise NotFound(f"stage '{stage}' of run {run.id} has not begun, so it has no key yet")
+        raise NotFound(
+            f"stage '{stage}' of run {run.id} has not started, so it has no key yet. See: selftrain status {run.id}"
+        )
     before = last_record(run.workspace, stage, before=run)
     found = tuple(differences(before.key_parts, record.key_parts)) if before else ()
     if record.state == "reused":
-        sentence = "reused: the store had the answer to the same question"
+        sentence = "reused: the store has an artifact with the same key"
     elif before is None:
-        sentence = f"{record.state}: no earlier run of this workspace asked for this stage"
+        sentence = f"{record.state}: no earlier run of this workspace has this stage"
     elif found:
-        sentence = f"{record.state}: its key differs from the run before"
+        sentence = f"{record.state}: its key differs from the previous run's"
     else:
-        sentence = f"{record.state}: same question as before, but its artifact was missing, damaged or asked for anew"
+        sentence = (
+            f"{record.state}: its key is the same as before, but its artifact was missing, damaged or named in a rerun"
+        )
     return Explanation(stage, record.state, record.key, before.key if before else "", found, sentence)
 
 
@@ -138,7 +142,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
         if old.get(name) != new.get(name):
             label = name.removeprefix("section.")
             if name.startswith("inputs."):
-                yield f"input {name.removeprefix('inputs.')} has other contents"
+                yield f"input {name.removeprefix('inputs.')} has changed"
             else:
                 yield f"{label}: {old.get(name, 'absent')} → {new.get(name, 'absent')}"
 

@@ -1,4 +1,4 @@
-"""The rounds: data → teacher → (predict → select → student (→ fine-tuning) → evaluate → gate) → …, whoever answers.
+"""The rounds: data → teacher → (predict → select → student (→ fine-tuning) → evaluate → gate) → …
 
 Nothing here knows how a stage is run, or Prefect: `Answers` turns each request into an artifact.
 """
@@ -31,7 +31,7 @@ Pending = Callable[[], Artifact]
 
 
 class Answers(Protocol):
-    """How stages are answered, and what happens between them."""
+    """The interface to running stages, and to what happens between them."""
 
     def fingerprint(self, config: RunConfig) -> str:
         """The digest of the source's contents."""
@@ -78,7 +78,7 @@ class RoundSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run made of its data, and why it stopped."""
+    """The result of a run: its rounds, and why it stopped."""
 
     stopped: str
     best_round: int
@@ -93,7 +93,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Taught:
-    """What a round has made; round 0 is the teacher. A first model of several carries the round."""
+    """The models of a round; round 0 is the teacher. Of several models, the first represents the round."""
 
     number: int
     name: str
@@ -116,7 +116,9 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
     rounds = [Taught(0, _teacher_name(config), teachers, dataset, evaluations, features, (teachers[0],))]
     selection: Artifact | None = None
     stopped = (
-        f"all {len(config.rounds)} rounds done" if config.rounds else "one model trained: the recipe has no rounds"
+        f"{len(config.rounds)} round{'s' if len(config.rounds) > 1 else ''} done"
+        if config.rounds
+        else "teacher trained; the recipe has no rounds"
     )
     for number, settings in enumerate(config.rounds, 1):
         names, teacher = RoundNames(number), rounds[-1]
@@ -151,8 +153,8 @@ def _refuse_without_validation(config: RunConfig, dataset: Artifact) -> None:
     wanting = in_need_of_validation(config)
     if wanting and not dataset.summary["validation"]:
         raise ConfigError(
-            f"the data has no validation images, and {', '.join(wanting)} cannot act without them; "
-            f"set data.split.validation, or leave {'it' if len(wanting) == 1 else 'them'} at the default"
+            f"the data has no validation images, and these settings need them: {', '.join(wanting)}. "
+            f"Set data.split.validation, or leave {'it' if len(wanting) == 1 else 'them'} at the default"
         )
 
 

@@ -29,7 +29,7 @@ from selftrain.ssl_tasks.store.stage_names import FIRST
 from selftrain.ssl_tasks.trained.files import copy_trained, trained_digest
 
 VERSIONS = {"dataset": 2, "features": 1, "train": 1, "given": 1, "predict": 1, "select": 1, "evaluate": 1, "gate": 1}
-# How often one method alone came to answer otherwise: what the others have trained stays as it is.
+# Version of each method; raise it when the method's results change. Models of other methods stay valid.
 METHOD_CHANGES = {
     **{"dividemix": 1, "label_propagation": 1, "meta_pseudo_labels": 2},
     **{"freematch": 1, "uda": 1, "vat": 2},  # where their weight was 0
@@ -146,7 +146,7 @@ def select_request(
     previous: Artifact | None,
     corrections: Path | None = None,
 ) -> Request:
-    """Some of the pseudo-labels are believed. Corrections of the round before are carried on."""
+    """Some of the pseudo-labels are accepted. Corrections of the round before are carried on."""
     depends = {**dataset.parts, "predictions": predictions.digest}
     inputs = {"dataset": dataset, "predictions": predictions}
     if previous is not None:
@@ -183,7 +183,7 @@ def gate_request(
 
 
 class GivenSettings(Section):
-    """Where a trained model lies."""
+    """The folder of a trained model."""
 
     path: RecipePath = Field(json_schema_extra={"key": False})
 

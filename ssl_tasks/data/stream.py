@@ -32,7 +32,7 @@ BETA = 0.9999  # of the effective number of samples
 
 
 class Images(Protocol):
-    """What a stream needs of a pool of the data set."""
+    """The interface to a pool of images that a stream needs."""
 
     @property
     def labels(self) -> Integers: ...
@@ -45,7 +45,7 @@ class Images(Protocol):
 
 
 class Source(Protocol):
-    """What a stream needs of a data set."""
+    """The interface to a data set that a stream needs."""
 
     @property
     def num_classes(self) -> int: ...
@@ -73,7 +73,7 @@ class PseudoPool:
         table = pq.read_table(path, columns=columns)
         if not table.num_rows:
             raise DataError(
-                f"the selection {path} is empty: no pseudo-label was believed. Lower select.threshold, or look at "
+                f"the selection {path} is empty: no pseudo-label was accepted. Lower select.threshold, or look at "
                 "the predictions' confidence."
             )
         positions, labels, copies = (table[name].to_numpy().astype(np.int64) for name in columns)
@@ -121,7 +121,8 @@ class LabeledPool:
 
 
 def class_weights(counts: Integers, kind: Literal["none", "inverse", "effective"]) -> NDArray[np.float32] | None:
-    """A weight per class, 1 on average over the samples: inverse frequency, or by effective numbers (1901.05555)."""
+    """Returns a weight per class, 1 on average over the samples: inverse frequency, or by effective numbers
+    (1901.05555)."""
     if kind == "none":
         return None
     share = counts if kind == "inverse" else 1 - BETA**counts

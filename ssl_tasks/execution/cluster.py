@@ -78,7 +78,7 @@ def joined(runtime: RuntimeSettings) -> Iterator[ModuleType]:
             "runtime.task_runner: ray needs Ray, which is not installed here. Try: pip install 'selftrain[ray]', or "
             "set runtime.task_runner to local"
         ) from error
-    if ray.is_initialized():  # whoever connected us disconnects us
+    if ray.is_initialized():  # the caller that connected also disconnects
         yield ray
         return
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS") or "auto"
@@ -126,12 +126,12 @@ def refuse_too_small(ray: ModuleType, runtime: RuntimeSettings) -> None:
 
 
 def machines(ray: ModuleType) -> list[dict[str, float]]:
-    """What each live machine has."""
+    """Returns the resources of each live machine."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def places(ray: ModuleType, runtime: RuntimeSettings) -> int:
-    """How many tasks can run at once."""
+    """Returns how many tasks can run at the same time."""
     cpus, gpus = cpus_of(runtime), runtime.gpus_per_task
     room = [
         min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else float("inf")) for node in machines(ray)

@@ -1,7 +1,7 @@
-"""Which devices a stage computes on, and in which number format.
+"""Chooses the devices of a stage and its number format, and leases GPUs.
 
-A GPU is leased to one stage at a time on a host, whoever runs it. Torch is imported by the functions that need it: the
-lease, and whoever asks for it, must not.
+A GPU is leased to one stage at a time on a host, for all users. Torch is imported only in the functions that need it,
+never for a lease.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ LOOK_AGAIN = 0.2  # seconds between two looks at GPUs that are busy
 
 
 def needed(stage: str, runtime: RuntimeSettings) -> int:
-    """How many GPUs a stage computes on, where there are any: the others wait for nobody."""
+    """Returns the number of GPUs that a stage needs, if there are any; stages without GPUs never wait."""
     return {"train": runtime.processes, "features": 1, "predict": 1, "evaluate": 1}.get(stage, 0)
 
 
@@ -48,7 +48,7 @@ def lease(device: str, processes: int) -> Iterator[str]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, by number, UUID or MIG name, without importing torch."""
+    """Returns the GPUs that this process may use, by number, UUID or MIG name, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = (name.strip() for name in visible.split(","))
@@ -71,7 +71,7 @@ def _named(device: str, gpus: list[str]) -> list[str]:
 
 
 def _take(stack: contextlib.ExitStack, wanted: list[str], count: int) -> list[str]:
-    """Locks so many GPUs, or none where fewer are free: who waits holds none, so nobody waits for ever."""
+    """Locks so many GPUs, or none where fewer are free: a waiting stage holds none, so none waits for ever."""
     held: list[str] = []
     with file_lock(_lock_file("gpus")):  # one looks at a time: two that want all do not find half each
         for gpu in wanted:
@@ -85,7 +85,7 @@ def _take(stack: contextlib.ExitStack, wanted: list[str], count: int) -> list[st
 
 
 def _lock_file(name: str) -> Path:
-    """A lock that every user of the host can take, whoever came first and whatever their umask."""
+    """A lock that every user of the host can take, whatever the order and the umask of users."""
     folder = Path(os.environ.get("SELFTRAIN_LOCKS", "/tmp/selftrain-locks"))
     with contextlib.suppress(FileExistsError):
         folder.mkdir(parents=True)
@@ -99,7 +99,7 @@ def _lock_file(name: str) -> Path:
 
 
 def resolve_device(name: str) -> "torch.device":
-    """The device of a setting: `auto` is CUDA where there is one, else the CPU."""
+    """Returns the device of a setting: `auto` is CUDA where there is one, else the CPU."""
     import torch
 
     if name == "auto":
@@ -117,7 +117,7 @@ def resolve_device(name: str) -> "torch.device":
 
 
 def resolve_precision(name: str, device: "torch.device") -> "torch.dtype":
-    """The format of matrix products: `auto` is bf16 where the hardware multiplies in it, else fp32."""
+    """Returns the format of matrix products: `auto` is bf16 where the hardware multiplies in it, else fp32."""
     import torch
 
     if name not in ("auto", "fp32", "bf16"):
@@ -127,7 +127,7 @@ def resolve_precision(name: str, device: "torch.device") -> "torch.dtype":
 
 
 def has_native_bf16(device: "torch.device") -> bool:
-    """Whether bf16 is a gain: emulated bf16 is slower than fp32.
+    """Returns whether bf16 is a gain: emulated bf16 is slower than fp32.
 
     On a CPU both the processor must have it and oneDNN must use it, which ONEDNN_MAX_CPU_ISA can forbid.
     """
@@ -140,7 +140,7 @@ def has_native_bf16(device: "torch.device") -> bool:
 
 
 def computed_by(device: "torch.device", *dtypes: "torch.dtype") -> dict[str, str]:
-    """Device, number format and instruction set, on which the last digits of a result depend; kept in manifests.
+    """Returns device, number format and instruction set: a result's last digits depend on them; manifests keep them.
 
     It is no part of a key: a result of another machine is reused.
     """

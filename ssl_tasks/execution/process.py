@@ -54,7 +54,7 @@ class Answer(Shape):
 
 
 def start_fork_server() -> None:
-    """Starts it ahead of the first stage: it imports for seconds, and nobody has to wait for it yet."""
+    """Starts it ahead of the first stage: it imports for seconds, so it is started before it is needed."""
     with _starting():
         multiprocessing.forkserver.ensure_running()
 
@@ -68,7 +68,7 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
     gpus = needed(request.stage, context.runtime)
     words = (request.body, context, attempt, log, gpus, begins)
     worker = _forkserver.Process(target=_work, args=words, name=request.name)
-    with _starting(), _without_main_module():  # a dead fork server is started anew
+    with _starting(), _without_main_module():  # a dead fork server is started again
         worker.start()
     _live.add(worker)
     begins.close()  # the worker has one of its own, and closes it when it begins
@@ -194,16 +194,25 @@ def _parent_is_gone() -> None:
 def _read_result(name: str, path: Path, exitcode: int | None, log: Path) -> StageResult:
     if not path.exists():
         if exitcode == NO_SPACE:
-            raise errors.SelftrainError(f"no space left to write {path.parent}; free some and run again")
+            raise errors.SelftrainError(
+                f"no space left to write {path.parent}. Free some (`selftrain clean` lists files to "
+                "delete) and run again"
+            )
         if exitcode is not None and exitcode < 0:
             number = signal.Signals(-exitcode)
-            memory = " (often the kernel's, when memory runs out)" if number is signal.SIGKILL else ""
+            memory = (
+                ", which often means that the host ran out of memory. Lower train.batch_size or runtime.workers"
+                if number is signal.SIGKILL
+                else ""
+            )
             raise errors.StageFailed(name, f"its process was killed by {number.name}{memory}", str(log))
-        raise errors.StageFailed(name, f"its process ended with code {exitcode} and no answer", str(log))
+        raise errors.StageFailed(name, f"its process ended with code {exitcode} and without a result", str(log))
     try:
         answer = read_json(path, Answer)
     except Malformed as error:
-        raise errors.StageFailed(name, f"its answer {path} is damaged ({error}); run again", str(log)) from error
+        raise errors.StageFailed(
+            name, f"its result {path} is damaged ({error}); run the same command again", str(log)
+        ) from error
     if answer.get("error") is None:
         return StageResult(summary=answer.get("summary", {}), parts=answer.get("parts", {}))
     raise errors.described(answer, stage=name, log=str(log))

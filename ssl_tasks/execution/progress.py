@@ -1,4 +1,4 @@
-"""How far stages are: bars on a terminal, a line now and then elsewhere, and numbers read from a stage's events."""
+"""Shows the progress of stages as bars on a terminal or as lines elsewhere, and reads it from their events."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 log = logging.getLogger("selftrain")
 LINE_SECONDS = 10.0
-TAIL = 1 << 18  # bytes of the file's end that are read: the rate is that of the last minutes
+TAIL = 1 << 18  # bytes read from the end of the file, so that the rate is that of the last minutes
 Show = Callable[[int, int, str], None]  # done, total, of what
 
 
@@ -26,7 +26,7 @@ class Display(Protocol):
 
 
 def display() -> Display:
-    """What suits the place that our log goes to."""
+    """Returns the display that suits the place of the log: a terminal or a file."""
     return Bars() if sys.stderr.isatty() else Lines()
 
 
@@ -63,7 +63,7 @@ class Bars:
 
 
 class Lines:
-    """A line of the log for each stage at work, every ten seconds at the most."""
+    """A line of the log for each stage at work, at most every ten seconds."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Show]:
@@ -80,7 +80,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total`; what a person wants to know about a stage that computes."""
+    """The progress of a running stage: `done` of `total`, its rate and the remaining time."""
 
     done: int
     total: int
@@ -90,7 +90,7 @@ class Progress:
 
 
 def read_progress(events: Path, since: float) -> Progress | None:
-    """The newest progress that the stage has written since it began; None where it has written none."""
+    """Returns the newest progress that the stage has written since it started; None if there is none."""
     found = [(one["time"], *one["progress"], one.get("what", "")) for one in _tail(events) if _counts(one, since)]
     if not found:
         return None
@@ -109,12 +109,12 @@ def _tail(events: Path) -> Iterator[dict[str, Any]]:
         with events.open("rb") as file:
             file.seek(max(0, events.stat().st_size - TAIL))
             lines = file.read(TAIL).splitlines()
-    except OSError:  # the stage has not begun, or its artifact is just being committed
+    except OSError:  # the stage has not started, or its artifact is being committed
         return
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:  # cut off: the first line of the tail, or one that is being written
+        except ValueError:  # an incomplete line: the first of the tail, or one being written
             continue
         if isinstance(event, dict) and "time" in event:
             yield event

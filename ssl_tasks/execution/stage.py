@@ -1,6 +1,6 @@
-"""What a stage is: a request, a body from artifacts and one section to files, and the steps from one to an artifact.
+"""Defines a stage: a request, a body that turns artifacts and one section into files, and the steps to an artifact.
 
-`look_up`, `begin_attempt` and `commit` are these steps, for whoever holds the lock of the request's key.
+The steps are `look_up`, `begin_attempt` and `commit`; the caller must hold the lock of the request's key.
 `selftrain.flows.rounds.conductor` takes them for a run; `execute` takes them in this process, without a run.
 """
 
@@ -38,7 +38,8 @@ class Request:
     seed: int = 0
 
     def key_parts(self) -> dict[str, Any]:
-        """What the key is the hash of; kept in the manifest, so that `explain` can compare two of them."""
+        """Returns the parts that the key is the hash of; they are in the manifest, so that `explain` can compare two
+        keys."""
         digests = {role: artifact.digest for role, artifact in self.inputs.items()}
         return {
             "stage": self.stage,
@@ -81,7 +82,8 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a body returns: small JSON values for tables, and digests of parts that consumers depend on apart."""
+    """The result of a stage's body: small JSON values for tables, and digests of parts that stages can depend on
+    alone."""
 
     summary: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -120,7 +122,7 @@ def look_up(
         found = store.find(request.stage, key)
     except DamagedArtifact as error:
         aside = store.quarantine(request.stage, key)
-        replaced = f"the stored artifact was damaged ({error}) and is in {aside} now"
+        replaced = f"the stored artifact was damaged ({error}) and was moved to {aside}"
         log.warning("%s is recomputed: %s", request.name, replaced)
     if found is not None and mirror is not None:
         mirror.offer(found)  # where an earlier run could not

@@ -1,9 +1,9 @@
-"""How our processes begin and end: where they look for modules, with whom they end, and what garbage collection skips.
+"""Controls the start and end of our processes: their module path, their parent, and garbage collection.
 
-A process that we start ends with the process that started it, whatever ends that one. There are two ways. One that
-starts none of its own is killed by the kernel at once, even while an import holds Python's lock (`die_with`; Linux
-alone). One whose children are not all ours kills its whole group, as soon as it reads that the other end of a pipe is
-gone (`end_group_after`; a thread, which works anywhere).
+A process that we start ends with its parent, however the parent ends. There are two ways. A process without children is
+killed by the kernel at once, even while an import holds Python's lock (`die_with`; Linux only). A process with children
+that are not all ours kills its whole group when the other end of a pipe is closed (`end_group_after`; a thread, which
+works anywhere).
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def safe_path() -> dict[str, str]:
 
 
 def folder_hides_us() -> bool:
-    """Whether the current folder has a module or a package of our name (a mere folder hides nothing)."""
+    """Returns whether the current folder has a module or a package of our name (a mere folder hides nothing)."""
     found = PathFinder.find_spec("selftrain", [os.getcwd()])
     return not ROOT.samefile(".") and found is not None and found.origin is not None
 
@@ -61,7 +61,7 @@ def parent_of_mine() -> dict[str, str]:
 
 
 def die_with_parent() -> None:
-    """To be called first by a process that we started with `parent_of_mine`; does nothing in any other one."""
+    """Ties this process to its parent; call it first. It acts only in processes started with `parent_of_mine`."""
     if parent := os.environ.pop(PARENT, ""):
         die_with(int(parent))
 
@@ -86,7 +86,7 @@ def end_group_after(wait: Callable[[], object]) -> None:
 
 
 def _lives(pid: int) -> bool:
-    """Whether the process is there and has not ended; a process that its parent has not waited for stays listed."""
+    """Returns whether the process exists and has not ended; it stays listed until its parent has waited for it."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -96,7 +96,7 @@ def _lives(pid: int) -> bool:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage is collected within the block.
+    """Suspends garbage collection within the block.
 
     An import makes hundreds of thousands of objects, and none of it is garbage: this saves a fifth of its time.
     """

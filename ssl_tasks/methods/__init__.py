@@ -12,12 +12,12 @@ LABELS_ONLY = {"supervised", "noisy_student", "distillation", "linear"}
 
 
 def method_class(name: str) -> "type[Method]":
-    """The class behind a method's name."""
+    """Returns the class behind a method's name."""
     from selftrain.ssl_tasks.methods.table import METHODS
 
     return METHODS[name]
 
 
 def build_method(settings: MethodSettings, problem: "Problem") -> "Method":
-    """The method that the settings name, ready to train."""
+    """Returns the method that the settings name, ready to train."""
     return method_class(settings.name)(settings, problem)

@@ -67,7 +67,8 @@ def clean_probability(losses: np.ndarray) -> np.ndarray:
 
 
 def mean_where(losses: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the rows that the mask counts (over all ranks, once these are averaged); 0 where it counts none."""
+    """Returns the mean of the rows that the mask counts (over all ranks, once these are averaged); 0 where it counts
+    none."""
     return (losses * mask).sum() / mean_over_ranks(mask.sum()).clamp_min(1 / world())
 
 
@@ -99,7 +100,7 @@ class DivideMix(Method):
 
     @torch.no_grad()
     def before_epoch(self, student: Classifier, pools: Pools) -> None:
-        """Both networks judge every label."""
+        """Lets both networks estimate the probability that each label is clean."""
         if self.settings.labels == "clean":
             return
         self.losses.copy_(self.losses.roll(1, dims=0))
@@ -123,7 +124,7 @@ class DivideMix(Method):
         return Losses(first.total + second.total, logs)
 
     def warm_up(self, student: Classifier, batch: Batch) -> Losses:
-        """Both networks learn the labels as given."""
+        """Trains both networks on the labels as given."""
         logits = [network(batch.labeled[0]).float() for network in (student, self.second)]
         losses = torch.stack([weighted_cross_entropy(one, batch.labels, batch.label_weights) for one in logits])
         total = losses.sum()
@@ -132,7 +133,7 @@ class DivideMix(Method):
         return Losses(total, {"supervised": losses.mean().detach()})
 
     def divided(self, network: Classifier, other: Classifier, clean: Tensor, batch: Batch, weight: float) -> Losses:
-        """One network's loss. `clean` are the probabilities that the other one gives the batch's labels."""
+        """Returns the loss of one network. `clean` are the other network's probabilities that the labels are clean."""
         images, known = torch.cat([*batch.labeled, *batch.unlabeled]), 2 * len(clean)
         trusted = clean > self.settings.clean_threshold
         mask = torch.cat([trusted, trusted, trusted.new_zeros(len(images) - known)]).float()
@@ -154,7 +155,8 @@ class DivideMix(Method):
 
     @torch.no_grad()
     def targets(self, network: Classifier, other: Classifier, images: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
-        """Sharpened: refined labels where they are trusted, both networks' guess for the others; a row a view."""
+        """Returns sharpened targets, a row per view: refined labels where trusted, else both networks' mean
+        prediction."""
         own = network(images).float().softmax(dim=1)
         theirs = other.eval()(images).float().softmax(dim=1)
         other.train()

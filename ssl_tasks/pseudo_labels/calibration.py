@@ -1,4 +1,4 @@
-"""How far a confidence can be believed: temperature scaling, reliability bins, calibration error (1706.04599)."""
+"""Measures and improves calibration: temperature scaling, reliability bins, calibration error (arXiv 1706.04599)."""
 
 import hashlib
 from typing import Any
@@ -11,20 +11,20 @@ from scipy.special import log_softmax
 Floats = NDArray[np.float64]
 
 BINS = 15  # of the expected calibration error
-LOG_RANGE = (-5.0, 5.0)  # temperatures from 0.0067 to 148: beyond lies nothing but a constant or an argmax
+LOG_RANGE = (-5.0, 5.0)  # temperatures from 0.0067 to 148; beyond, probabilities are practically one-hot or uniform
 LOG_RANGE_OF_TEACHERS = (float(np.log(0.05)), float(np.log(20.0)))
 
 
 def fitting_half(sample_ids: list[str]) -> NDArray[np.bool_]:
-    """Which held-out images the temperature is fitted on; thresholds are chosen on the others. The ids alone decide."""
+    """Selects, by id, the validation images on which the temperature is fitted; thresholds are chosen on the others."""
     bits = [hashlib.sha256(f"temperature:{sample}".encode()).digest()[0] & 1 for sample in sample_ids]
     return np.array(bits, bool)
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike, log_range: tuple[float, float] = LOG_RANGE) -> float:
-    """The T > 0 that minimises the negative log-likelihood of softmax(logits / T) on held-out labels.
+    """Returns the T > 0 that minimises the negative log-likelihood of softmax(logits / T) on held-out labels.
 
-    Without rows, and where all logits are equal, every temperature fits as well: it is 1.
+    Without rows, or if all logits are equal, it returns 1.
     """
     scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if not len(scores) or np.ptp(scores, axis=1).max() == 0:
@@ -38,12 +38,12 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, log_range: tuple[float
 
 
 def negative_log_likelihood(log_probs: Floats, labels: NDArray[np.int64]) -> float:
-    """Mean over the images."""
+    """Returns the mean over the images."""
     return float(-log_probs[np.arange(len(labels)), labels].mean())
 
 
 def reliability_bins(probs: ArrayLike, labels: ArrayLike, bins: int = BINS) -> list[dict[str, Any]]:
-    """Per bin (lower, upper] of confidence: its count, mean confidence and accuracy; None where it is empty."""
+    """Returns, per bin (lower, upper] of confidence, its count, mean confidence and accuracy; None if it is empty."""
     chances = np.asarray(probs, dtype=np.float64)
     confidence, right = chances.max(axis=1), chances.argmax(axis=1) == np.asarray(labels)
     number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -62,14 +62,14 @@ def reliability_bins(probs: ArrayLike, labels: ArrayLike, bins: int = BINS) -> l
 
 
 def expected_calibration_error(probs: ArrayLike, labels: ArrayLike, bins: int = BINS) -> float:
-    """Mean |accuracy - confidence| over equally wide bins of confidence, weighted by count."""
+    """Returns the mean |accuracy - confidence| over equally wide bins of confidence, weighted by count."""
     filled = [one for one in reliability_bins(probs, labels, bins) if one["count"]]
     total = sum(one["count"] for one in filled)
     return sum(one["count"] * abs(one["accuracy"] - one["confidence"]) for one in filled) / total if total else 0.0
 
 
 def calibration(log_probs: Floats, labels: NDArray[np.int64], temperature: float) -> dict[str, Any]:
-    """How well confidence and accuracy go together at a temperature; nothing where there is nothing to measure on."""
+    """Measures how well confidence and accuracy agree at a temperature; empty without images."""
     if not len(labels):
         return {"images": 0}
     tempered = log_softmax(log_probs / temperature, axis=1)

@@ -1,4 +1,4 @@
-"""What a person looks at: pseudo-labels per class, how sure, how they changed, and which to look at first."""
+"""Shows pseudo-labels: per class, by confidence, their changes, and the review queue."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from selftrain.ssl_tasks.pseudo_labels.engine import literal
 from selftrain.ssl_tasks.pseudo_labels.schema import STATS
 from selftrain.ssl_tasks.pseudo_labels.views import RoundTables, RunTables, open_tables
 
-# `true_precision` needs hidden truth; people's own labels are not the model's merit.
+# `true_precision` needs the ground truth; corrections do not count.
 TRUE_PRECISION = """
     SELECT s.label, avg((s.label = m.truth)::INTEGER) AS true_precision
     FROM selection s JOIN manifest m USING (sample_id)
@@ -35,7 +35,7 @@ LABELS = """
     LEFT JOIN predictions before ON before.round = {previous} AND before.sample_id = p.sample_id
     WHERE p.round = {round}
 """
-# Which of them, from as few tables as the question needs: everything else is read of these few alone.
+# Picks the rows from as few tables as possible; other columns are read only for these rows.
 PICKED = """
     SELECT p.sample_id FROM predictions p {joins} WHERE p.round = {round} AND {where} ORDER BY {order} LIMIT {limit}
 """
@@ -77,7 +77,7 @@ SUMMARY = [
     *("estimated_precision", "precision_bound", "held_out", "promise"),
 ]
 REASONS = {
-    "flipped": "the round before said otherwise",
+    "flipped": "its class changed since the previous round",
     "disagreement": "views or teachers disagree",
     "near_threshold": "near the threshold",
     "far": "confident, but far from its class",
@@ -122,7 +122,7 @@ def review_queue(tables: RunTables, round: int | None = None, limit: int = 100) 
 
 @dataclass(frozen=True)
 class LabelFilter:
-    """Which labels to show, and in what order."""
+    """A filter and an order of pseudo-labels."""
 
     round: int | None = None  # default: the last
     class_name: str | None = None
@@ -187,14 +187,14 @@ def round_of(tables: RunTables, number: int | None) -> RoundTables:
     """A round by its number; the last by default."""
     known = {one.round: one for one in tables.rounds}
     if not known:
-        raise NotFound("this run has no pseudo-labels yet: no round has predicted")
+        raise NotFound("this run has no pseudo-labels yet; expected a round with predictions. See: selftrain status")
     if number is not None and number not in known:
-        raise NotFound(f"no round {number} with pseudo-labels; there are {', '.join(map(str, sorted(known)))}")
+        raise NotFound(f"no round {number} with pseudo-labels; expected one of {', '.join(map(str, sorted(known)))}")
     return known[max(known) if number is None else number]
 
 
 def stats_of(one: RoundTables) -> list[dict[str, object]]:
     """The per-class lines of a round's selection."""
     if one.selection is None:
-        raise NotFound(f"round {one.round} has selected nothing yet")
+        raise NotFound(f"round {one.round} has no selection yet. See: selftrain status")
     return json.loads((one.selection / STATS).read_text())["classes"]

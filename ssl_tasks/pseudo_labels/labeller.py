@@ -37,7 +37,7 @@ class Clock:
     _since: float = field(default_factory=time.monotonic)
 
     def spent_on(self, part: str) -> None:
-        """What passed since the last call was this."""
+        """Adds the time since the last call to this kind of work."""
         now = time.monotonic()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._since
         self._since = now
@@ -45,7 +45,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Batches:
-    """How images become views. A view depends on (seed, view, sample id), not on the batch it is in."""
+    """Makes views of images. A view depends on (seed, view, sample id), not on its batch."""
 
     batch_size: int
     views: int
@@ -80,7 +80,7 @@ class Batches:
         return weak_view(images, spread(ids, self.seed, f"view-{view}", DRAWS), self.flip, AUGMENT.crop_padding)
 
     def strong(self, images: NDArray[np.uint8], ids: Sequence[str], view: int) -> NDArray[np.uint8]:
-        """What a student sees."""
+        """Returns the strong view, as a student sees it."""
         from selftrain.ssl_tasks.data.views.randaugment import (  # albumentations: a second
             randaugment_draws,
             randaugment_view,
@@ -143,7 +143,7 @@ class Labeller:
 
     def __init__(self, teachers: Sequence[Trained], batch_size: int) -> None:
         self.teachers = teachers
-        # On a CPU, oneDNN keeps compiled kernels for every batch size it meets, some MB each: it shall meet few.
+        # On a CPU, oneDNN keeps compiled kernels for every batch size it meets, some MB each: it should see few.
         self.multiple = max(1, batch_size // 8)
         self.temperatures: Tensor | None = None  # of each teacher's views
         self._features: Tensor | None = None
@@ -177,7 +177,7 @@ class Labeller:
                     said.append(torch.log_softmax(logits_of(one)[:count], dim=1))
                     features = self._features if features is None else features
         except torch.OutOfMemoryError as error:
-            raise OutOfMemory(f"{count} images at a time are too many: lower predict.batch_size") from error
+            raise OutOfMemory(f"{count} images per batch need too much memory. Lower predict.batch_size") from error
         assert features is not None
         found = Opinion(torch.stack(said), nn.functional.normalize(features[:count].float(), dim=1), self.temperatures)
         if not bool(torch.isfinite(found.log_probs.max(dim=1).values).all()):

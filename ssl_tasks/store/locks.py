@@ -1,11 +1,10 @@
-"""Locks between processes; the kernel frees each of them on any death.
+"""Locks between processes; the kernel frees them when a process dies.
 
-`file_lock` is for the time of a block. `at_work` and `alone` are about a workspace: whoever works in it shares a lock
-with others, and deletion needs exclusive use. `held_lock` is about a process: it locks a file for its whole life, so
-that other hosts and containers learn that it is dead. (A container that is made anew has another host name, and its
-process numbers mean nothing elsewhere.) A process lock is believed only where a lock that is held could be seen: both
-sides are on the same kind of file system, and that is one that a single kernel mounts at a time, or one whose server
-keeps the locks.
+`file_lock` holds a lock during a block. Processes that use a workspace share the lock of `at_work`; deletion needs
+exclusive use (`alone`). `held_lock` locks a file for the whole life of a process, so that other hosts and containers
+know when it has died. (A new container has another host name, and its process ids mean nothing elsewhere.) A free
+process lock counts only if a held lock would be visible: both sides use the same kind of file system, and either one
+kernel at a time mounts it, or its server keeps the locks.
 """
 
 import atexit
@@ -55,21 +54,23 @@ def _open_lock(path: Path) -> int:
     except PermissionError:
         if not path.exists():
             raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's: a local disk locks what can be read
+        return os.open(
+            path, os.O_RDONLY | os.O_CLOEXEC
+        )  # another user's file: on a local disk, read permission is enough for a lock
 
 
 @contextlib.contextmanager
 def at_work(workspace: Path) -> Iterator[None]:
-    """For as long as artifacts are computed or read: none of them is removed meanwhile."""
+    """Holds the shared lock while artifacts are computed or read, so that none is deleted."""
     try:
-        # Reading suffices for a shared lock: others may have made the file.
+        # Read permission is enough for a shared lock; another user may own the file.
         descriptor = os.open(workspace / IN_USE, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError:  # a workspace that we may only read
         yield
         return
     try:
         if not take(descriptor, shared=True, blocking=False):
-            log.info("waiting until `selftrain clean` has removed what it offered")
+            log.info("waiting until `selftrain clean` has finished")
             take(descriptor, shared=True)
         yield
     finally:
@@ -78,7 +79,7 @@ def at_work(workspace: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(workspace: Path) -> Iterator[bool]:
-    """Whether no process is at work in the workspace; while the block lasts, none begins."""
+    """Yields whether no process is at work in the workspace; during the block, none can start."""
     if not workspace.is_dir():
         yield True
         return
@@ -90,7 +91,7 @@ def alone(workspace: Path) -> Iterator[bool]:
 
 
 def held_lock(workspace: Path) -> dict[str, str]:
-    """The lock of this process, for its records; the first call takes it, the process's end frees it."""
+    """Returns the name of this process's lock for its records; the first call takes the lock."""
     folder = workspace.absolute() / PROCESSES
     with _taking:
         name = _held.setdefault((os.getpid(), folder), uuid.uuid4().hex[:12])
@@ -105,14 +106,14 @@ def held_lock(workspace: Path) -> dict[str, str]:
 
 
 def release() -> None:
-    """Removes the files of this process's locks. For its end, which may come without Python's own clean-up."""
+    """Deletes the files of this process's locks, for an end without Python's own clean-up."""
     for (pid, folder), name in _held.items():
         if pid == os.getpid():
             (folder / name).unlink(missing_ok=True)
 
 
 def freed(info: Mapping[str, Any], workspace: Path) -> bool:
-    """Whether the process of a record is dead for certain, whatever host it was on."""
+    """Returns whether the process of a record is certainly dead, on whatever host it was."""
     folder = workspace.absolute() / PROCESSES
     if "lock" not in info or info.get("locks_on") != file_system(folder) or not _believed(info["locks_on"]):
         return False
@@ -127,14 +128,16 @@ def freed(info: Mapping[str, Any], workspace: Path) -> bool:
 
 
 def file_system(folder: Path) -> str:
-    """The kind of file system of a folder; of NFS, whether its locks are the server's."""
+    """Returns the kind of a folder's file system, and for NFS whether the server keeps the locks."""
     import psutil
 
     place = folder.resolve()
     mounts = [one for one in psutil.disk_partitions(all=True) if place.is_relative_to(one.mountpoint)]
     if not mounts:
         return ""
-    mount = max(reversed(mounts), key=lambda one: len(one.mountpoint))  # of two in one place, the later covers
+    mount = max(
+        reversed(mounts), key=lambda one: len(one.mountpoint)
+    )  # of two mounts in one place, the later hides the earlier
     shared = mount.fstype == "nfs4" and "local_lock=none" in mount.opts.split(",")
     return "nfs4, locked by its server" if shared else mount.fstype
 
@@ -144,21 +147,21 @@ def _believed(kind: str) -> bool:
 
 
 def _taken(path: Path) -> bool:
-    """Creates and locks the file; False where another process took it for a dead one's in between, and removed it."""
+    """Creates and locks the file; False if another process took it for a dead one's in between and deleted it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     take(descriptor)
     if _is_at(path, descriptor):
-        return True  # and the file is never closed: that would free the lock
+        return True  # the file is never closed, because that would free the lock
     os.close(descriptor)
     return False
 
 
 def _remove_dead(folder: Path) -> None:
-    """The files of killed processes; each is locked while it is removed, so that no process takes it meanwhile."""
+    """Deletes the files of killed processes; each is locked meanwhile, so that no process takes it."""
     for path in folder.iterdir():
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # removed just now, or another user's
+        except OSError:  # just deleted, or owned by another user
             continue
         try:
             if take(descriptor, blocking=False) and _is_at(path, descriptor):  # else its process lives

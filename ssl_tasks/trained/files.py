@@ -1,4 +1,4 @@
-"""A trained model on disk, without loading it: which files it is made of, and their digest."""
+"""Handles the files of a trained model without loading it, and computes their digest."""
 
 import json
 import shutil
@@ -12,20 +12,20 @@ WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
 def require_trained(folder: Path) -> None:
-    """ConfigError where the folder holds no model."""
+    """Raises ConfigError if the folder holds no model."""
     for name in (WEIGHTS, CARD):
         if not (folder / name).is_file():
             raise ConfigError(f"given_teacher: {folder} holds no {name}; expected a folder with {WEIGHTS} and {CARD}")
 
 
 def trained_digest(folder: Path) -> str:
-    """The digest of a model's weights and card; ConfigError where the folder holds none."""
+    """Returns the digest of a model's weights and card; ConfigError where the folder holds none."""
     require_trained(folder)
     return digest_json({name: digest_file(folder / name) for name in (WEIGHTS, CARD)})
 
 
 def copy_trained(folder: Path, output: Path) -> StageResult:
-    """Copies a model's two files, and says what it is."""
+    """Copies a model's two files and returns its summary."""
     for name in (WEIGHTS, CARD):
         shutil.copyfile(folder / name, output / name)
     return StageResult(summary={"given": True, "card": json.loads((output / CARD).read_text())})

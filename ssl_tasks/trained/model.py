@@ -1,4 +1,4 @@
-"""A trained network and its card: what predicting, evaluating and serving need, and nothing of how it was trained."""
+"""Loads and saves a trained network and its card, which prediction, evaluation and export need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
 class Card(Section):
-    """What must be known to use the weights."""
+    """The facts needed to use the weights."""
 
     model: ModelSettings
     classes: tuple[str, ...]
@@ -32,9 +32,9 @@ class Card(Section):
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    precision: str = "auto"  # as asked for in training; `auto` is resolved on the machine that predicts
-    built_for: int | None = None  # the image size by which the network is built, where it was fine-tuned at another
-    members: int = 1  # networks of this model side by side, whose logits are averaged
+    precision: str = "auto"  # as set in training; `auto` is resolved on the machine that predicts
+    built_for: int | None = None  # the image size that the network is built for, if it was fine-tuned at another
+    members: int = 1  # number of networks in this model, whose logits are averaged
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Trained:
         tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         if tensor.ndim != 4 or tensor.shape[-1] != self.card.in_channels or tensor.dtype != torch.uint8:
             raise DataError(
-                f"found images {list(tensor.shape)} of {tensor.dtype}; this network reads uint8 images "
+                f"found images {list(tensor.shape)} of {tensor.dtype}; expected uint8 images "
                 f"[n, height, width, {self.card.in_channels}]"
             )
         moved = tensor.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
@@ -85,19 +85,19 @@ def save_trained(folder: Path, network: nn.Module, card: Card) -> None:
 
 
 def save_card(folder: Path, card: Card) -> None:
-    """Writes model.json. Where the first weights came from is no part of it: no path of this machine leaves it."""
+    """Writes model.json, without the origin of the first weights, so that no path of this machine is published."""
     card = card.model_copy(update={"model": card.model.model_copy(update={"pretrained": None})})
     unsaid = {"built_for"} if card.built_for is None else None
     (folder / CARD).write_text(card.model_dump_json(indent=1, exclude=unsaid) + "\n")
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """A network's whole state, in one plain memory layout, so that equal weights are equal bytes."""
+    """Writes a network's state in one plain memory layout, so that equal weights are equal bytes."""
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, path)
 
 
 def load_card(folder: Path) -> Card:
-    """The card beside the weights."""
+    """Returns the card beside the weights."""
     try:
         return Card.model_validate_json(read_regular(folder / CARD, MOST_BYTES))
     except FileNotFoundError:
@@ -111,7 +111,7 @@ def load_card(folder: Path) -> Card:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, on the CPU."""
+    """Returns the tensors of a .safetensors file, on the CPU."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -119,12 +119,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_trained(folder: Path, device: str = "auto", precision: str = "auto") -> Trained:
-    """The network of a model artifact, ready to predict; `precision=auto` is what it was trained for."""
+    """Returns the network of a model artifact, ready to predict; `precision=auto` is what it was trained for."""
     return as_trained(*load_network(folder), device, precision)
 
 
 def load_network(folder: Path) -> tuple[Classifier, Card]:
-    """The network of a model artifact with its weights as they are stored, and its card."""
+    """Returns the network of a model artifact with its weights as they are stored, and its card."""
     card = load_card(folder)
     size = len(card.classes), card.in_channels, card.built_for or card.image_size
     networks = [build_model(card.model, *size) for _ in range(card.members)]
@@ -134,12 +134,12 @@ def load_network(folder: Path) -> tuple[Classifier, Card]:
 
 
 def as_trained(network: Classifier, card: Card, device: str = "auto", precision: str = "auto") -> Trained:
-    """Moves a network where it predicts best: evaluation mode, channels_last, products' weights in their own format."""
+    """Prepares a network for prediction: evaluation mode, channels_last, and weights in the format of products."""
     where = resolve_device(device)
     dtype = resolve_precision(card.precision if precision == "auto" else precision, where)
     network = network.to(where).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     for module in network.modules():
-        # Autocast would convert these weights anew for every batch; the result is the same.
+        # Autocast would convert these weights again for every batch; the result is the same.
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.to(dtype)
     mean, std = (torch.tensor(values, device=where).view(1, -1, 1, 1) for values in (card.mean, card.std))

@@ -41,7 +41,7 @@ from selftrain.ssl_tasks.training.state import Best, learning_rate, move_average
 
 @torch.no_grad()
 def learn_augmentation(run: TrainingRun, batch: Batch) -> None:
-    """How well each probe is recognised, told to the policy in the order of the whole batch; nothing without one."""
+    """Tells the policy how well each probe is recognised, in the order of the whole batch, if there is a policy."""
     if run.policy is None or batch.probe is None or batch.probe_choices is None:
         return
     with evaluation_mode(run.evaluated()) as network, autocast(run.device, run.dtype):
@@ -226,7 +226,7 @@ def evaluate(run: TrainingRun) -> dict[str, float]:
 
 
 def diagnose_run(run: TrainingRun) -> dict[str, str]:
-    """What the history says against the run so far."""
+    """Returns the warnings that the history gives about the run so far."""
     problem = run.problem
     return diagnose(
         run.state.history, run.learner.method, problem.steps, problem.unlabeled_batch, max(problem.class_prior)

@@ -42,7 +42,7 @@ LONG_RUN = 5_000  # steps, from which compiling pays on CUDA
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a step, an evaluation and the loop need to know."""
+    """Everything that a step, an evaluation and the loop need."""
 
     learner: LearnerSettings
     seed: int
@@ -142,7 +142,7 @@ def build_untrained(model: ModelSettings, dataset: Dataset, image_size: int, see
 
 
 def build_problem(learner: LearnerSettings, dataset: Dataset, selection: PseudoPool | None) -> Problem:
-    """What the method is told; without a `pseudo` view, selected images are labelled ones."""
+    """Returns the facts for the method; without a `pseudo` view, accepted images count as labelled ones."""
     train, unlabeled = learner.train, dataset.pool("unlabeled")
     joined = None if method_class(learner.method.name).views.pseudo else selection
     labeled = LabeledPool(dataset.pool("labeled"), unlabeled, joined)
@@ -217,7 +217,7 @@ def _score(run: TrainingRun, network: nn.Module, pool: Images, index: np.ndarray
 
 
 def freeze_all_but_classifier_and_norms(network: Classifier) -> None:
-    """What the larger images shift is the statistics of activations: the last layer and the norms can follow them."""
+    """Freezes all but the last layer and the norms, which can follow the statistics that larger images change."""
     network.requires_grad_(False)
     network.head.requires_grad_(True)
     for module in network.modules():

@@ -107,7 +107,7 @@ def write_model(
 
 
 def card_of(run: TrainingRun, dataset: Dataset) -> Card:
-    """What must be known to use the network."""
+    """Returns the facts needed to use the network."""
     return Card(
         model=run.learner.model,
         classes=dataset.classes,

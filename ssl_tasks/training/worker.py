@@ -50,7 +50,7 @@ def main(path: Path) -> int:
     try:
         result = train_here(context, device)
         answer: dict[str, Any] = {"summary": dict(result.summary), "parts": dict(result.parts)}
-        dist.barrier()  # nobody leaves while another still talks
+        dist.barrier()  # no process leaves while another still communicates
         dist.destroy_process_group()
     except Exception as error:  # noqa: BLE001 - whatever it was, the stage must hear of it
         traceback.print_exc()

@@ -144,7 +144,7 @@ def test_processes_that_miss_the_same_images_agree(artifact: Artifact, cache: Pa
 def test_images_that_are_gone_say_so(artifact: Artifact, cache: Path, pets: Path) -> None:
     shutil.rmtree(cache / "decoded")
     shutil.rmtree(pets / "cat")
-    with pytest.raises(DataError, match=r"images:cat/.* cannot now: no such file"):
+    with pytest.raises(DataError, match=r"images:cat/.* but not any more: no such file"):
         pixels(artifact, cache)
 
 

@@ -32,7 +32,7 @@ def cache(workspace: Path) -> Path:
 
 
 def age(root: Path) -> None:
-    """Waits until the files' stamps are old enough to be believed."""
+    """Waits until the files' stamps are old enough to be trusted."""
     newest = max(max(path.stat().st_mtime, path.stat().st_ctime) for path in root.rglob("*"))
     time.sleep(max(0.0, newest + 2.1 - time.time()))
 

@@ -13,8 +13,6 @@ from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.execution.stage import Request, execute
 import selftrain.ssl_tasks.data.dataset, sklearn  # what any data set costs
-from selftrain.ssl_tasks.execution.stage import Request, execute
-import selftrain.ssl_tasks.data.dataset, sklearn  # what any data set costs
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"""What is left of a run that ended or died: processes, leases, and states that claim to run."""
+"""Finds the remains of a run that ended or died: processes, leases, and states that claim to run."""
 
 import contextlib
 import json

@@ -53,7 +53,7 @@ def test_a_run_of_another_process_is_not_taken_for_ours(workspace: Path) -> None
     run.update(state="failed", pid_started=1.0)
     options = parser().parse_args(["--workspace", str(workspace), "run", "quickstart"])
     assert _how_to_continue(options, ["run", "quickstart"], ended=False) == ""
-    assert _how_to_continue(options, ["run", "quickstart"], ended=True) == "\ncontinue with: selftrain run quickstart"
+    assert _how_to_continue(options, ["run", "quickstart"], ended=True) == "\nresume with: selftrain run quickstart"
 
 
 def test_rerun_without_a_stage_goes_on_with_the_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,10 +175,10 @@ def test_the_address_of_a_database_holds_any_other_letter(tmp_path: Path, name: 
         (["--cron", "* * * *"], "is not a schedule"),
         (["--cron", ""], "is not a schedule"),
         (["--cron", "99 * * * *"], "is not a schedule"),
-        (["--interval", "0"], "--interval 0: expected seconds"),
-        (["--interval=-5"], "--interval -5: expected seconds"),
-        (["--interval", "nan"], "--interval nan: expected seconds"),
-        (["--interval", "1e300"], "--interval 1e+300: expected seconds"),
+        (["--interval", "0"], "--interval is 0; expected 1 to"),
+        (["--interval=-5"], "--interval is -5; expected 1 to"),
+        (["--interval", "nan"], "--interval is nan; expected 1 to"),
+        (["--interval", "1e300"], "--interval is 1e+300; expected 1 to"),
         (["--rrule", "nonsense"], "--rrule 'nonsense' is not a schedule"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`clean --yes` takes nothing from under whoever is at work, and says who that is."""
+"""`clean --yes` deletes nothing that a running process may use, and names the process."""
 
 import json
 from contextlib import ExitStack
@@ -23,7 +23,7 @@ WRITTEN |= {"inputs": {}, "settings": {}, "seconds": 0.0, "finished": 0.0}
 
 
 def stray(workspace: Path) -> Path:
-    """An artifact that no run names."""
+    """An artifact that no run references."""
     folder = workspace / "store" / "train" / "stray"
     folder.mkdir(parents=True)
     (folder / "artifact.json").write_text(json.dumps(WRITTEN))
@@ -41,7 +41,7 @@ def test_clean_takes_no_data_set_from_under_an_evaluation(
             assert "another command" in cleaned.at_work[0]
             assert cleaned.paths == ()
             left.append(context.inputs["dataset"].path)
-            with pytest.raises(UserError, match="reads the cache"):
+            with pytest.raises(UserError, match="is using the cache"):
                 clean(copy, dry_run=False, cache=True)
         return run_isolated(request, context, log)
 

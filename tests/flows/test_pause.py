@@ -51,7 +51,7 @@ def test_no_stage_begins_while_a_person_has_paused_the_run(tmp_path: Path, monke
         waiting = threading.Thread(target=contextvars.copy_context().run, args=(tasks.wait_while_paused, run))
         waiting.start()
         until(lambda: run.info["state"] == "waiting")
-        until(lambda: "no stage computes now" in str(client.read_flow_run(asked.id).state.message))
+        until(lambda: "no stage is running" in str(client.read_flow_run(asked.id).state.message))
         assert waiting.is_alive()
         assert "Resume" in run.info["stopped"]
         client.resume_flow_run(asked.id)

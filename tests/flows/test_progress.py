@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, a line every ten seconds elsewhere."""
+"""The progress of a stage is a bar on a terminal, and a line every ten seconds elsewhere."""
 
 import os
 import pty

@@ -1,4 +1,8 @@
-"""Independent stages run at the same time where there is room; members of an ensemble are each evaluated."""
+"""Independent stages run at the same time where there is room; members of an ensemble are each evaluated.
+
+The bodies are stand-ins that wait for each other, in threads: so the order is certain on any machine. Real stages, in
+processes of their own, run at the same time in `test_runs.py`.
+"""
 
 import threading
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What is begun ahead: the process that speaks with MLflow always, torch only where something is to be computed."""
+"""Started early: always the process that uses MLflow, and torch only if something must be computed."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""JSON files of ours, changed by a person or a disk: quarantined, passed over or named in one sentence."""
+"""JSON files of ours, changed by a person or a disk: quarantined, ignored or named in one sentence."""
 
 import json
 import shutil

@@ -178,7 +178,7 @@ class Trial:
         return {name: value.clone() for name, value in state.items() if value is not None}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Goes on from a state."""
+        """Resumes from a state."""
         parts = {
             part: {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
             for part in ("student", "method", "optimizer")

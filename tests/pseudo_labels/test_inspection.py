@@ -85,7 +85,7 @@ def test_flips_are_labels_that_the_round_before_gave_otherwise(run: RunTables) -
 def test_the_queue_puts_first_what_is_worth_a_look_and_says_why(run: RunTables) -> None:
     queue = review_queue(run).set_index("sample_id")
     assert queue.index.tolist()[:2] == ["far", "flips"]
-    assert "the round before said otherwise" in queue.loc["flips", "reasons"]
+    assert "its class changed since the previous round" in queue.loc["flips", "reasons"]
     assert "views or teachers disagree" in queue.loc["split", "reasons"]
     assert queue.loc["edge", "reasons"] == "near the threshold"
     assert "far from its class" in queue.loc["far", "reasons"]
@@ -126,10 +126,10 @@ def test_unknown_rounds_classes_and_columns_are_named(run: RunTables, wanted: La
 
 
 def test_a_run_without_rounds_says_so(run: RunTables) -> None:
-    with pytest.raises(NotFound, match="no round has predicted"):
+    with pytest.raises(NotFound, match="expected a round with predictions"):
         class_summary(RunTables(run.dataset, []))
     waiting = RunTables(run.dataset, [RoundTables(1, run.rounds[0].predictions)])
-    with pytest.raises(NotFound, match="selected nothing yet"):
+    with pytest.raises(NotFound, match="has no selection yet"):
         class_summary(waiting)
     assert sql(waiting, "SELECT count(*) AS n FROM selection")["n"].tolist() == [0]
 

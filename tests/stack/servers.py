@@ -60,7 +60,7 @@ class Stack:
         )
 
     def url(self, service: str, scheme: str = "http") -> str:
-        """Where a service listens."""
+        """Returns the address of a service."""
         return f"{scheme}://127.0.0.1:{self.ports[CONTAINER_PORTS[service]]}"
 
     def environment(self, service: str) -> dict[str, str]:
@@ -91,7 +91,7 @@ class Stack:
         return {**kept, **given, **ours}
 
     def worker_environment(self) -> dict[str, str]:
-        """What flows, and the command line beside them, run with; GPU 0 is pretended, so that it is leased."""
+        """Returns the environment of flows and commands; GPU 0 is pretended, so that it is leased."""
         placed = {
             "SELFTRAIN_HOME": str(self.folder / "workspace"),
             "SELFTRAIN_LOCKS": str(self.folder / "locks"),
@@ -248,7 +248,7 @@ class Stack:
         self._tell(self.processes[service].pid)
 
     def _tell(self, number: int) -> None:
-        """A process group that the watchdog shall end, or with a minus one that is gone."""
+        """A process group that the watchdog must end, or with a minus one that is gone."""
         assert self.watchdog.stdin is not None
         self.watchdog.stdin.write(f"{number}\n".encode())
         self.watchdog.stdin.flush()

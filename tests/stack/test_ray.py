@@ -1,4 +1,4 @@
-"""A Ray cluster of two machines (two nodes on this host): the same bytes as at home, whoever dies."""
+"""A Ray cluster of two machines (two nodes on this host): the same bytes as at home, whichever process dies."""
 
 import os
 import signal
@@ -106,7 +106,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def at_home(tmp_path_factory: pytest.TempPathFactory, inputs: Inputs) -> Artifact:
-    """What one process makes of the same question."""
+    """Returns the result of one process for the same stage."""
     return predict(tmp_path_factory.mktemp("home"), inputs)
 
 

@@ -36,7 +36,7 @@ def track_round(tracker: Tracker, artifacts: dict[str, Artifact]) -> str:
 
 
 def send(workspace: Path) -> Shipper:
-    """What `sync` does, without its process."""
+    """Does the same as `sync`, without its process."""
     uri = f"sqlite:///{workspace / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)

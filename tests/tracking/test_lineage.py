@@ -36,7 +36,7 @@ def store(workspace: Path, artifacts: dict[str, Artifact]) -> Store:
 
 @pytest.fixture
 def graph(store: Store, artifacts: dict[str, Artifact]) -> Graph:
-    """What the student rests on, under the names of its run."""
+    """The lineage of the student, with the names of its run."""
     return store_lineage(store, artifacts["student-1"], {one.key: name for name, one in artifacts.items()})
 
 
@@ -93,7 +93,7 @@ def test_a_changed_file_is_found_and_so_are_the_models_on_it(store: Store, artif
     path.write_text(path.read_text() + " ")
     (damage,) = verify(store)
     assert (damage.stage, damage.file) == ("select", "stats.json")
-    assert damage.problem == "has other contents than when it was written"
+    assert damage.problem == "has changed since it was written"
     assert damage.models == (artifacts["student-1"].digest,)
 
 
@@ -184,18 +184,18 @@ def test_a_sample_knows_its_teacher_its_label_and_its_student(run: Run, artifact
     assert (first.teacher, first.student) == (artifacts["teacher"].digest, artifacts["student-1"].digest)
     assert (first.label, first.confidence, first.selected, first.copies) == ("cat", 0.9, True, 2)
     assert found.split == "unlabeled"
-    assert "selected; student" in sample_tree(found)
+    assert "accepted; student" in sample_tree(found)
     assert "sees 2 copies" in sample_tree(found)
 
 
 def test_a_correction_is_told_apart_from_the_model(run: Run) -> None:
     (first,) = sample_lineage(run, "image-1").rounds
     assert (first.label, first.chosen_label, first.source) == ("cat", "dog", "override")
-    assert "selected as dog (override)" in sample_tree(sample_lineage(run, "image-1"))
+    assert "accepted as dog (override)" in sample_tree(sample_lineage(run, "image-1"))
 
 
 def test_a_sample_that_was_not_selected_or_not_readable_says_so(run: Run) -> None:
-    assert "not selected" in sample_tree(sample_lineage(run, "image-3"))
+    assert "rejected" in sample_tree(sample_lineage(run, "image-3"))
     unreadable = sample_lineage(run, "image-5")
     assert (unreadable.rounds[0].error, unreadable.rounds[0].label) == ("truncated", None)
     assert "unreadable: truncated" in sample_tree(unreadable)

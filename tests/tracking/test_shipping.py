@@ -1,4 +1,4 @@
-"""What a run tells MLflow arrives whole, and once, whatever dies or is away in between."""
+"""The records of a run arrive in MLflow completely and once, whatever dies or is away in between."""
 
 import shutil
 import signal

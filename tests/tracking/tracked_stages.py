@@ -16,7 +16,7 @@ SAMPLES = [f"image-{number}" for number in range(6)]
 
 
 class Tiny(Section):
-    """What a miniature stage is asked."""
+    """The settings of a miniature stage."""
 
     value: int = 0
     accuracy: float = 0.5

@@ -82,7 +82,7 @@ def history_of(model: Artifact) -> pd.DataFrame:
 
 
 def folder_of(workspace: Path, section: LearnerSettings, dataset: Artifact) -> Path:
-    """Where attempts at the training keep their checkpoints."""
+    """Returns the folder of a training's checkpoints."""
     key = request_of(section, {"dataset": dataset}).key
     return workspace / "store" / "attempts" / f"train-{key}" / "scratch" / "checkpoints"
 

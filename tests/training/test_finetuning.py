@@ -27,7 +27,7 @@ STEPS = {"steps": 40, "batch_size": 25, "learning_rate": 0.02, "evaluate_every":
 
 
 def tuning(student: LearnerSettings, **settings: Any) -> LearnerSettings:
-    """What the stage is asked."""
+    """Returns the settings of the stage."""
     asked = {"image_size": LARGER, "train": STEPS, **settings}
     return FineTuneSettings.model_validate(asked).of(student)
 

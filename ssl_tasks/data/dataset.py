@@ -52,7 +52,7 @@ class Dataset:
         return cls(artifact.path, Images(found, decoder, cache, runtime or RuntimeSettings()), info)
 
     def pool(self, name: PoolName) -> "Pool":
-        """Returns the readable images of a split, or all; "unlabeled" may include the labelled ones, by the settings."""
+        """Returns the readable images of a split, or all; "unlabeled" includes labelled ones if the settings say so."""
         table = self._rows(name, ["label", "content"], usable=True)
         labels = table["label"].to_numpy().astype(np.int64)
         if name == "unlabeled":

@@ -26,11 +26,13 @@ def learner(images: int, labeled: int, ratio: int, views: int = 1, **sections: A
     return {"model": MODEL, "train": TRAIN | budget | unlabeled, **sections}
 
 
-def online(method: Settings, ratio: int = 0, labels: int | None = 100, views: int = 1) -> Settings:
+def online(
+    method: Settings, ratio: int = 0, labels: int | None = 100, views: int = 1, **sections: Settings
+) -> Settings:
     """One network that draws 128 images a step; `labels` of each class, or all."""
     return {
         "labels": labels,
-        "teacher": lambda images: learner(images, 128 // (1 + ratio), ratio, views, method=method),
+        "teacher": lambda images: learner(images, 128 // (1 + ratio), ratio, views, method=method, **sections),
     }
 
 
@@ -39,6 +41,15 @@ HALF = {"labels": 100, "teacher": lambda images: learner(images // 2, 64, 0, met
 STRONG = online({"name": "supervised", "view": "strong"})
 # Its weight rises over the whole run: within the paper's 1/64 of a short one, the model says one class of all images.
 MIXMATCH = online({"name": "mixmatch", "ramp_up": 1.0}, ratio=1, views=2)
+
+
+def meta(**method: Any) -> Settings:
+    """Meta Pseudo Labels with the view of its official code."""
+    view = {"strong": "meta_pseudo_labels", "magnitude": 16}
+    return online({"name": "meta_pseudo_labels", **method}, ratio=1, augment=view)
+
+
+META = meta()
 
 
 def longer(arm: Settings, times: int) -> Settings:
@@ -52,15 +63,16 @@ def rounds(
     ratio: int = 1,
     teacher: Settings = STRONG,
     teacher_noise: bool = False,
+    augment: Settings | None = None,
     **select: Any,
 ) -> Settings:
     """A teacher, then students of these widths, with dropout and strong views unless without noise."""
 
     def student(images: int, width: int) -> Settings:
         model = MODEL | {"width": width, "dropout": 0.2 if noise else 0.0}
-        quiet: Settings = {} if noise else {"augment": {"operations": 0, "cutout": 0.0}}
+        view = (augment or {}) if noise else {"operations": 0, "cutout": 0.0}
         method = {"name": "noisy_student", "weight": 1.0}
-        return learner(images, 128 // (1 + ratio), ratio, method=method, **quiet) | {"model": model}
+        return learner(images, 128 // (1 + ratio), ratio, method=method, augment=view) | {"model": model}
 
     def sections(images: int) -> list[Settings]:
         predict = {"temperature": "fit", "noise": teacher_noise}
@@ -79,6 +91,9 @@ METHODS: dict[str, Settings] = {
     "mixmatch": MIXMATCH,
     "uda": online({"name": "uda"}, ratio=1),
     "fixmatch": online({"name": "fixmatch"}, ratio=1),
+    "fixmatch, its official view": online({"name": "fixmatch"}, ratio=1, augment={"strong": "fixmatch"}),
+    "meta_pseudo_labels": META,
+    "meta_pseudo_labels, sign of the official code": meta(feedback_sign="official"),
     "noisy_student, 3 rounds": rounds(),
     "noisy_student, 3 rounds from mixmatch": rounds(teacher=MIXMATCH),
     # What one network makes of all the images that a chain of four has.
@@ -91,6 +106,7 @@ METHODS: dict[str, Settings] = {
 # One round each, from the same teacher: what the students' noise, their size and their labels are worth.
 ABLATIONS: dict[str, Settings] = {
     "1 round": rounds(WIDTHS[:1]),
+    "1 round, magnitude 5": rounds(WIDTHS[:1], augment={"magnitude": 5}),
     "1 round, student without noise": rounds(WIDTHS[:1], noise=False),
     "1 round, not balanced": rounds(WIDTHS[:1], balance="none"),
     "1 round, hard labels": rounds(WIDTHS[:1], soft=False),

@@ -1,6 +1,6 @@
 """The command `selftrain` (`python -m selftrain`): a signal ends it from its first instruction on."""
 
-from selftrain.flows.rounds.interruption import end_on_signals, leave
+from selftrain.flows.rounds.interruption import end_on_signals, leave, was_told
 
 
 def main() -> None:
@@ -10,8 +10,11 @@ def main() -> None:
         from selftrain.flows.cli import main as cli
 
         cli.main()
-    except KeyboardInterrupt:  # before or after a verb
-        leave()
+    except BaseException as error:  # before or after a verb
+        # Where a signal comes while pydantic is imported, pydantic turns it into a panic of its own.
+        if isinstance(error, KeyboardInterrupt) or was_told():
+            leave()
+        raise
 
 
 if __name__ == "__main__":

@@ -119,6 +119,20 @@ def test_a_fork_server_that_is_still_importing_ends_with_its_parent(tmp_path: Pa
                     one.kill()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which signals are blocked")
+def test_ctrl_c_is_blocked_while_the_fork_server_starts() -> None:
+    """Until it ignores the signal, in its first instructions, it would print a traceback."""
+    code = (
+        "from multiprocessing import forkserver\n"
+        "from selftrain.ssl_tasks.execution.process import start_fork_server\n"
+        "start_fork_server(); server = forkserver._forkserver._forkserver_pid\n"
+        "print(open(f'/proc/{server}/status').read())"
+    )
+    status = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    (blocked,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk"))
+    assert int(blocked, 16) >> (signal.SIGINT - 1) & 1
+
+
 def worker_pid(workspace: Path) -> int:
     """The pid that a hanging body wrote down."""
     deadline = time.monotonic() + HANG

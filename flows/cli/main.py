@@ -18,7 +18,7 @@ from pathlib import Path
 from selftrain.flows.cli import completion, data, labelling, looking, modelling, running, serving
 from selftrain.flows.cli.verb import Formatter, Parser, Verbs, Version, add_workspace
 from selftrain.flows.environment import refusal, workspace_folder
-from selftrain.flows.rounds.interruption import end_on_signals
+from selftrain.flows.rounds.interruption import end_on_signals, was_told
 from selftrain.flows.tables import printable_lines
 from selftrain.ssl_tasks.errors import Interrupted, SelftrainError, StageFailed, describe, out_of_space
 from selftrain.ssl_tasks.execution.startup import own_process
@@ -89,6 +89,8 @@ def answer(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - a defect of ours: one line for the user, the traceback in a file
+        if was_told():  # pydantic turns the KeyboardInterrupt of a signal into an error of its own
+            return _fail(f"interrupted{_how_to_continue(options, arguments, True)}", 130)
         if out_of_space(error):
             return _fail(describe(error)["message"], 3)
         workspace = workspace_folder(options.workspace)

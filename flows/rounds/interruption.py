@@ -18,7 +18,7 @@ from selftrain.ssl_tasks.errors import Interrupted
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LEAVE_SECONDS = 3.0  # that a command has for its tidying where no work is in progress
 EXIT_CODE = Interrupted.exit_code
-SAID = "interrupted; run the same command again to continue"
+SAID = "interrupted; run the same command again to resume"
 _told = False  # whether a signal has asked this command to end
 
 
@@ -66,6 +66,11 @@ def interruptible(message: str = "asked to stop") -> Iterator[Callable[[], bool]
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+def was_told() -> bool:
+    """Whether a signal has asked this command to end."""
+    return _told
 
 
 def leave() -> None:

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -93,9 +94,11 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
 def _starting() -> Iterator[None]:
     """The environment in which a fork server may be started.
 
-    It inherits that Ctrl-C is blocked: while it starts, before it ignores Ctrl-C, it would print a traceback.
+    It inherits that Ctrl-C is blocked: while it starts, before it ignores Ctrl-C, it would print a traceback. The
+    resource tracker is started first, because its start ends with Ctrl-C unblocked.
     """
     with _start_lock, in_environment({**safe_path(), **parent_of_mine()}):
+        multiprocessing.resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield

@@ -87,7 +87,7 @@ def interrupted(number: signal.Signals, seconds: float, *words: str) -> float:
         said = process.communicate(timeout=HANG)
         assert process.returncode == 130, said
         assert "Traceback" not in said[1]
-        assert "continue" in said[1], "it says how to continue"
+        assert "resume" in said[1], "it says how to resume"
         assert_nobody_is_left(words[0])
         return time.monotonic() - began
     finally:
@@ -125,7 +125,7 @@ except BaseException:
     time.sleep(600)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False)
-    assert (ended.returncode, ended.stderr) == (130, "selftrain: interrupted; run the same command again to continue\n")
+    assert (ended.returncode, ended.stderr) == (130, "selftrain: interrupted; run the same command again to resume\n")
 
 
 def test_work_whose_interruption_was_swallowed_sees_that_it_was_asked() -> None:

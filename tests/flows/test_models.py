@@ -156,7 +156,7 @@ def test_a_failed_evaluation_says_how_to_continue(copy: Path, recipe: str) -> No
         (["evaluate", "student-1", "RECIPE", "--attacks", "much"], "expected numbers such as"),
         (["evaluate", "student-1", "RECIPE", "--attacks", "8/255,3"], "above 0 and at most 1"),
         (["evaluate", "nobody", "RECIPE"], "no model 'nobody'"),
-        (["predict", "student-1", "FOLDER"], "no image in"),
+        (["predict", "student-1", "FOLDER"], "no image file in"),
         (["predict", "student-1", "FOLDER", "--csv", "FOLDER"], "it is a folder"),
         (["predict", "student-1", "IMAGE", "--device", "abacus"], "abacus"),
         (["export", "student-1", "--output", "FOLDER"], "expected a file"),

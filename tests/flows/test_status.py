@@ -38,7 +38,7 @@ def test_a_running_stage_has_its_time_and_its_progress(tmp_path: Path, capsys: p
     assert main(["--workspace", str(tmp_path), "status"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "teacher" in line)
     assert "1:40" in line or "1:41" in line
-    assert "train 250/500, 2.5 a second, 1:40 left" in line
+    assert "train 250/500, 2.5 per second, 1:40 left" in line
     assert main(["--workspace", str(tmp_path), "status", "--json"]) == 0
     stages = {stage["name"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
     assert stages["teacher"]["seconds"] >= 100

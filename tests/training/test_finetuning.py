@@ -120,7 +120,9 @@ def test_a_network_that_cannot_take_larger_images_is_refused() -> None:
 
 
 def test_a_recipe_is_refused_whose_student_takes_one_size_or_whose_images_are_no_larger() -> None:
-    with pytest.raises(ConfigError, match="finetune needs a student that takes images of any size, and mlp-2 is built"):
+    with pytest.raises(
+        ConfigError, match="finetune needs a student that accepts images of any size, and mlp-2 is built"
+    ):
         load_recipe("quickstart", ["round.student.model={name: mlp-2}", "rounds.3.finetune.image_size=12"])
     with pytest.raises(ConfigError, match=r"rounds.3.finetune.image_size is 8 and data.image_size 8; expected larger"):
         load_recipe("quickstart", ["data.image_size=8", "rounds.3.finetune.image_size=8"])

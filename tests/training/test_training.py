@@ -197,7 +197,7 @@ def test_training_depends_on_the_test_images_only_where_their_median_is_asked_fo
 
 
 def test_patience_and_a_median_of_the_last_evaluations_exclude_each_other() -> None:
-    with pytest.raises(ValidationError, match=r"median_of \(20\) looks at .* patience \(3\) may end it"):
+    with pytest.raises(ValidationError, match=r"median_of \(20\) needs .* patience \(3\) may end it"):
         learner(median_of=20, patience=3)
 
 

@@ -197,14 +197,11 @@ class Predicting:
             max(1, self.context.runtime.workers),
             self.clock,
         )
-        samples = pool.column("sample_id", index) if any(self.stored) else None
-        rows = [None if one is None else one.rows(samples) for one in self.stored]
+        size, samples = self.settings.batch_size, pool.column("sample_id", index) if any(self.stored) else None
+        rows = [None if one is None else (one.matrix, one.rows(samples)) for one in self.stored]
         views_of = itertools.repeat([]) if all(self.stored) else batches(pool, index, ids)
-        for start, views in zip(range(0, len(ids), self.settings.batch_size), views_of, strict=False):
-            kept = [
-                None if one is None or at is None else one.matrix[at[start : start + self.settings.batch_size]]
-                for one, at in zip(self.stored, rows, strict=True)
-            ]
+        for start, views in zip(range(0, len(ids), size), views_of, strict=False):
+            kept = [None if one is None else one[0][one[1][start : start + size]] for one in rows]
             with self.noise(ids[start]):
                 opinion = self.labeller.opinion(views, kept)
             yield opinion

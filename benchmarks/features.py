@@ -94,7 +94,7 @@ def regression() -> list[Row]:
     rows = []
     for count in (1_000, 0):
         started, spent = time.monotonic(), time.process_time()
-        found = regress(LinearSettings(name="linear"), examples, held[:count], held_labels[:count], ids, labels)
+        found = regress(LinearSettings(), examples, held[:count], held_labels[:count], ids, labels)
         seconds, cpu = time.monotonic() - started, time.process_time() - spent
         assert found.chosen is not None
         rows.append({"chosen on": found.chosen_on, "seconds": seconds, "CPU seconds": cpu, **vars(found.chosen)})

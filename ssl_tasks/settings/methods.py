@@ -277,7 +277,7 @@ class DistillationSettings(Section):
 class LinearSettings(Section):
     """Logistic regression on the stored features of a frozen network. `model` is the network; `train` is not used."""
 
-    name: Literal["linear"]
+    name: Literal["linear"] = "linear"
     penalty: Annotated[float, Field(gt=0)] | Literal["choose"] = Field(
         "choose",
         description="λ of the loss: mean cross-entropy + λ/2 ‖weights‖², for features of unit variance. choose: by the "

@@ -153,10 +153,10 @@ def test_left_out_logits_come_from_the_other_folds_alone() -> None:
 def test_one_image_a_class_takes_the_usual_penalty() -> None:
     features, labels = torch.eye(3), np.arange(3)
     held = torch.empty(0, 3), np.empty(0, np.int64)
-    found = regress(LinearSettings(name="linear"), examples_of(features, labels), *held, ["a", "b", "c"], labels)
+    found = regress(LinearSettings(), examples_of(features, labels), *held, ["a", "b", "c"], labels)
     assert (found.chosen, found.chosen_on) == (None, "nothing")
     expected = regress(
-        LinearSettings(name="linear", penalty=USUAL_PENALTY),
+        LinearSettings(penalty=USUAL_PENALTY),
         examples_of(features, labels),
         *held,
         ["a", "b", "c"],

@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.predict import build
+from benchmarks.predict import LABELED, build, pictures
 from benchmarks.report import publish
 from selftrain.flows.rounds.stages import features_request
 from selftrain.models import ModelSettings
@@ -31,7 +31,6 @@ from selftrain.ssl_tasks.data.stored_features import BACKBONE, StoredFeatures
 from selftrain.ssl_tasks.execution.stage import begin_attempt, load_body
 from selftrain.ssl_tasks.features.graph import EXACT, Nodes, neighbors_of
 from selftrain.ssl_tasks.features.linear import Examples, regress
-from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings, SyntheticSource
 from selftrain.ssl_tasks.settings.methods import LinearSettings
 from selftrain.ssl_tasks.settings.pseudo_labels import FeatureSettings
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
@@ -45,11 +44,11 @@ Row = dict[str, Any]
 
 def speed(model: str, size: int, images: int, repeats: int) -> tuple[list[Row], float]:
     """Both sides in turn, and the median of their ratios."""
-    source = SyntheticSource(name="synthetic", size=images, test_size=10, classes=CLASSES, image_size=32)
     settings = FeatureSettings()
     with tempfile.TemporaryDirectory(prefix="selftrain-features-") as place:
         workspace = Path(place)
-        dataset = build(DataSettings(source=source, image_size=size, split=SplitSettings(validation=10)), workspace)
+        images += LABELED
+        dataset = build(pictures(workspace, images - LABELED).model_copy(update={"image_size": size}), workspace)
         request = features_request("features", settings, ModelSettings(name=model), dataset)
         rows = []
         for _ in range(repeats + 1):  # the first turn imports and compiles

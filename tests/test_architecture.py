@@ -62,6 +62,7 @@ HOMES = {  # a foreign library → the folders that may import it
     "albumentations": ("ssl_tasks/data",),
     "duckdb": ("ssl_tasks/pseudo_labels", "ssl_tasks/data", "ssl_tasks/report"),
     "torchvision": ("models",),
+    "usearch": ("ssl_tasks/features",),
     "ray": ("ssl_tasks/execution/cluster.py",),
 }
 MOST_FILES = 15  # in a folder, beside its subfolders

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from selftrain.models import build_model
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.dataset import Dataset, Pool
+from selftrain.ssl_tasks.data.loading import normalise
 from selftrain.ssl_tasks.data.stored_features import (
     BACKBONE,
     DESCRIPTION,
@@ -28,7 +29,7 @@ from selftrain.ssl_tasks.data.stored_features import (
     features_bytes,
 )
 from selftrain.ssl_tasks.errors import OutOfMemory, TrainingDiverged
-from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
+from selftrain.ssl_tasks.execution.devices import autocast, computed_by, prepare_backends
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult, derive_seed
 from selftrain.ssl_tasks.pseudo_labels.engine import saying_what_is_full
 from selftrain.ssl_tasks.pseudo_labels.labeller import AUGMENT, Batches, Clock, pad
@@ -199,11 +200,19 @@ class Extracting:
             start += len(views[0])
         return features_bytes(list(samples), vectors)
 
+    @torch.inference_mode()
+    def features(self, images: NDArray[np.uint8]) -> Tensor:
+        """float32 [n, D]. Normalised as batches of a training are, in half the time of `Trained.normalise`."""
+        card, device = self.trained.card, self.trained.device
+        with autocast(device, self.trained.dtype):
+            ready = normalise(torch.from_numpy(images), device, card.mean, card.std)
+            return self.trained.network.features(ready).float()
+
     def vectors(self, views: Sequence[NDArray[np.uint8]], first: str) -> NDArray[np.float16]:
         """[n, D]: the mean over the views of one batch."""
         count, multiple = len(views[0]), max(1, self.settings.batch_size // MULTIPLES)
         try:
-            total = sum(self.trained.features(pad(images, multiple))[:count] for images in views)
+            total = sum(self.features(pad(images, multiple))[:count] for images in views)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"{count} images at a time are too many: lower features.batch_size") from error
         assert isinstance(total, torch.Tensor)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         sql,
         sync,
     )
-    from selftrain.flows.actions.measuring import evaluate
+    from selftrain.flows.actions.measuring import check_labels, evaluate
     from selftrain.flows.actions.models import export, predict
     from selftrain.flows.actions.verbs import approve, plan, progress, rerun, run, runs, stages, status, train
     from selftrain.flows.actions.verbs import write_recipe as init
@@ -40,6 +40,7 @@ _ACTIONS = "selftrain.flows.actions"
 _PLACES = {  # where each function is, and what it is called there if it has another name
     "apply_corrections": "looking",
     "approve": "verbs",
+    "check_labels": "measuring",
     "clean": "housekeeping",
     "compare_methods": "compare",
     "compare_runs": "compare",
@@ -72,6 +73,7 @@ __all__ = [
     "__version__",
     "apply_corrections",
     "approve",
+    "check_labels",
     "clean",
     "compare_methods",
     "compare_runs",

@@ -16,6 +16,7 @@ with uncollected():
     import selftrain.ssl_tasks.data.stream
     import selftrain.ssl_tasks.evaluation.gate
     import selftrain.ssl_tasks.evaluation.stage
+    import selftrain.ssl_tasks.features.graph
     import selftrain.ssl_tasks.pseudo_labels.predict
     import selftrain.ssl_tasks.pseudo_labels.select
     import selftrain.ssl_tasks.training.stage  # noqa: F401

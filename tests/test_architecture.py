@@ -23,6 +23,7 @@ ORDER = [  # a room imports from itself and from those above it in this list
     "ssl_tasks/methods",
     "ssl_tasks/training",
     "ssl_tasks/pseudo_labels",
+    "ssl_tasks/features",
     "ssl_tasks/evaluation",
     "ssl_tasks/tracking",
     "ssl_tasks/report",
@@ -61,6 +62,7 @@ HOMES = {  # a foreign library → the folders that may import it
     "albumentations": ("ssl_tasks/data",),
     "duckdb": ("ssl_tasks/pseudo_labels", "ssl_tasks/data", "ssl_tasks/report"),
     "torchvision": ("models",),
+    "usearch": ("ssl_tasks/features",),
     "ray": ("ssl_tasks/execution/cluster.py",),
 }
 MOST_FILES = 15  # in a folder, beside its subfolders

@@ -21,6 +21,7 @@ from selftrain.flows.rounds.stages import (
     VERSIONS,
     dataset_request,
     evaluate_request,
+    features_request,
     gate_request,
     given_request,
     predict_request,
@@ -30,7 +31,7 @@ from selftrain.flows.rounds.stages import (
 from selftrain.ssl_tasks.data.sources import fingerprint
 from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.methods.table import METHODS
-from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings
+from selftrain.ssl_tasks.settings.pseudo_labels import FeatureSettings, PredictSettings, SelectSettings
 from selftrain.ssl_tasks.settings.recipe import parse_recipe
 from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, GateSettings, LearnerSettings, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact, digest_json
@@ -52,6 +53,8 @@ SELECTIONS: Mapping[str, Mapping[str, Any]] = {
 Answers = dict[str, dict[str, Any]]
 VERSION_OF = {stage: version for stage, version in VERSIONS.items() if stage != "train"}
 VERSION_OF |= {f"train {method}": VERSIONS["train"] + METHOD_CHANGES.get(method, 0) for method in METHODS}
+VERSION_OF |= {"train linear": VERSIONS["train"] + METHOD_CHANGES.get("linear", 0)}
+VERSION_OF |= {f"predict {source}": VERSIONS["predict"] for source in ("propagate", "knn")}
 
 
 def compute(workspace: Path) -> Answers:
@@ -70,6 +73,14 @@ def compute(workspace: Path) -> Answers:
         name: answer(train_request(name, learner(name), dataset, 0, selection if name in WITH_SELECTION else None))
         for name in METHODS
     }
+    fitted = learner("linear", **TAUGHT)
+    features = answer(features_request("features", FeatureSettings(precision="fp32"), fitted.model, dataset))
+    by_neighbors = {
+        f"predict {source}": predict_request(
+            "p", PredictSettings.model_validate({"source": source}), dataset, [], [features]
+        )
+        for source in ("propagate", "knn")
+    }
     evaluations = [
         answer(evaluate_request("evaluate", EvaluateSettings(bootstrap=20), dataset, model))
         for model in (teacher, models["noisy_student"])
@@ -79,6 +90,9 @@ def compute(workspace: Path) -> Answers:
     return {
         "dataset": dict(dataset.parts),
         **{f"train {name}": trained(model) for name, model in models.items()},
+        "features": vectors(features),
+        "train linear": weight(answer(train_request("linear", fitted, dataset, 0, features=features))),
+        **{name: predicted(answer(request)) for name, request in by_neighbors.items()},
         "given": {"files": sorted(given.manifest["files"])},
         "predict": predicted(predictions),
         "select": {name: chosen(workspace / name, settings) for name, settings in SELECTIONS.items()},
@@ -103,6 +117,22 @@ def trained(model: Artifact) -> dict[str, float]:
     weights = load_file(model.file("model.safetensors")).values()
     losses = history[[name for name in history if "loss" in name]].mean()
     return {**losses.dropna().to_dict(), "weights": float(sum(np.abs(one.astype(np.float64)).sum() for one in weights))}
+
+
+def weight(model: Artifact) -> dict[str, float]:
+    """How far the weights of the last layer went, and what they were chosen by."""
+    from safetensors.numpy import load_file
+
+    weights = load_file(model.file("model.safetensors"))
+    sizes = {name: float(np.abs(weights[name]).sum()) for name in ("head.weight", "head.bias")}
+    return {**sizes, "penalty": model.summary["penalty"], "temperature": model.summary["temperature"]}
+
+
+def vectors(features: Artifact) -> dict[str, float]:
+    """The mean and the deviation of all features."""
+    tables = [pd.read_parquet(path) for path in sorted(features.path.glob("shards/*.parquet"))]
+    found = np.stack(pd.concat(tables)["features"].to_numpy()).astype(np.float64)
+    return {"mean": float(found.mean()), "deviation": float(found.std()), "images": len(found)}
 
 
 def predicted(predictions: Artifact) -> dict[str, float]:

@@ -58,6 +58,7 @@ MODULES = [  # all that `selftrain.ssl_tasks.preload` imports, and what commands
     "selftrain.ssl_tasks.data.stream",
     "selftrain.ssl_tasks.evaluation.gate",
     "selftrain.ssl_tasks.evaluation.stage",
+    "selftrain.ssl_tasks.features.graph",
     "selftrain.ssl_tasks.pseudo_labels.predict",
     "selftrain.ssl_tasks.pseudo_labels.select",
     "selftrain.ssl_tasks.training.stage",

@@ -5,18 +5,21 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from selftrain.flows.actions.models import Model, find_model, own_teacher
 from selftrain.flows.environment import Workspace, set_environment, workspace_folder
 from selftrain.flows.rounds.conductor import Conductor
-from selftrain.flows.rounds.stages import dataset_request, evaluate_request, given_request
+from selftrain.flows.rounds.stages import dataset_request, evaluate_request, features_request, given_request
 from selftrain.ssl_tasks.errors import ConfigError, DataError, NotFound
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.store.locks import at_work
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger("selftrain")
 
@@ -74,6 +77,30 @@ def evaluate(
         split: Literal["test", "validation"] = "test" if measured.summary["test_count"] else "validation"
         compared = compare_evaluations(_measured(reference, config, folder), measured, split)
         return Evaluation(found.name, measured, reference.name, {"split": split, **compared}, note)
+
+
+def check_labels(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> "pd.DataFrame":
+    """The given labels of a recipe's images that features of the teacher's network contradict; most suspect first.
+
+    Columns: sample_id, label, suggested, probability (of the label), suggested_probability, uri.
+    """
+    folder, config = workspace_folder(workspace), load_recipe(recipe, overrides).config
+    if config.given_teacher is None and config.teacher.model.pretrained is None:
+        log.warning("teacher.model has no pretrained weights: features of a random network say little about labels")
+    set_environment(folder)
+    with at_work(folder):
+        dataset, conductor = _dataset(config, folder), Conductor(config, folder)
+        given = None
+        if config.given_teacher is not None:
+            given = conductor.run_stage(given_request("model", config.given_teacher)).artifact
+        request = features_request("features", config.features, config.teacher.model, dataset, given)
+        features = conductor.run_stage(request).artifact
+        from selftrain.ssl_tasks.data.dataset import Dataset
+        from selftrain.ssl_tasks.data.stored_features import StoredFeatures
+        from selftrain.ssl_tasks.features.label_check import suspect_labels
+
+        cache = folder / "cache"
+        return suspect_labels(Dataset.open(dataset, cache, config.runtime), StoredFeatures.open(features, cache))
 
 
 def _reference(workspace: Path, model: Model, against: str | None) -> tuple[Model | None, str]:

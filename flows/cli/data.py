@@ -7,7 +7,7 @@ from pathlib import Path
 from selftrain.flows.cli.running import add_recipe
 from selftrain.flows.cli.verb import JSON, Verbs
 from selftrain.flows.environment import workspace_folder
-from selftrain.flows.tables import print_table, printable
+from selftrain.flows.tables import print_table, printable, share
 
 
 def add_data(verbs: Verbs) -> None:
@@ -20,6 +20,8 @@ def add_data(verbs: Verbs) -> None:
         exit_codes="0 no problem found · 2 invalid input, or a problem that a run would stop at · 130 interrupted",
     )
     add_recipe(verb)
+    verb.add_argument("--labels", action="store_true", help="list given labels that features of the images contradict")
+    verb.add_argument("--limit", metavar="N", type=int, default=20, help="with --labels: show at most N (default 20)")
     verb.add_argument("--json", action="store_true", help=f"{JSON}; it lists every file")
 
 
@@ -51,6 +53,8 @@ def add_doctor(verbs: Verbs) -> None:
 
 
 def _data(options: Namespace) -> int:
+    if options.labels:
+        return _suspect_labels(options)
     from selftrain.flows.actions.looking import data
 
     report = data(options.config, options.set, options.workspace)
@@ -85,6 +89,31 @@ def _data(options: Namespace) -> int:
             if len(lines) > 10:
                 print(f"  … and {len(lines) - 10} more; all of them: --json")
     return 0 if report.ok else 2
+
+
+def _suspect_labels(options: Namespace) -> int:
+    from selftrain.flows.actions.measuring import check_labels
+
+    found = check_labels(options.config, options.set, options.workspace)
+    if options.json:
+        print(json.dumps({"labels": json.loads(found.to_json(orient="records"))}))
+        return 0
+    rows = found.head(options.limit).to_dict("records")
+    print_table(
+        [
+            {
+                "image": printable(str(row["sample_id"])),
+                "label": printable(row["label"]),
+                "": share(row["probability"]),
+                "suggested": printable(row["suggested"]),
+                " ": share(row["suggested_probability"]),
+            }
+            for row in rows
+        ],
+        right=("", " "),
+    )
+    print(f"{len(found)} labels are suspect" + (f", {len(rows)} are shown" if len(rows) < len(found) else ""))
+    return 0
 
 
 def _init(options: Namespace) -> None:

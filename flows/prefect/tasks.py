@@ -52,7 +52,14 @@ PAUSE_SECONDS = 2.0  # between two looks at a paused run
 PAUSED = "paused in Prefect; press Resume there to continue"
 OVER = ("done", "failed", "interrupted", "crashed")
 FLOWS = ("self-training", "compare")  # whose runs are marked with their process
-VERBS = {"dataset": "read the data", "train": "train", "given": "take", "predict": "label", "select": "select"}
+VERBS = {
+    "dataset": "read the data",
+    "features": "compute",
+    "train": "train",
+    "given": "take",
+    "predict": "label",
+    "select": "select",
+}
 
 
 class PrefectOrchestrator(Orchestrator):

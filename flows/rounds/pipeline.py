@@ -58,6 +58,7 @@ def _learners(config: RunConfig) -> Iterator[tuple[str, LearnerSettings]]:
     """Those that the run would train."""
     if config.given_teacher is None:
         yield "teacher", config.teacher
+        yield from ((f"other_teachers.{number}", one) for number, one in enumerate(config.other_teachers, 1))
         if config.pretrain is not None:
             yield "pretrain", config.pretrain
     for number, settings in enumerate(config.rounds, 1):

@@ -3,7 +3,8 @@
 Nothing here knows how a stage is run, or Prefect: `Answers` turns each request into an artifact.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 from selftrain.flows.rounds.stages import (
     dataset_request,
     evaluate_request,
+    features_request,
     gate_request,
     given_request,
     predict_request,
@@ -24,6 +26,7 @@ from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RoundSettin
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.store.stage_names import FIRST, PRETRAIN, RoundNames, member_names
 
+log = logging.getLogger("selftrain")
 Pending = Callable[[], Artifact]
 
 
@@ -97,6 +100,7 @@ class Taught:
     models: list[Artifact]
     dataset: Artifact  # at the resolution that they see
     evaluations: list[Pending]  # of each
+    features: list[Artifact | None]  # of each: what it reads where it is a linear model
     trained: tuple[Artifact, ...]  # all that the first model has cost
     selection: Artifact | None = None
     gate: Artifact | None = None
@@ -107,9 +111,9 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
     fingerprint = answers.fingerprint(config)
     dataset = answers.run(dataset_request(config.data, fingerprint), 0)
     _refuse_without_validation(config, dataset)
-    teachers = _first_teachers(config, dataset, answers)
-    evaluations = _evaluate(FIRST, config, dataset, teachers, answers)
-    rounds = [Taught(0, _teacher_name(config), teachers, dataset, evaluations, (teachers[0],))]
+    teachers, features = _first_teachers(config, dataset, answers)
+    evaluations = _evaluate(FIRST, config, dataset, teachers, features, answers)
+    rounds = [Taught(0, _teacher_name(config), teachers, dataset, evaluations, features, (teachers[0],))]
     selection: Artifact | None = None
     stopped = (
         f"{len(config.rounds)} round{'s' if len(config.rounds) > 1 else ''} done"
@@ -118,17 +122,20 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
     )
     for number, settings in enumerate(config.rounds, 1):
         names, teacher = RoundNames(number), rounds[-1]
-        request = predict_request(names.predict, settings.predict, teacher.dataset, teacher.models)
-        predictions = answers.run(request, number)
+        predictions = _predict(names, settings, config, teacher, answers)
         selection = _select(names, settings, teacher.dataset, predictions, selection, answers)
         if not selection.summary["kept"]:
             stopped = f"round {number}: no unlabelled image passed the selection"
             break
-        students = _students(names, settings, dataset, selection, teacher.models[0], config.seed, answers)
-        taught = Taught(number, settings.student.model.label, students, dataset, [], (students[0],), selection)
+        init = teacher.models[0] if settings.student.init == "teacher" else None
+        learners = [settings.student] * settings.student.members
+        students, features = _members(names, learners, config, dataset, answers, selection, init)
+        taught = Taught(
+            number, settings.student.model.label, students, dataset, [], features, (students[0],), selection
+        )
         if settings.finetune is not None:
             taught = _fine_tuned(taught, settings, config, fingerprint, answers)
-        evaluations = _evaluate(names, config, taught.dataset, taught.models, answers)
+        evaluations = _evaluate(names, config, taught.dataset, taught.models, taught.features, answers)
         judged = gate_request(names.gate, settings.gate, dataset, teacher.evaluations[0](), evaluations[0](), selection)
         gate = answers.run(judged, number)
         rounds.append(replace(taught, evaluations=[*evaluations, *taught.evaluations], gate=gate))
@@ -151,15 +158,35 @@ def _refuse_without_validation(config: RunConfig, dataset: Artifact) -> None:
         )
 
 
-def _first_teachers(config: RunConfig, dataset: Artifact, answers: Answers) -> list[Artifact]:
+def _first_teachers(
+    config: RunConfig, dataset: Artifact, answers: Answers
+) -> tuple[list[Artifact], list[Artifact | None]]:
+    """The models of round 0, and the features that each of them reads."""
     if config.given_teacher is not None:
         warn_of_earlier_labels(config.given_teacher, dataset)
-        return [answers.run(given_request(FIRST.model, config.given_teacher), 0)]
+        return [answers.run(given_request(FIRST.model, config.given_teacher), 0)], [None]
     init = None
     if config.pretrain is not None:
         seed = derive_seed(config.seed, PRETRAIN)
         init = answers.run(train_request(PRETRAIN, config.pretrain, dataset, seed), 0)
-    return _members(FIRST.model, config.teacher, dataset, config.seed, 0, answers, init=init)
+    return _members(FIRST, config.teachers, config, dataset, answers, init=init)
+
+
+def _predict(
+    names: RoundNames, settings: RoundSettings, config: RunConfig, teacher: Taught, answers: Answers
+) -> Artifact:
+    """The labels of the round before, by its models or by their features."""
+    predict, features = settings.predict, teacher.features
+    if predict.source != "model" and features[0] is None:
+        first = config.teacher if names.number == 1 else config.rounds[names.number - 2].student
+        request = features_request(
+            names.teacher_features, config.features, first.model, teacher.dataset, teacher.models[0]
+        )
+        features = [answers.run(request, names.number)]
+    several_kinds = names.number == 1 and bool(config.other_teachers)
+    if several_kinds and predict.temperature == 1 and teacher.dataset.summary["validation"]:
+        predict = predict.model_copy(update={"temperature": "each"})  # else the boldest would outvote the others
+    return answers.run(predict_request(names.predict, predict, teacher.dataset, teacher.models, features), names.number)
 
 
 def _select(
@@ -184,26 +211,15 @@ def _select(
     return selection
 
 
-def _students(
-    names: RoundNames,
-    settings: RoundSettings,
-    dataset: Artifact,
-    selection: Artifact,
-    teacher: Artifact,
-    seed: int,
-    answers: Answers,
-) -> list[Artifact]:
-    init = teacher if settings.student.init == "teacher" else None
-    return _members(names.model, settings.student, dataset, seed, names.number, answers, selection, init)
-
-
 def _fine_tuned(
     taught: Taught, settings: RoundSettings, config: RunConfig, fingerprint: str, answers: Answers
 ) -> Taught:
     """The students after they have seen larger images; as they were before, the first is evaluated too."""
     assert settings.finetune is not None
     number, names = taught.number, RoundNames(taught.number)
-    before = evaluate_request(names.evaluate_before_finetuning, config.evaluate, taught.dataset, taught.models[0])
+    before = evaluate_request(
+        names.evaluate_before_finetuning, config.evaluate, taught.dataset, taught.models[0], taught.features[0]
+    )
     evaluation = answers.submit(before, number)
     data = config.data.model_copy(update={"image_size": settings.finetune.image_size})
     larger = answers.run(dataset_request(data, fingerprint, names.dataset), number)
@@ -221,36 +237,54 @@ def _fine_tuned(
         models=models,
         dataset=larger,
         evaluations=[evaluation],
+        features=[None] * len(models),
         trained=(*taught.trained, models[0]),
     )
 
 
 def _members(
-    name: str,
-    learner: LearnerSettings,
+    names: RoundNames,
+    learners: Sequence[LearnerSettings],
+    config: RunConfig,
     dataset: Artifact,
-    seed: int,
-    round_number: int,
     answers: Answers,
     selection: Artifact | None = None,
     init: Artifact | None = None,
-) -> list[Artifact]:
-    """One model, or the members of an ensemble; the first carries the round's name and is the one that gates judge."""
+) -> tuple[list[Artifact], list[Artifact | None]]:
+    """The models of a round and what each reads; the first carries the round's name and is the one that gates judge."""
+    features: list[Artifact | None] = []
+    for name, learner in zip(member_names(names.features, len(learners)), learners, strict=True):
+        read = None
+        if learner.method.name == "linear":
+            if init is None and learner.model.pretrained is None:
+                log.warning(
+                    "%s has no pretrained weights: method linear will read the features of a random network; "
+                    "set model.pretrained",
+                    learner.model.label,
+                )
+            request = features_request(name, config.features, learner.model, dataset, init)
+            read = answers.run(request, names.number)
+        features.append(read)
     requests = [
-        train_request(one, learner, dataset, derive_seed(seed, one), selection=selection, init=init)
-        for one in member_names(name, learner.members)
+        train_request(one, learner, dataset, derive_seed(config.seed, one), selection, init, read)
+        for one, learner, read in zip(member_names(names.model, len(learners)), learners, features, strict=True)
     ]
-    pending = [answers.submit(request, round_number) for request in requests]
-    return [result() for result in pending]
+    pending = [answers.submit(request, names.number) for request in requests]
+    return [result() for result in pending], features
 
 
 def _evaluate(
-    names: RoundNames, config: RunConfig, dataset: Artifact, models: list[Artifact], answers: Answers
+    names: RoundNames,
+    config: RunConfig,
+    dataset: Artifact,
+    models: list[Artifact],
+    features: list[Artifact | None],
+    answers: Answers,
 ) -> list[Pending]:
     """Every member; nothing waits for them that does not read them."""
     requests = [
-        evaluate_request(one, config.evaluate, dataset, model)
-        for one, model in zip(member_names(names.evaluate, len(models)), models, strict=True)
+        evaluate_request(one, config.evaluate, dataset, model, read)
+        for one, model, read in zip(member_names(names.evaluate, len(models)), models, features, strict=True)
     ]
     return [answers.submit(request, names.number) for request in requests]
 
@@ -279,7 +313,9 @@ def _summarise(made: Taught, dataset: Artifact) -> RoundSummary:
 
 
 def _teacher_name(config: RunConfig) -> str:
-    return config.teacher.model.label if config.given_teacher is None else config.given_teacher.name
+    if config.given_teacher is not None:
+        return config.given_teacher.name
+    return " + ".join(dict.fromkeys(one.model.label for one in (config.teacher, *config.other_teachers)))
 
 
 def _best_round(lines: list[RoundSummary]) -> int:

@@ -5,21 +5,30 @@ reminds you.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
 
+from selftrain.models import ModelSettings
 from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult
 from selftrain.ssl_tasks.methods import LABELS_ONLY
-from selftrain.ssl_tasks.settings.data import DataSettings
-from selftrain.ssl_tasks.settings.pseudo_labels import CorrectedSettings, PredictSettings, SelectSettings
+from selftrain.ssl_tasks.settings.data import AugmentSettings, DataSettings
+from selftrain.ssl_tasks.settings.pseudo_labels import (
+    CorrectedSettings,
+    FeatureSettings,
+    FrozenSettings,
+    PredictSettings,
+    SelectSettings,
+)
 from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, GateSettings, LearnerSettings
 from selftrain.ssl_tasks.settings.section import RecipePath, Section, existing_file
+from selftrain.ssl_tasks.settings.training import TrainSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact, digest_file
 from selftrain.ssl_tasks.store.stage_names import FIRST
 from selftrain.ssl_tasks.trained import copy_trained, trained_digest
 
-VERSIONS = {"dataset": 2, "train": 1, "given": 1, "predict": 1, "select": 1, "evaluate": 1, "gate": 1}
+VERSIONS = {"dataset": 2, "features": 1, "train": 1, "given": 1, "predict": 1, "select": 1, "evaluate": 1, "gate": 1}
 # Version of each method; raise it when the method's results change. Models of other methods stay valid.
 METHOD_CHANGES = {
     **{"dividemix": 1, "label_propagation": 1, "meta_pseudo_labels": 2},
@@ -27,6 +36,7 @@ METHOD_CHANGES = {
 }
 BODIES = {
     "dataset": "selftrain.ssl_tasks.data.dataset:build_dataset",
+    "features": "selftrain.ssl_tasks.features.stage:extract",
     "train": "selftrain.ssl_tasks.training.stage:train_model",
     "given": "selftrain.flows.rounds.stages:take_given",
     "predict": "selftrain.ssl_tasks.pseudo_labels.predict:predict",
@@ -34,11 +44,27 @@ BODIES = {
     "evaluate": "selftrain.ssl_tasks.evaluation.stage:evaluate",
     "gate": "selftrain.ssl_tasks.evaluation.gate:gate",
 }
+FIT_LINEAR = "selftrain.ssl_tasks.features.linear:train_linear"
+ASK_NEIGHBORS = "selftrain.ssl_tasks.features.graph:predict_by_neighbors"
 
 
 def dataset_request(data: DataSettings, fingerprint: str, name: str = FIRST.dataset) -> Request:
     """The source's contents, as `fingerprint` names them, become a manifest."""
     return _request(name, "dataset", data, {}, {"source": fingerprint})
+
+
+def features_request(
+    name: str, settings: FeatureSettings, model: ModelSettings, dataset: Artifact, init: Artifact | None = None
+) -> Request:
+    """The features of every image by a frozen network: a trained model, or one with its first weights."""
+    quiet = {"dropout": 0.0, "stochastic_depth": 0.0, "batch_norm_momentum": None}  # no part of a frozen network
+    frozen = FrozenSettings(**dict(settings), model=model.model_copy(update=quiet))
+    inputs, depends = {"dataset": dataset}, dict(dataset.parts)
+    if init is not None:
+        inputs["init"], depends["init"] = init, init.digest
+    elif model.pretrained is not None:
+        depends["pretrained"] = _weights_digest(model)
+    return _request(name, "features", frozen, inputs, depends)
 
 
 def train_request(
@@ -48,8 +74,16 @@ def train_request(
     seed: int,
     selection: Artifact | None = None,
     init: Artifact | None = None,
+    features: Artifact | None = None,
 ) -> Request:
-    """A network is trained. It depends on the unlabelled images only where its method looks at them."""
+    """A network is trained. It depends on the unlabelled images only where its method looks at them.
+
+    Method `linear` reads `features`, and depends on their network, not on the images that it does not learn from.
+    """
+    if features is not None:
+        # Nothing is trained by steps, and the first weights are in the backbone's digest.
+        learner = learner.model_copy(update={"train": TrainSettings(), "augment": AugmentSettings()})
+        init = None
     depends = {role: dataset.parts[role] for role in ("labeled", "validation")}
     if learner.method.name not in LABELS_ONLY or selection is not None:
         depends["unlabeled"] = dataset.parts["unlabeled"]
@@ -60,9 +94,18 @@ def train_request(
         if artifact is not None:
             inputs[role] = artifact
             depends[role] = artifact.digest
-    if (weights := learner.model.pretrained) is not None:
-        depends["pretrained"] = digest_file(existing_file(weights, "model.pretrained", "a .safetensors file"))
-    return _request(name, "train", learner, inputs, depends, seed, METHOD_CHANGES.get(learner.method.name, 0))
+    changes = METHOD_CHANGES.get(learner.method.name, 0)
+    if features is not None:
+        inputs["features"], depends["features"] = features, features.summary["backbone"]
+        return replace(_request(name, "train", learner, inputs, depends, 0, changes), body=FIT_LINEAR)
+    if learner.model.pretrained is not None:
+        depends["pretrained"] = _weights_digest(learner.model)
+    return _request(name, "train", learner, inputs, depends, seed, changes)
+
+
+def _weights_digest(model: ModelSettings) -> str:
+    assert model.pretrained is not None
+    return digest_file(existing_file(model.pretrained, "model.pretrained", "a .safetensors file"))
 
 
 def given_request(name: str, folder: Path) -> Request:
@@ -70,10 +113,27 @@ def given_request(name: str, folder: Path) -> Request:
     return _request(name, "given", GivenSettings(path=folder), {}, {"model": trained_digest(folder)})
 
 
-def predict_request(name: str, settings: PredictSettings, dataset: Artifact, models: Sequence[Artifact]) -> Request:
-    """One teacher, or the members of an ensemble, label the unlabelled images."""
+def predict_request(
+    name: str,
+    settings: PredictSettings,
+    dataset: Artifact,
+    models: Sequence[Artifact],
+    features: Sequence[Artifact | None] = (),
+) -> Request:
+    """One teacher, or the members of an ensemble, label the unlabelled images. `features` are what each of them reads.
+
+    With a source other than the model, the first teacher's features are all that is read.
+    """
+    if settings.source != "model":
+        inputs = {"dataset": dataset, "features": next(one for one in features if one is not None)}
+        depends = {role: dataset.parts[role] for role in ("labeled", "unlabeled", "validation")}
+        depends["features"] = inputs["features"].digest
+        return replace(_request(name, "predict", settings, inputs, depends), body=ASK_NEIGHBORS)
     roles = {f"model_{number}" if number > 1 else "model": model for number, model in enumerate(models, 1)}
     depends = {role: dataset.parts[role] for role in ("unlabeled", "validation")}
+    if settings.views == 1 and not settings.noise:  # else the network itself has to look
+        stored = zip(list(roles), features, strict=False)
+        roles |= {role.replace("model", "features"): one for role, one in stored if one is not None}
     depends |= {role: model.digest for role, model in roles.items()}
     return _request(name, "predict", settings, {"dataset": dataset, **roles}, depends)
 
@@ -102,10 +162,15 @@ def select_request(
     return _request(name, "select", settings, inputs, depends)
 
 
-def evaluate_request(name: str, settings: EvaluateSettings, dataset: Artifact, model: Artifact) -> Request:
-    """A model is measured on validation and test."""
+def evaluate_request(
+    name: str, settings: EvaluateSettings, dataset: Artifact, model: Artifact, features: Artifact | None = None
+) -> Request:
+    """A model is measured on validation and test. Features of the images as they are save the network's work."""
     depends = {**{role: dataset.parts[role] for role in ("validation", "test")}, "model": model.digest}
-    return _request(name, "evaluate", settings, {"dataset": dataset, "model": model}, depends)
+    inputs = {"dataset": dataset, "model": model}
+    if features is not None and features.manifest["settings"]["views"] == 1:  # an answer that the network would give
+        inputs["features"] = features
+    return _request(name, "evaluate", settings, inputs, depends)
 
 
 def gate_request(

@@ -94,7 +94,7 @@ def part_digests(table: pa.Table, info: Mapping[str, Any], with_labeled: bool) -
     return parts
 
 
-PoolName = Literal["labeled", "unlabeled", "validation", "test"]
+PoolName = Literal["labeled", "unlabeled", "validation", "test", "all"]
 
 
 class Dataset:
@@ -120,7 +120,7 @@ class Dataset:
         return cls(artifact.path, Images(found, decoder, cache, runtime or RuntimeSettings()), info)
 
     def pool(self, name: PoolName) -> "Pool":
-        """Returns the readable images of a split; "unlabeled" includes the labelled ones if the settings say so."""
+        """Returns the readable images of a split, or all; "unlabeled" includes labelled ones if the settings say so."""
         table = self._rows(name, ["label", "content"], usable=True)
         labels = table["label"].to_numpy().astype(np.int64)
         if name == "unlabeled":
@@ -134,7 +134,7 @@ class Dataset:
 
     def _rows(self, name: PoolName, columns: list[str], usable: bool) -> pa.Table:
         """Columns of a split, and each row's position in the manifest; no sample is held as a Python object."""
-        names = [name]
+        names = list(SPLITS) if name == "all" else [name]
         if name == "unlabeled" and self._info["unlabeled_includes_labeled"]:
             names.append("labeled")
         read = ["split", *columns, *({"error"} - set(columns))]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from selftrain.ssl_tasks.data.dataset import Dataset, Pool
+from selftrain.ssl_tasks.data.stored_features import StoredFeatures
 from selftrain.ssl_tasks.evaluation.metrics import confusion_matrix, measure
 from selftrain.ssl_tasks.evaluation.robustness import attack_accuracy, corruption_accuracy
 from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
@@ -35,7 +36,10 @@ def evaluate(context: StageContext) -> StageResult:
     trained = load_trained(context.inputs["model"].path, context.runtime.device)
     pools = {split: dataset.pool(split) for split in SPLITS}
     known = {split: np.flatnonzero(pool.labels >= 0) for split, pool in pools.items()}
-    logits = {split: predict_logits(trained, pools[split], known[split], settings.batch_size) for split in SPLITS}
+    stored = StoredFeatures.of_model(context.inputs, "model", context.cache)
+    logits = {
+        split: predict_logits(trained, pools[split], known[split], settings.batch_size, stored) for split in SPLITS
+    }
     labels = {split: pools[split].labels[known[split]] for split in SPLITS}
     temperature = fit_temperature(logits["validation"], labels["validation"])
     metrics = {
@@ -55,10 +59,17 @@ def evaluate(context: StageContext) -> StageResult:
     return StageResult(summary={**_summary(metrics), "temperature": temperature, **robustness, "computed_by": computed})
 
 
-def predict_logits(trained: Trained, pool: Pool, index: NDArray[np.int64], batch_size: int) -> NDArray[np.float32]:
-    """Returns the logits [n, K] of the images `index` of a pool."""
+def predict_logits(
+    trained: Trained, pool: Pool, index: NDArray[np.int64], batch_size: int, stored: StoredFeatures | None = None
+) -> NDArray[np.float32]:
+    """Returns the logits [n, K] of the images `index` of a pool, from their stored features where there are any."""
     batches = (index[start : start + batch_size] for start in range(0, len(index), batch_size))
-    rows = [trained.logits(pool.images(batch)).cpu().numpy() for batch in batches]
+    if stored is not None:
+        at = stored.rows(pool.column("sample_id", index))
+        batches = (at[start : start + batch_size] for start in range(0, len(at), batch_size))
+        rows = [trained.logits_of(stored.matrix[batch]).cpu().numpy() for batch in batches]
+    else:
+        rows = [trained.logits(pool.images(batch)).cpu().numpy() for batch in batches]
     return np.concatenate([np.empty((0, len(trained.card.classes)), np.float32), *rows])
 
 

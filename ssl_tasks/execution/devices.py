@@ -31,7 +31,7 @@ LOOK_AGAIN = 0.2  # seconds between two looks at GPUs that are busy
 
 def needed(stage: str, runtime: RuntimeSettings) -> int:
     """Returns the number of GPUs that a stage needs, if there are any; stages without GPUs never wait."""
-    return {"train": runtime.processes, "predict": 1, "evaluate": 1}.get(stage, 0)
+    return {"train": runtime.processes, "features": 1, "predict": 1, "evaluate": 1}.get(stage, 0)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from selftrain.ssl_tasks.settings.methods import MethodSettings
 if TYPE_CHECKING:
     from selftrain.ssl_tasks.methods.base import Method, Problem
 
-LABELS_ONLY = {"supervised", "noisy_student", "distillation"}
+LABELS_ONLY = {"supervised", "noisy_student", "distillation", "linear"}
 """Methods that never look at the unlabelled pool: new unlabelled images do not make them train again."""
 
 

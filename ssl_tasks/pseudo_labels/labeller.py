@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +118,33 @@ Columns = dict[str, NDArray[Any]]
 class Opinion:
     """Of n images, on the teachers' device."""
 
-    log_probs: Tensor  # [n, K] of the averaged probabilities
-    votes: Tensor  # [members × views, n] what each says by itself
+    alone: Tensor  # [members × views, n, K] log-probabilities of each by itself
     features: Tensor  # [n, D] of the first teacher's first view, of length 1
+    temperatures: Tensor | None = None  # [members × views], where each is calibrated before they are averaged
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """[n, K] of the averaged probabilities."""
+        if self.temperatures is not None:
+            calibrated = torch.log_softmax(self.alone / self.temperatures[:, None, None].to(self.alone), dim=2)
+        else:
+            calibrated = self.alone
+        if len(calibrated) == 1:
+            return calibrated[0]
+        return torch.logsumexp(calibrated, dim=0) - float(np.log(len(calibrated)))
+
+    @property
+    def votes(self) -> Tensor:
+        """[members × views, n]: the class that each says by itself."""
+        return self.alone.argmax(dim=2)
 
     @classmethod
     def joined(cls, parts: Sequence["Opinion"]) -> "Opinion":
         """Of all batches' images."""
         return cls(
-            torch.cat([part.log_probs for part in parts]),
-            torch.cat([part.votes for part in parts], dim=1),
+            torch.cat([part.alone for part in parts], dim=1),
             torch.cat([part.features for part in parts]),
+            parts[0].temperatures,
         )
 
 
@@ -138,6 +155,7 @@ class Labeller:
         self.teachers = teachers
         # On a CPU, oneDNN keeps compiled kernels for every batch size it meets, some MB each: it should see few.
         self.multiple = max(1, batch_size // 8)
+        self.temperatures: Tensor | None = None  # of each teacher's views
         self._features: Tensor | None = None
         for teacher in teachers[:1]:
             teacher.network.head.register_forward_pre_hook(self._remember)
@@ -148,30 +166,33 @@ class Labeller:
     def nothing(self, views: int) -> Opinion:
         """Of no image."""
         network, device = self.teachers[0].network, self.teachers[0].device
-        votes = torch.empty(len(self.teachers) * views, 0, dtype=torch.int64, device=device)
-        logits = torch.empty(0, network.head.out_features, device=device)
-        return Opinion(logits, votes, torch.empty(0, network.num_features, device=device))
+        alone = torch.empty(len(self.teachers) * views, 0, network.head.out_features, device=device)
+        return Opinion(alone, torch.empty(0, network.num_features, device=device), self.temperatures)
 
     @torch.inference_mode()
-    def opinion(self, views: Sequence[NDArray[np.uint8]]) -> Opinion:
-        """Of one batch of images, given as one array a view; the first is the images as they are."""
-        count, padded = len(views[0]), [pad(images, self.multiple) for images in views]
+    def opinion(self, views: Sequence[NDArray[np.uint8]], stored: Sequence[NDArray[np.float16] | None] = ()) -> Opinion:
+        """Of one batch of images, given as one array a view; the first is the images as they are.
+
+        A teacher whose features of these images are `stored` needs no view.
+        """
+        stored = stored or [None] * len(self.teachers)
+        count = len(views[0]) if views else next(len(one) for one in stored if one is not None)
+        padded = [pad(images, self.multiple) for images in views]
+        said, features = [], None
         try:
-            said, features = [], None
-            for teacher in self.teachers:
-                for images in padded:
-                    said.append(torch.log_softmax(teacher.logits(images)[:count], dim=1))
+            for teacher, vectors in zip(self.teachers, stored, strict=True):
+                inputs = padded if vectors is None else [vectors]
+                logits_of = teacher.logits if vectors is None else teacher.logits_of
+                for one in inputs:
+                    said.append(torch.log_softmax(logits_of(one)[:count], dim=1))
                     features = self._features if features is None else features
         except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"{len(views[0])} images per batch need too much memory. Lower predict.batch_size"
-            ) from error
+            raise OutOfMemory(f"{count} images per batch need too much memory. Lower predict.batch_size") from error
         assert features is not None
-        alone = torch.stack(said)
-        together = torch.logsumexp(alone, dim=0) - float(np.log(len(said))) if len(said) > 1 else alone[0]
-        if not bool(torch.isfinite(together.max(dim=1).values).all()):
+        found = Opinion(torch.stack(said), nn.functional.normalize(features[:count].float(), dim=1), self.temperatures)
+        if not bool(torch.isfinite(found.log_probs.max(dim=1).values).all()):
             raise TrainingDiverged("a teacher's outputs are not numbers; train it again with a lower learning rate")
-        return Opinion(together, alone.argmax(dim=2), nn.functional.normalize(features[:count].float(), dim=1))
+        return found
 
 
 def pad(images: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ A Ray worker labels a shard with the same code.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -23,6 +24,7 @@ from torch import Tensor
 from selftrain.models.noise import with_noise
 from selftrain.ssl_tasks.data.dataset import Dataset, Pool
 from selftrain.ssl_tasks.data.order import key_of
+from selftrain.ssl_tasks.data.stored_features import StoredFeatures
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.cluster import spread
 from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
@@ -68,7 +70,10 @@ AT_ONCE = 65_536  # ids that are Python objects at one time
 
 
 def predict(context: StageContext) -> StageResult:
-    """Body of the stage: dataset, model and, for an ensemble, model_2 … → the table of predictions."""
+    """Body of the stage: dataset, model and, for an ensemble, model_2 … → the table of predictions.
+
+    Where the features that a linear model reads are stored (features, features_2 …), no network computes them again.
+    """
     with saying_what_is_full(context.output):
         return open_predicting(context).run()
 
@@ -80,11 +85,14 @@ def open_predicting(context: StageContext) -> "Predicting":
     prepare_backends(settings.precision, context.runtime.threads)
     dataset = Dataset.open(context.inputs["dataset"], context.cache, context.runtime)
     roles = [role for role in context.inputs if role.startswith("model")]
-    models = [context.inputs[role] for role in sorted(roles, key=lambda role: (len(role), role))]  # model_2 < model_10
+    ordered = sorted(roles, key=lambda role: (len(role), role))  # model_2 < model_10
+    models = [context.inputs[role] for role in ordered]
     teachers = [load_trained(model.path, context.runtime.device, settings.precision) for model in models]
     for number, teacher in enumerate(teachers, 1):
         check_classes(f"teacher {number}", teacher, dataset)
-    return Predicting(context, settings, dataset, teachers, [trained_digest(model.path) for model in models])
+    digests = [trained_digest(model.path) for model in models]
+    stored = [StoredFeatures.of_model(context.inputs, role, context.cache) for role in ordered]
+    return Predicting(context, settings, dataset, teachers, digests, stored)
 
 
 def check_classes(role: str, teacher: Trained, dataset: Dataset) -> None:
@@ -107,6 +115,7 @@ class Predicting:
     dataset: Dataset
     teachers: Sequence[Trained]
     digests: Sequence[str]  # of the teachers
+    stored: Sequence[StoredFeatures | None]  # features that a teacher reads in place of images
 
     def run(self) -> StageResult:
         """First the held-out images, which decide the temperature; then the unlabelled ones."""
@@ -122,7 +131,7 @@ class Predicting:
                 "shards": len(shards),
                 "shards_reused": reused,
                 "temperature": temperature,
-                "computed_by": computed_by(self.teachers[0].device, *(teacher.dtype for teacher in self.teachers)),
+                "computed_by": self.computed_by,
                 "seconds": {part: round(seconds, 3) for part, seconds in self.clock.seconds.items()},
             }
         )
@@ -136,7 +145,17 @@ class Predicting:
         return Labeller(self.teachers, self.settings.batch_size)
 
     @property
-    def stored(self) -> int:
+    def computed_by(self) -> dict[str, str]:
+        """The device and the number format behind the last digits."""
+        return computed_by(self.teachers[0].device, *(teacher.dtype for teacher in self.teachers))
+
+    @property
+    def by_ray(self) -> bool:
+        """Whether a Ray cluster labels the shards."""
+        return self.context.runtime.task_runner == "ray"
+
+    @property
+    def stored_classes(self) -> int:
         return schema.stored_classes(self.dataset.num_classes, self.settings.top_k)
 
     @property
@@ -149,7 +168,7 @@ class Predicting:
         return {
             "schema": schema.SCHEMA_VERSION,
             "classes": list(self.dataset.classes),
-            "stored_classes": self.stored,
+            "stored_classes": self.stored_classes,
             "teachers": list(self.digests),
             "temperature": temperature,
             "views": self.settings.views,
@@ -157,6 +176,8 @@ class Predicting:
 
     def question(self, temperature: float) -> dict[str, Any]:
         """All that a shard's contents depend on, but for its samples."""
+        each = self.labeller.temperatures if self.teachers else None
+        read = {"features": [one and one.artifact.digest for one in self.stored]} if any(self.stored) else {}
         weak = {"seed": self.settings.seed, "flip": self.dataset.flip, "crop_padding": AUGMENT.crop_padding}
         return {
             **self.description(temperature),
@@ -166,6 +187,8 @@ class Predicting:
             "batch_size": self.settings.batch_size,  # products round otherwise with their size
             "image": [self.dataset.image_size, self.dataset.channels],
             "class_means": self.parts["validation"],
+            **read,
+            **({} if each is None else {"temperatures": each.tolist()}),
         }
 
     def opinions(self, pool: Pool, index: NDArray[np.int64], ids: Sequence[str]) -> Iterator[Opinion]:
@@ -179,9 +202,13 @@ class Predicting:
             max(1, self.context.runtime.workers),
             self.clock,
         )
-        for start, views in zip(range(0, len(ids), self.settings.batch_size), batches(pool, index, ids), strict=True):
+        size, samples = self.settings.batch_size, pool.column("sample_id", index) if any(self.stored) else None
+        rows = [None if one is None else (one.matrix, one.rows(samples)) for one in self.stored]
+        views_of = itertools.repeat([]) if all(self.stored) else batches(pool, index, ids)
+        for start, views in zip(range(0, len(ids), size), views_of, strict=False):
+            kept = [None if one is None else one[0][one[1][start : start + size]] for one in rows]
             with self.noise(ids[start]):
-                opinion = self.labeller.opinion(views)
+                opinion = self.labeller.opinion(views, kept)
             yield opinion
 
     def noise(self, first: str) -> contextlib.AbstractContextManager[Any]:
@@ -198,8 +225,11 @@ class Predicting:
         pool = self.dataset.pool("validation")
         known = np.flatnonzero(pool.labels >= 0)
         ids, labels = pool.sample_ids(known), pool.labels[known]
-        opinion = Opinion.joined([self.labeller.nothing(self.settings.views), *self.opinions(pool, known, ids)])
-        fitted = fitting_half(ids) if self.settings.temperature == "fit" else np.zeros(len(ids), bool)
+        opinion = Opinion.joined([self.nothing(), *self.opinions(pool, known, ids)])
+        fits = self.settings.temperature in ("fit", "each")
+        fitted = fitting_half(ids) if fits else np.zeros(len(ids), bool)
+        if self.settings.temperature == "each" and fitted.any():
+            opinion = self.calibrate_each(opinion, labels, fitted)
         temperature = self.calibrate(opinion.log_probs.double().cpu().numpy(), labels, fitted)
         means = class_means(opinion.features, labels, self.dataset.num_classes)
         table = prediction_table(ids, [self.judged(opinion, temperature, means)])
@@ -207,13 +237,24 @@ class Predicting:
         write_atomically(self.context.output / schema.VALIDATION, content)
         return temperature, means
 
+    def nothing(self) -> Opinion:
+        """Of no image."""
+        return self.labeller.nothing(self.settings.views)
+
+    def calibrate_each(self, opinion: Opinion, labels: NDArray[np.int64], fitted: NDArray[np.bool_]) -> Opinion:
+        """The same with a temperature for each teacher and view; from now on the labeller uses them too."""
+        alone = opinion.alone.double().cpu().numpy()[:, fitted]
+        found = [fit_temperature(one, labels[fitted], LOG_RANGE_OF_TEACHERS) for one in alone]
+        self.labeller.temperatures = torch.tensor(found)
+        return replace(opinion, temperatures=self.labeller.temperatures)
+
     def calibrate(self, log_probs: NDArray[np.float64], labels: NDArray[np.int64], fitted: NDArray[np.bool_]) -> float:
         """The temperature, fitted where that is asked for; what it changes is measured on other images."""
         temperature = self.settings.temperature
-        if temperature == "fit":
+        if isinstance(temperature, str):
             if not fitted.any():
                 raise ConfigError(
-                    "predict.temperature=fit needs validation images, and there are none. Set "
+                    f"predict.temperature={temperature} needs validation images, and there are none. Set "
                     "data.split.validation, or a number"
                 )
             best = fit_temperature(log_probs[fitted], labels[fitted], LOG_RANGE_OF_TEACHERS)
@@ -241,8 +282,7 @@ class Predicting:
                 missing.append(shard)
         self.clock.spent_on("writing")
         done = len(ids) - sum(shard.rows for shard in missing)
-        by_ray = self.context.runtime.task_runner == "ray" and missing
-        label = self.label_by_ray if by_ray else self.label_here
+        label = self.label_by_ray if self.by_ray and missing else self.label_here
         for shard, content in label(pool, ids, missing, temperature, means):
             place(cache.put(shard.key, content), folder / shard_file(shard.number))
             self.clock.spent_on("writing")
@@ -276,6 +316,7 @@ class Predicting:
             "question": self.question(temperature),
             "temperature": temperature,
             "means": means.cpu().numpy(),
+            "temperatures": None if self.labeller.temperatures is None else self.labeller.temperatures.tolist(),
         }
         items = ((shard, (shard.first, ids[shard.first : shard.stop].to_pylist())) for shard in missing)
         for shard, content in spread(
@@ -291,14 +332,14 @@ class Predicting:
         return parquet_bytes(table, self.description(temperature))
 
     def judged(self, opinion: Opinion, temperature: float, means: Tensor) -> Columns:
-        return judge(opinion, temperature, self.stored, means)
+        return judge(opinion, temperature, self.stored_classes, means)
 
     def write_unreadable(self, number: int, temperature: float) -> list[dict[str, Any]]:
         """The last shard: images without a label. It is empty where there is no other, for a table needs a file."""
         unreadable = self.dataset.unreadable("unlabeled")
         if number and not unreadable:
             return []
-        table = unreadable_table(unreadable, self.stored < self.dataset.num_classes)
+        table = unreadable_table(unreadable, self.stored_classes < self.dataset.num_classes)
         path = self.context.output / "shards" / shard_file(number)
         write_atomically(path, parquet_bytes(table, self.description(temperature)))
         return [{"file": path.name, "rows": len(unreadable), "first": None}]
@@ -307,6 +348,8 @@ class Predicting:
 def label_shard(shared: Mapping[str, Any], images: tuple[int, Sequence[str]]) -> bytes:
     """The file of one shard: `images` are the position of its first image, and the ids of all."""
     predicting, pool = opened(json.dumps(shared["context"]))
+    if shared["temperatures"] is not None:
+        predicting.labeller.temperatures = torch.tensor(shared["temperatures"])
     refuse_other_answers(shared["question"], predicting.question(shared["temperature"]))
     means = torch.from_numpy(shared["means"].copy()).to(predicting.teachers[0].device)
     return predicting.content(pool, *images, shared["temperature"], means)

@@ -274,6 +274,19 @@ class DistillationSettings(Section):
     temperature: Temperature = 1.0
 
 
+class LinearSettings(Section):
+    """Logistic regression on the stored features of a frozen network. `model` is the network; `train` is not used."""
+
+    name: Literal["linear"] = "linear"
+    penalty: Annotated[float, Field(gt=0)] | Literal["choose"] = Field(
+        "choose",
+        description="λ of the loss: mean cross-entropy + λ/2 ‖weights‖², for features of unit variance. choose: by the "
+        "likelihood of the validation images, or by cross-validation if there are none",
+    )
+    class_balanced: bool = Field(False, description="give every class the same weight, whatever its number of images")
+    weight: Weight = Field(1.0, description="weight of a pseudo-label, if a label has 1")
+
+
 MethodSettings = Annotated[
     SupervisedSettings
     | PseudoLabelSettings
@@ -295,6 +308,7 @@ MethodSettings = Annotated[
     | MetaPseudoLabelsSettings
     | DivideMixSettings
     | SimCLRSettings
-    | DistillationSettings,
+    | DistillationSettings
+    | LinearSettings,
     Field(discriminator="name"),
 ]

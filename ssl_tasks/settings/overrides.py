@@ -50,8 +50,13 @@ def overridden(values: Mapping[str, Any], overrides: Iterable[Override]) -> dict
 
 
 def spread(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values with `round:` merged into each of the `rounds:`."""
+    """Returns the values with `round:` merged into each of the `rounds:`, and a list of teachers split in two."""
     result = dict(values)
+    if isinstance(teachers := result.get("teacher"), list):
+        if not teachers or "other_teachers" in result:
+            found = "a list beside other_teachers" if teachers else "an empty list"
+            raise ConfigError(f"teacher: found {found}; expected one teacher, or a list of all")
+        result["teacher"], *result["other_teachers"] = teachers
     template = result.pop("round", None)
     template = {} if template is None else template
     rounds = result.get("rounds")

@@ -5,21 +5,63 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from selftrain.models import ModelSettings
 from selftrain.ssl_tasks.settings.section import RecipePath, Section
+
+
+class FeatureSettings(Section):
+    """Settings of the features of a frozen network, which `linear`, `propagate` and `knn` read."""
+
+    views: int = Field(
+        1,
+        ge=1,
+        description="features averaged per image: 1 uses the image itself; 2 add its mirror image; more add weakly "
+        "augmented views",
+    )
+    shard_size: int = Field(8_192, ge=1, description="at most so many images per shard (file)")
+    batch_size: int = Field(128, ge=1, description="images per batch; the last bit of results may depend on it")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="number format; auto: bf16 if the hardware multiplies in it, else fp32"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the weakly augmented views")
+
+
+class FrozenSettings(FeatureSettings):
+    """The features stage as it is requested: which network's features."""
+
+    model: ModelSettings
+
+
+class GraphSettings(Section):
+    """Settings of the neighbours among features, for the sources `propagate` and `knn`."""
+
+    neighbors: int = Field(10, ge=1, description="edges per image of the graph; knn: labelled images that vote")
+    power: float = Field(6.0, gt=0, description="an edge, or a vote, has the weight cosine^power, or 0 if negative")
+    alpha: float = Field(0.95, ge=0, lt=1, description="only propagate: how far labels travel")
+    balance: bool = Field(
+        True, description="only propagate: scale the scores so that each class has its share of the labelled images"
+    )
 
 
 class PredictSettings(Section):
     """Settings of the prediction of unlabelled images. The teacher is used as it was evaluated, without noise."""
 
+    source: Literal["model", "propagate", "knn"] = Field(
+        "model",
+        description="source of the pseudo-labels: the teacher's predictions, or its features: propagate spreads labels "
+        "over the graph of nearest neighbours; knn lets the nearest labelled images vote",
+    )
+    graph: GraphSettings = GraphSettings()
     shard_size: int = Field(65_536, ge=1, description="at most so many images per shard (file)")
     batch_size: int = Field(256, ge=1, description="images per batch; the last bit of results may depend on it")
     views: int = Field(
         1, ge=1, description="predictions averaged per image: 1 uses the image itself; more add weakly augmented views"
     )
-    temperature: Annotated[float, Field(gt=0)] | Literal["fit"] = Field(
+    temperature: Annotated[float, Field(gt=0)] | Literal["fit", "each"] = Field(
         1.0,
         description="temperature of the softmax. fit: fitted on one half of the validation images; "
-        "thresholds then use the other half",
+        "thresholds then use the other half. each: also one per teacher, before they are averaged. The sources "
+        "propagate and knn always fit theirs",
     )
     top_k: int | None = Field(
         None, ge=1, description="probabilities stored per image; default all for up to 256 classes, else 16"

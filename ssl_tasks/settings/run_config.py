@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from selftrain.models import ONE_SIZE, ModelSettings
 from selftrain.ssl_tasks.settings.data import AugmentSettings, DataSettings
 from selftrain.ssl_tasks.settings.methods import MethodSettings, NoisyStudentSettings, SupervisedSettings
-from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings
+from selftrain.ssl_tasks.settings.pseudo_labels import FeatureSettings, PredictSettings, SelectSettings
 from selftrain.ssl_tasks.settings.section import RecipePath, Section
 from selftrain.ssl_tasks.settings.training import FineTuneTrainSettings, TrainSettings
 
@@ -122,6 +122,15 @@ class LearnerSettings(Section):
         description="number of networks of an ensemble, which differ only in their seed",
     )
 
+    @model_validator(mode="after")
+    def _members_differ(self) -> Self:
+        if self.method.name == "linear" and self.members > 1:
+            raise ValueError(
+                f"members is {self.members}, and models of method linear do not depend on a seed: all would be alike. "
+                "Leave members out, or list teachers of several kinds"
+            )
+        return self
+
 
 class StudentSettings(LearnerSettings):
     """Settings of a round's student. An online method uses the accepted pseudo-labels as additional labels."""
@@ -194,6 +203,13 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**62, description="seed of all trainings")
     data: DataSettings = DataSettings()
     teacher: LearnerSettings = LearnerSettings()
+    other_teachers: tuple[LearnerSettings, ...] = Field(
+        (),
+        max_length=MOST_MEMBERS,
+        description="teachers of other kinds, whose predictions are averaged with those of `teacher`; "
+        "`teacher: [A, B]` sets both",
+    )
+    features: FeatureSettings = FeatureSettings()
     pretrain: LearnerSettings | None = Field(
         None, description="a training before the teacher's, which provides its first weights, such as simclr"
     )
@@ -205,6 +221,18 @@ class RunConfig(Section):
     )
     evaluate: EvaluateSettings = EvaluateSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+
+    @property
+    def teachers(self) -> tuple[LearnerSettings, ...]:
+        """Every model that is trained before the rounds, members one by one; none where a teacher is given."""
+        kinds = () if self.given_teacher else (self.teacher, *self.other_teachers)
+        return tuple(one for one in kinds for _ in range(one.members))
+
+    @model_validator(mode="after")
+    def _one_way_to_a_teacher(self) -> Self:
+        if self.given_teacher is not None and self.other_teachers:
+            raise ValueError("given_teacher takes the place of every teacher; leave other_teachers out")
+        return self
 
     @model_validator(mode="after")
     def _finetuning_sees_larger_images(self) -> Self:
@@ -223,7 +251,7 @@ class RunConfig(Section):
         teacher = None if self.given_teacher else self.teacher
         for number, student in enumerate((settings.student for settings in self.rounds), 1):
             problem = teacher and unfit_to_begin_with(teacher.model, teacher.members, student.model)
-            if problem and student.init == "teacher":
+            if problem and student.init == "teacher" and student.method.name != "linear":
                 raise ValueError(f"rounds.{number}.student.{problem}")
             teacher = student
         return self
@@ -237,8 +265,8 @@ def in_need_of_validation(config: RunConfig) -> list[str]:
     found = []
     for number, one in enumerate(config.rounds):
         learners[f"rounds.{number}.student"] = one.student
-        if one.predict.temperature == "fit":
-            found.append(f"rounds.{number}.predict.temperature: fit")
+        if isinstance(one.predict.temperature, str):
+            found.append(f"rounds.{number}.predict.temperature: {one.predict.temperature}")
         if one.select.target_precision is not None:
             found.append(f"rounds.{number}.select.target_precision: {one.select.target_precision:g}")
         if one.gate.enabled and one.gate.require_gain:

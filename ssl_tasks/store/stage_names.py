@@ -1,9 +1,9 @@
 """The names of a run's stages, and their order: runs, plans and the readers of a run's record all ask here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RunConfig
 
 PRETRAIN = "pretrain"
 
@@ -18,6 +18,16 @@ class RoundNames:
     def dataset(self) -> str:
         """Round 0: the images of the run. Later rounds: the same images at the size that fine-tuning sees."""
         return self._name("dataset", "dataset")
+
+    @property
+    def features(self) -> str:
+        """What a linear model of the round learns from; of the first of several."""
+        return self._name("features", "features")
+
+    @property
+    def teacher_features(self) -> str:
+        """What neighbours are found by, where the teacher itself has read none."""
+        return self._name("teacher-features")
 
     @property
     def predict(self) -> str:
@@ -61,18 +71,30 @@ def member_names(name: str, members: int) -> list[str]:
     return [name] + [f"{name}-member-{number}" for number in range(2, members + 1)]
 
 
+def linear_names(name: str, learners: Sequence[LearnerSettings]) -> list[str]:
+    """The stages with the features of those learners that read some."""
+    named = zip(member_names(name, len(learners)), learners, strict=False)
+    return [one for one, learner in named if learner.method.name == "linear"]
+
+
 def stage_names(config: RunConfig) -> Iterator[str]:
     """The stages of a run that goes through all of its rounds, in the order in which it meets them."""
     yield FIRST.dataset
     if config.pretrain is not None and config.given_teacher is None:
         yield PRETRAIN
-    members = 1 if config.given_teacher is not None else config.teacher.members
-    yield from member_names(FIRST.model, members)
-    yield from member_names(FIRST.evaluate, members)
+    teachers = config.teachers
+    yield from linear_names(FIRST.features, teachers)
+    yield from member_names(FIRST.model, max(1, len(teachers)))
+    yield from member_names(FIRST.evaluate, max(1, len(teachers)))
+    first = teachers[0] if teachers else None  # none is trained where one is given
     for number, settings in enumerate(config.rounds, 1):
         names, members = RoundNames(number), settings.student.members
+        if settings.predict.source != "model" and (first is None or first.method.name != "linear"):
+            yield names.teacher_features
+        first = settings.student if settings.finetune is None else None
         yield names.predict
         yield names.select
+        yield from linear_names(names.features, [settings.student])
         yield from member_names(names.model, members)
         if settings.finetune is not None:
             yield names.evaluate_before_finetuning

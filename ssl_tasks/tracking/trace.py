@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 KINDS: dict[str, Kind] = {
     "dataset": "dataset",
+    "features": "features",
     "train": "model",
     "given": "model",
     "predict": "predictions",

@@ -58,6 +58,12 @@ class Trained:
         with autocast(self.device, self.dtype):
             return self.network.features(self.normalise(images)).float()
 
+    @torch.inference_mode()
+    def logits_of(self, features: np.ndarray) -> Tensor:
+        """float32 [n, K] of features [n, D] that were stored: the last layer alone."""
+        with autocast(self.device, self.dtype):
+            return self.network.head(torch.from_numpy(features).to(self.device).float()).float()
+
     def normalise(self, images: np.ndarray | Tensor) -> Tensor:
         """(x / 255 - mean) / std as float32 [n, C, H, W]; [n, H, W, C] in memory is channels_last already."""
         tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
@@ -112,12 +118,17 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def load_trained(folder: Path, device: str = "auto", precision: str = "auto") -> Trained:
     """Returns the network of a model artifact, ready to predict; `precision=auto` is what it was trained for."""
+    return as_trained(*load_network(folder), device, precision)
+
+
+def load_network(folder: Path) -> tuple[Classifier, Card]:
+    """Returns the network of a model artifact with its weights as they are stored, and its card."""
     card = load_card(folder)
     size = len(card.classes), card.in_channels, card.built_for or card.image_size
     networks = [build_model(card.model, *size) for _ in range(card.members)]
     network = networks[0] if card.members == 1 else joined(networks)
     network.load_state_dict(load_weights(folder / WEIGHTS))
-    return as_trained(network, card, device, precision)
+    return network, card
 
 
 def as_trained(network: Classifier, card: Card, device: str = "auto", precision: str = "auto") -> Trained:

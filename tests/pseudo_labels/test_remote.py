@@ -37,7 +37,12 @@ def asked(context: StageContext) -> dict[str, Any]:
     """Returns the settings that a run sends with every shard."""
     predicting, pool = opened(json.dumps(to_json(context)))
     _, means = predicting.predict_held_out()
-    shared = {"context": to_json(context), "question": predicting.question(1.0), "temperature": 1.0}
+    shared = {
+        "context": to_json(context),
+        "question": predicting.question(1.0),
+        "temperature": 1.0,
+        "temperatures": None,
+    }
     return {**shared, "means": means.numpy(), "samples": pool.sample_ids()[:100]}
 
 

@@ -1,0 +1,1 @@
+"""Features of a frozen network: the stage that stores them, and what learns from them without training a network."""

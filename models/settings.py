@@ -1,10 +1,38 @@
-"""What a recipe may say of a network. No torch here."""
+"""What a recipe may say of a network and of its first weights, and what a file of weights is. No torch here."""
 
+import json
+import re
 from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from selftrain.ssl_tasks.errors import ConfigError
 
 ONE_SIZE = ("mlp", "torchvision:vit", "torchvision:maxvit", "timm:vit")  # how networks for one image size are named
+LIBRARIES = ("timm:", "torchvision:")
+SUFFIX = ".safetensors"
+HUB_ID = re.compile(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+MOST_HEADER = 100_000_000  # bytes that name a safetensors file's tensors, as its reader allows
+FOREIGN = {b"PK\x03\x04": "torch.save", b"\x80\x02": "pickle", b"\x80\x03": "pickle", b"\x80\x04": "pickle"}
+
+
+class Normalisation(BaseModel):
+    """What is subtracted from each channel and what it is divided by, on a scale where white is 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _channels_alike(self) -> Self:
+        if len(self.mean) != len(self.std) or min(self.std, default=0.0) <= 0:
+            raise ValueError(
+                f"preprocess has mean {list(self.mean)} and std {list(self.std)}; expected one of each for every "
+                "channel, and deviations above 0"
+            )
+        return self
 
 
 class ModelSettings(BaseModel):
@@ -26,11 +54,107 @@ class ModelSettings(BaseModel):
         le=1,
         description="default the family's: .001 for wrn as in the reference (raise it for short runs), else .1",
     )
-    pretrained: Path | None = Field(
-        None, json_schema_extra={"key": False}, description="a local .safetensors file to start from"
+    pretrained: bool | str | None = Field(
+        None,
+        json_schema_extra={"key": False},
+        description="first weights: true (timm's or torchvision's own), a tag of theirs, a hub id (timm/NAME.TAG, "
+        "hf-hub:ORG/NAME, each with @REVISION), an https URL or a path of a .safetensors file",
     )
+    preprocess: Literal["backbone", "data"] | Normalisation = Field(
+        "backbone",
+        json_schema_extra={"key": "changed"},
+        description="which mean and std normalise the images: those that the pretrained weights were trained with, "
+        "those of the labelled images (also without pretrained weights), or {mean: […], std: […]}",
+    )
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _false_is_none(cls, value: Any) -> Any:
+        if value is False:
+            return None
+        return str(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _weights_can_be_named(self) -> Self:
+        if isinstance(self.pretrained, str):
+            source_kind(self.pretrained)
+        if (self.pretrained is True or self.pretrained_kind == "tag") and not self.name.startswith(LIBRARIES):
+            raise ValueError(
+                f"model.pretrained is {str(self.pretrained).lower()}, and there are no published weights of "
+                f"{self.name}; give the path of a .safetensors file, or use a network named timm:… or torchvision:…"
+            )
+        return self
+
+    @property
+    def pretrained_kind(self) -> Literal["none", "tag", "hub", "url", "path"]:
+        """What kind of place the first weights come from; `true` is a tag too, the library's default."""
+        if self.pretrained is None:
+            return "none"
+        return "tag" if isinstance(self.pretrained, bool) else source_kind(self.pretrained)
 
     @property
     def label(self) -> str:
         """What a table calls the network."""
         return self.name if self.width is None else f"{self.name} {self.width}"
+
+
+def source_kind(text: str) -> Literal["tag", "hub", "url", "path"]:
+    """What the text of `model.pretrained` names; it is decided by the text alone, whatever files there are."""
+    if text.startswith("http://") and not re.match(r"http://(127\.0\.0\.1|localhost)[:/]", text):
+        raise ValueError(f"model.pretrained is {text}; expected https://, so that nobody can change the weights")
+    if text.startswith(("https://", "http://")):
+        if not text.partition("?")[0].endswith(SUFFIX):
+            raise ValueError(f"model.pretrained is {text}; expected the URL of a {SUFFIX} file")
+        return "url"
+    if text.startswith(("/", "./", "../", "~")) or text.endswith((SUFFIX, ".pt", ".pth", ".bin", ".ckpt")):
+        return "path"
+    if "/" not in text and ":" not in text:
+        return "tag"
+    if HUB_ID.fullmatch(text):
+        return "hub"
+    raise ValueError(
+        f"model.pretrained is '{text}'; expected true, a tag, a hub id such as timm/resnet18.a1_in1k, an https URL, "
+        f"or the path of a {SUFFIX} file"
+    )
+
+
+def weights_file(model: ModelSettings) -> Path | None:
+    """The file on this machine that a recipe names; None where it names another kind of place, or none."""
+    return Path(str(model.pretrained)).expanduser() if model.pretrained_kind == "path" else None
+
+
+def check_safetensors(path: Path, setting: str = "model.pretrained") -> None:
+    """ConfigError unless the file is a whole safetensors file; reads its first bytes alone."""
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{setting}: {path} {found}; expected a {SUFFIX} file")
+    remedy = "Save a state dict with safetensors.torch.save_file; files of torch.save and pickle are not read."
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if writer := next((name for first, name in FOREIGN.items() if start.startswith(first)), None):
+            raise ConfigError(f"{setting}: {path} is not a safetensors file: {writer} wrote it. {remedy}")
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > min(MOST_HEADER, size):
+            raise ConfigError(f"{setting}: {path} is not a safetensors file, or is cut off. {remedy}")
+        try:
+            entries = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ConfigError(f"{setting}: {path} is not a safetensors file. {remedy}") from error
+    if (whole := 8 + length + max(ends, default=0)) != size:
+        raise ConfigError(
+            f"{setting}: {path} has {size:,} bytes and says that it has {whole:,}: it is cut off. Fetch it again."
+        )
+
+
+class LoraSettings(BaseModel):
+    """Low-rank adaptation (LoRA, 2106.09685): a frozen layer's output gets alpha ÷ rank · up(down(input)) added."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    rank: int = Field(8, ge=1, description="channels between down and up")
+    alpha: float = Field(16.0, gt=0, description="strength; alpha ÷ rank is the factor")
+    targets: tuple[str, ...] = Field(
+        (), description="parts of the names of layers, such as qkv; default all linear and 1×1 convolutional layers"
+    )

@@ -116,7 +116,44 @@ def _export(options: Namespace) -> None:
     print(f"wrote {done.card}")
 
 
-VERBS = [add_predict, add_evaluate, add_export]
+def add_weights(verbs: Verbs) -> None:
+    verb = verbs.add("weights", _weights, "find and download pretrained weights to start from")
+    verb.usage = (
+        "selftrain weights list [PATTERN]            the weights that timm and torchvision publish\n"
+        "       selftrain weights fetch NETWORK [WEIGHTS]   download into the library's cache\n"
+        "       selftrain weights where NETWORK [WEIGHTS]   print the file, or where to get it and where to put it"
+    )
+    verb.add_argument("action", choices=("list", "fetch", "where"))
+    words = "as model.name: timm:resnet18; for list, a part of a name, or one with *"
+    verb.add_argument("network", metavar="NETWORK", nargs="?", default="", help=words)
+    words = "as model.pretrained: a tag, a hub id or a URL (default true, the library's own)"
+    verb.add_argument("weights", metavar="WEIGHTS", nargs="?", default=True, help=words)
+    verb.add_argument("--limit", type=int, default=50, metavar="N", help="show at most N rows (default 50)")
+    add_outputs(verb)
+
+
+def _weights(options: Namespace) -> None:
+    from selftrain.flows.actions.models import fetch_weights, find_weights, weights
+
+    if options.action != "list":
+        if not options.network:
+            raise ConfigError(f"weights {options.action}: expected a network, such as timm:resnet18")
+        find = fetch_weights if options.action == "fetch" else find_weights
+        print(find(options.network, options.weights))
+        return
+    if options.limit < 1:
+        raise ConfigError(f"--limit is {options.limit}; expected at least 1")
+    found = weights(options.network)
+    if options.csv or options.json or options.parquet:
+        show_frame(found, options)
+        return
+    columns = ["network", "tag", "licence", "image_size", "interpolation", "crop", "here"]
+    show_frame(found[columns].head(options.limit), options)
+    if len(found) > options.limit:
+        print(f"{options.limit} of {len(found):,}; --limit N shows more, a PATTERN fewer", file=sys.stderr)
+
+
+VERBS = [add_predict, add_evaluate, add_export, add_weights]
 
 
 SCORES = (

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from selftrain.flows.rounds.self_training import Pending, member_names, self_training
 from selftrain.ssl_tasks.errors import DamagedArtifact, NotFound
 from selftrain.ssl_tasks.execution.execute import Request
-from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.settings.run_config import RunConfig, checks
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store
 from selftrain.ssl_tasks.store.runs import Run, StageRecord, all_runs, corrections_file
 
@@ -91,6 +91,12 @@ def plan(config: RunConfig, workspace: Path, force: frozenset[str] = frozenset()
 def stage_names(config: RunConfig) -> Iterator[str]:
     """The stages of a run that goes through all of its rounds, in order."""
     yield "dataset"
+    met = {""}
+    for check, weights, _ in checks(config):
+        if weights not in met:
+            met.add(weights)
+            yield weights
+        yield check
     if config.pretrain is not None and config.given_teacher is None:
         yield "pretrain"
     members = 1 if config.given_teacher is not None else config.teacher.members

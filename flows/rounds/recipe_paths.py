@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from selftrain.models.settings import check_safetensors, weights_file
 from selftrain.ssl_tasks.data.sources import open_source
 from selftrain.ssl_tasks.errors import ConfigError, UserError
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RunConfig
+from selftrain.ssl_tasks.settings.run_config import RunConfig, learners
 from selftrain.ssl_tasks.settings.section import existing_file
 from selftrain.ssl_tasks.trained.files import require_trained
 
@@ -29,20 +30,10 @@ def _looks(config: RunConfig, cache: Path) -> Iterator[Callable[[], object]]:
     yield open_source(config.data.source, cache).check
     if config.given_teacher is not None:
         yield partial(require_trained, config.given_teacher)
-    for name, learner in _learners(config):
-        if learner.model.pretrained is not None:
-            yield partial(existing_file, learner.model.pretrained, f"{name}.model.pretrained", "a .safetensors file")
+    for name, learner in learners(config):
+        if (file := weights_file(learner.model)) is not None:
+            yield partial(check_safetensors, file, f"{name}.model.pretrained")
     for number, settings in enumerate(config.rounds, 1):
         if settings.select.overrides is not None:
             what = f"rounds.{number}.select.overrides"
             yield partial(existing_file, settings.select.overrides, what, "a CSV or Parquet file")
-
-
-def _learners(config: RunConfig) -> Iterator[tuple[str, LearnerSettings]]:
-    """Those that the run would train."""
-    if config.given_teacher is None:
-        yield "teacher", config.teacher
-        if config.pretrain is not None:
-            yield "pretrain", config.pretrain
-    for number, settings in enumerate(config.rounds, 1):
-        yield f"rounds.{number}.student", settings.student

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from selftrain.flows.rounds.stages import (
+    check_request,
     dataset_request,
     evaluate_request,
     gate_request,
@@ -16,16 +17,24 @@ from selftrain.flows.rounds.stages import (
     predict_request,
     select_request,
     train_request,
+    weights_request,
 )
 from selftrain.ssl_tasks.data.splits import warn_of_earlier_labels
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.evaluation.metrics import true_precision
 from selftrain.ssl_tasks.execution.execute import Request
 from selftrain.ssl_tasks.execution.seeds import derive_seed
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RoundSettings, RunConfig, in_need_of_validation
+from selftrain.ssl_tasks.settings.run_config import (
+    LearnerSettings,
+    RoundSettings,
+    RunConfig,
+    checks,
+    in_need_of_validation,
+)
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 Pending = Callable[[], Artifact]
+Weights = dict[tuple[str, bool | str | None], Artifact]  # pretrained weights, by network and place
 
 
 class Answers(Protocol):
@@ -108,7 +117,8 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
     fingerprint = answers.fingerprint(config)
     dataset = answers.run(dataset_request(config.data, fingerprint), 0)
     _refuse_without_validation(config, dataset)
-    teachers = _first_teachers(config, dataset, answers)
+    weights = _first_weights(config, dataset, answers)
+    teachers = _first_teachers(config, dataset, answers, weights)
     evaluations = _evaluate("evaluate-teacher", 0, config, dataset, teachers, answers)
     rounds = [Taught(0, _teacher_name(config), teachers, dataset, evaluations, (teachers[0],))]
     selection: Artifact | None = None
@@ -123,7 +133,10 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
         if not selection.summary["kept"]:
             stopped = f"round {number}: no unlabelled image passed the selection"
             break
-        students = _students(number, settings, dataset, selection, teacher.models[0], config.seed, answers)
+        init = teacher.models[0] if settings.student.init == "teacher" else None
+        students = _members(
+            f"student-{number}", settings.student, dataset, config.seed, number, answers, weights, selection, init
+        )
         taught = Taught(number, settings.student.model.label, students, dataset, [], (students[0],), selection)
         if settings.finetune is not None:
             taught = _fine_tuned(taught, settings, config, fingerprint, answers)
@@ -152,15 +165,27 @@ def _refuse_without_validation(config: RunConfig, dataset: Artifact) -> None:
         )
 
 
-def _first_teachers(config: RunConfig, dataset: Artifact, answers: Answers) -> list[Artifact]:
+def _first_weights(config: RunConfig, dataset: Artifact, answers: Answers) -> Weights:
+    """Obtains the pretrained weights of all learners, and checks that every network takes them, before any training."""
+    found: Weights = {}
+    for check, stage, learner in checks(config):
+        place = learner.model.name, learner.model.pretrained
+        if stage and place not in found:
+            found[place] = answers.run(weights_request(stage, learner.model), 0)
+        answers.run(check_request(check, learner, dataset, found.get(place)), 0)
+    return found
+
+
+def _first_teachers(config: RunConfig, dataset: Artifact, answers: Answers, weights: Weights) -> list[Artifact]:
     if config.given_teacher is not None:
         warn_of_earlier_labels(config.given_teacher, dataset)
         return [answers.run(given_request("teacher", config.given_teacher), 0)]
     init = None
     if config.pretrain is not None:
         seed = derive_seed(config.seed, "pretrain")
-        init = answers.run(train_request("pretrain", config.pretrain, dataset, seed), 0)
-    return _members("teacher", config.teacher, dataset, config.seed, 0, answers, init=init)
+        given = _weights_of(config.pretrain, weights)
+        init = answers.run(train_request("pretrain", config.pretrain, dataset, seed, weights=given), 0)
+    return _members("teacher", config.teacher, dataset, config.seed, 0, answers, weights, init=init)
 
 
 def _select(
@@ -185,19 +210,6 @@ def _select(
         selection = ask()  # the same question, answered from the store, unless corrections came in
         answers.approve(selection)
     return selection
-
-
-def _students(
-    number: int,
-    settings: RoundSettings,
-    dataset: Artifact,
-    selection: Artifact,
-    teacher: Artifact,
-    seed: int,
-    answers: Answers,
-) -> list[Artifact]:
-    init = teacher if settings.student.init == "teacher" else None
-    return _members(f"student-{number}", settings.student, dataset, seed, number, answers, selection, init)
 
 
 def _fine_tuned(
@@ -235,16 +247,22 @@ def _members(
     seed: int,
     round_number: int,
     answers: Answers,
+    weights: Weights,
     selection: Artifact | None = None,
     init: Artifact | None = None,
 ) -> list[Artifact]:
     """One model, or the members of an ensemble; the first carries the round's name and is the one that gates judge."""
+    given = _weights_of(learner, weights)
     requests = [
-        train_request(one, learner, dataset, derive_seed(seed, one), selection=selection, init=init)
+        train_request(one, learner, dataset, derive_seed(seed, one), selection, init, given)
         for one in member_names(name, learner.members)
     ]
     pending = [answers.submit(request, round_number) for request in requests]
     return [result() for result in pending]
+
+
+def _weights_of(learner: LearnerSettings, weights: Weights) -> Artifact | None:
+    return weights.get((learner.model.name, learner.model.pretrained))
 
 
 def member_names(name: str, members: int) -> list[str]:

@@ -4,22 +4,33 @@ Raise a stage's version, or a method's count of changes, when it would answer th
 reminds you.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
 
+from selftrain.models.settings import ModelSettings, check_safetensors, weights_file
 from selftrain.ssl_tasks.execution.execute import Request
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.methods import LABELS_ONLY
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.settings.pseudo_labels import CorrectedSettings, PredictSettings, SelectSettings
-from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, GateSettings, LearnerSettings
+from selftrain.ssl_tasks.settings.run_config import (
+    CheckSettings,
+    EvaluateSettings,
+    GateSettings,
+    LearnerSettings,
+    WeightsSettings,
+)
 from selftrain.ssl_tasks.settings.section import RecipePath, Section, existing_file
 from selftrain.ssl_tasks.store.artifacts import Artifact, digest_file
 from selftrain.ssl_tasks.trained.files import copy_trained, trained_digest
 
-VERSIONS = {"dataset": 2, "train": 1, "given": 1, "predict": 1, "select": 1, "evaluate": 1, "gate": 1}
+VERSIONS = {
+    **{"dataset": 2, "weights": 1, "check": 1, "train": 1, "given": 1},
+    **{"predict": 1, "select": 1, "evaluate": 1, "gate": 1},
+}
 # How often one method alone came to answer otherwise: what the others have trained stays as it is.
 METHOD_CHANGES = {
     **{"dividemix": 1, "label_propagation": 1, "meta_pseudo_labels": 2},
@@ -27,6 +38,8 @@ METHOD_CHANGES = {
 }
 BODIES = {
     "dataset": "selftrain.ssl_tasks.data.dataset:build_dataset",
+    "weights": "selftrain.ssl_tasks.trained.weights:take_weights",
+    "check": "selftrain.ssl_tasks.trained.weights:check_network",
     "train": "selftrain.ssl_tasks.training.stage:train_model",
     "given": "selftrain.flows.rounds.stages:take_given",
     "predict": "selftrain.ssl_tasks.pseudo_labels.predict:predict",
@@ -48,6 +61,7 @@ def train_request(
     seed: int,
     selection: Artifact | None = None,
     init: Artifact | None = None,
+    weights: Artifact | None = None,
 ) -> Request:
     """A network is trained. It depends on the unlabelled images only where its method looks at them."""
     depends = {role: dataset.parts[role] for role in ("labeled", "validation")}
@@ -60,9 +74,31 @@ def train_request(
         if artifact is not None:
             inputs[role] = artifact
             depends[role] = artifact.digest
-    if (weights := learner.model.pretrained) is not None:
-        depends["pretrained"] = digest_file(existing_file(weights, "model.pretrained", "a .safetensors file"))
+    if weights is not None:
+        inputs["weights"] = weights
+        depends["pretrained"] = weights.digest
     return _request(name, "train", learner, inputs, depends, seed, METHOD_CHANGES.get(learner.method.name, 0))
+
+
+def weights_request(name: str, model: ModelSettings) -> Request:
+    """Pretrained weights become an artifact. What a library, a hub or a URL names is fetched once and then kept."""
+    assert model.pretrained is not None
+    if (file := weights_file(model)) is not None:
+        check_safetensors(file)
+        depends = {"file": digest_file(file)}
+    else:
+        depends = {"source": str(model.pretrained)}
+    return _request(name, "weights", WeightsSettings(network=model.name, pretrained=model.pretrained), {}, depends)
+
+
+def check_request(name: str, learner: LearnerSettings, dataset: Artifact, weights: Artifact | None) -> Request:
+    """A network is built and filled before anything is trained, so that what does not fit is said at once."""
+    train = learner.train
+    section = CheckSettings(model=learner.model, tune=train.tune, lora=train.lora)
+    inputs = {"dataset": dataset} if weights is None else {"dataset": dataset, "weights": weights}
+    info = json.loads(dataset.file("info.json").read_text())
+    depends = {"images": f"{info['channels']} channels, {info['image_size']} pixels"}
+    return _request(name, "check", section, inputs, depends | ({} if weights is None else {"weights": weights.digest}))
 
 
 def given_request(name: str, folder: Path) -> Request:

@@ -149,7 +149,7 @@ def twin(student: Classifier, weights: Literal["scratch", "student"], another: C
 
     Also then it is a copy, so that it lies where and as the student does.
     """
-    network = copy.deepcopy(student).requires_grad_(True)
+    network = copy.deepcopy(student)
     if weights == "scratch":
         network.load_state_dict(another().state_dict())
     return network
@@ -179,8 +179,10 @@ class MovingTeacher(nn.Module):
         self.updates += 1
         most = torch.full_like(self.updates, decay)
         kept = torch.minimum(1 - 1 / (self.updates + 1), most) if warmup else most
-        mine: list[Tensor] = list(self.network.parameters())
-        theirs: list[Tensor] = list(student.parameters())
+        pairs = zip(self.network.parameters(), student.parameters(), strict=True)
+        moving = [(one, other) for one, other in pairs if other.requires_grad]  # what is frozen is the same in both
+        mine: list[Tensor] = [one for one, _ in moving]
+        theirs: list[Tensor] = [other for _, other in moving]
         torch._foreach_mul_(mine, kept)
         torch._foreach_add_(mine, list(torch._foreach_mul(theirs, 1 - kept)))
         average_buffers(self.network)

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from selftrain.models.settings import LoraSettings
 from selftrain.ssl_tasks.settings.section import Section
 
 Schedule = Literal["constant", "cosine", "cosine_7_16", "exponential"]
@@ -47,6 +48,24 @@ class TrainSettings(Section):
     )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "off", "on"] = Field("off", description="auto: on CUDA, for long runs")
+    tune: str = Field(
+        "all",
+        pattern=r"^(all|head|norms|lora|last-[1-9][0-9]*)$",
+        json_schema_extra={"key": "changed"},
+        description="which weights of a network that starts from given ones are trained beside the head: all, none "
+        "(head), those of its norms, of its last N layers (last-N), or low-rank additions (lora)",
+    )
+    lora: LoraSettings = Field(LoraSettings(), json_schema_extra={"key": "changed"})
+    head_learning_rate: float | None = Field(
+        None, gt=0, json_schema_extra={"key": "changed"}, description="of the head alone; default learning_rate"
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        json_schema_extra={"key": "changed"},
+        description="factor on the learning rate for each layer below the head; 0.65 to 0.8 is usual for transformers",
+    )
 
     @model_validator(mode="after")
     def _last_evaluations_are_known(self) -> Self:

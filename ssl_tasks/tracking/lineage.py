@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-Kind = Literal["labels", "dataset", "model", "predictions", "selection", "evaluation", "gate", "run", "other"]
+Kind = Literal[
+    "labels", "dataset", "weights", "model", "predictions", "selection", "evaluation", "gate", "run", "other"
+]
 SHOWN_DIGEST = 12
 SHAPES: Mapping[Kind, tuple[str, str]] = {  # Mermaid's brackets: tables are cylinders, models are hexagons
     "labels": ("[(", ")]"),
     "dataset": ("[(", ")]"),
+    "weights": ("{{", "}}"),
     "predictions": ("[(", ")]"),
     "selection": ("[(", ")]"),
     "model": ("{{", "}}"),

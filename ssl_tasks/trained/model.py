@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,22 @@ from torch import Tensor, nn
 
 from selftrain.models import build_model
 from selftrain.models.classifier import Classifier, joined
-from selftrain.models.settings import ModelSettings
+from selftrain.models.settings import ModelSettings, Normalisation
+from selftrain.models.tuning import merged
 from selftrain.ssl_tasks.errors import DamagedArtifact, DataError
 from selftrain.ssl_tasks.execution.precision import autocast, resolve_device, resolve_precision
 from selftrain.ssl_tasks.regular_file import read_regular
 from selftrain.ssl_tasks.settings.section import Section
 from selftrain.ssl_tasks.store.json_file import MOST_BYTES
+from selftrain.ssl_tasks.trained.files import CARD, WEIGHTS
+from selftrain.ssl_tasks.trained.weights import base_file, body_tensors
 
-WEIGHTS, CARD = "model.safetensors", "model.json"
+
+class Base(Section):
+    """The weights that a model differs from, where its file holds the difference alone."""
+
+    sha256: str
+    lora_scale: float = 1.0  # of the low-rank additions
 
 
 class Card(Section):
@@ -35,6 +44,12 @@ class Card(Section):
     precision: str = "auto"  # as asked for in training; `auto` is resolved on the machine that predicts
     built_for: int | None = None  # the image size by which the network is built, where it was fine-tuned at another
     members: int = 1  # networks of this model side by side, whose logits are averaged
+    base: Base | None = None
+
+    @property
+    def own_normalisation(self) -> Normalisation | None:
+        """The mean and deviation that belong to the weights, where they are not those of the training images."""
+        return self.model.preprocess if isinstance(self.model.preprocess, Normalisation) else None
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,9 @@ def save_trained(folder: Path, network: nn.Module, card: Card) -> None:
 def save_card(folder: Path, card: Card) -> None:
     """Writes model.json. Where the first weights came from is no part of it: no path of this machine leaves it."""
     card = card.model_copy(update={"model": card.model.model_copy(update={"pretrained": None})})
-    unsaid = {"built_for"} if card.built_for is None else None
+    unsaid: dict[str, Any] = {name: True for name in ("built_for", "base") if getattr(card, name) is None}
+    if card.own_normalisation is None:
+        unsaid["model"] = {"preprocess"}
     (folder / CARD).write_text(card.model_dump_json(indent=1, exclude=unsaid) + "\n")
 
 
@@ -112,13 +129,24 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise DamagedArtifact(f"{path} cannot be read as safetensors: {error}") from error
 
 
+def write_whole(folder: Path, output: Path) -> None:
+    """Writes the two files of a model that holds a difference as those of one that needs nothing else."""
+    card = load_card(folder)
+    save_trained(output, load_trained(folder, "cpu", "fp32").network, card.model_copy(update={"base": None}))
+
+
 def load_trained(folder: Path, device: str = "auto", precision: str = "auto") -> Trained:
     """The network of a model artifact, ready to predict; `precision=auto` is what it was trained for."""
     card = load_card(folder)
     size = len(card.classes), card.in_channels, card.built_for or card.image_size
     networks = [build_model(card.model, *size) for _ in range(card.members)]
     network = networks[0] if card.members == 1 else joined(networks)
-    network.load_state_dict(load_weights(folder / WEIGHTS))
+    state = load_weights(folder / WEIGHTS)
+    if card.base is not None:
+        whole = merged({**body_tensors(base_file(folder, card.base.sha256)), **state}, card.base.lora_scale)
+        # The file may have the head of its own classes, and layers that the network leaves out.
+        state = {name: whole[name] for name in network.state_dict() if name in whole}
+    network.load_state_dict(state)
     return as_trained(network, card, device, precision)
 
 

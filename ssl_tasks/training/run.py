@@ -15,11 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from selftrain.models import ModelSettings, build_model
+from selftrain.models import build_model
 from selftrain.models.classifier import Classifier, synchronise_batch_norm
 from selftrain.models.libraries import check_image_size
+from selftrain.models.settings import Normalisation
+from selftrain.models.tuning import rate_factors, tune
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.loading import StreamPools, loader, normalise, to_device
@@ -36,7 +37,6 @@ from selftrain.ssl_tasks.settings.training import TrainSettings
 from selftrain.ssl_tasks.training.state import RunState, build_optimizer, frozen_copy
 
 BATCH = 256
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 LONG_RUN = 5_000  # steps, from which compiling pays on CUDA
 
 
@@ -89,6 +89,7 @@ def build_run(
     selection: PseudoPool | None = None,
     weights: Mapping[str, Tensor] | None = None,
     built_for: int | None = None,
+    normalisation: Normalisation | None = None,
 ) -> TrainingRun:
     """A run at step 0; `weights` are the student's first, where it does not start from scratch."""
     train = learner.train
@@ -100,13 +101,14 @@ def build_run(
         student.load_state_dict(dict(weights))
     if isinstance(learner, TunedSettings):
         refuse_one_size(student, learner.model.name, dataset.channels, dataset.image_size, built_for)
-        if learner.layers == "classifier_and_norms":
-            freeze_all_but_classifier_and_norms(student)
+        if learner.layers == "classifier_and_norms":  # larger images shift the statistics of activations
+            tune(student, "norms", train.lora)
+    tune(student, train.tune, train.lora)
     if grouped() and device.type == "cuda":
         synchronise_batch_norm(student)
     student = student.to(device).to(memory_format=torch.channels_last)
     method = build_method(learner.method, problem)
-    method.another = partial(build_untrained, learner.model, dataset, built_for, seed)
+    method.another = partial(build_another, student, learner, dataset, built_for, seed)
     method.before_training(student)
     policy = build_policy(learner.augment, method.views)
     board = None if policy is None else policy.board
@@ -116,7 +118,10 @@ def build_run(
     average = frozen_copy(student) if train.ema_decay else student
     if train.compile == "on" or (train.compile == "auto" and device.type == "cuda" and train.steps >= LONG_RUN):
         student.compile()
-    optimizer = build_optimizer(train, [*student.parameters(), *method.parameters()])
+    networks = [student, *(one for one in method.modules() if isinstance(one, Classifier))]
+    head_factor = (train.head_learning_rate or train.learning_rate) / train.learning_rate
+    factors = rate_factors(networks, head_factor, train.layer_decay)
+    optimizer = build_optimizer(train, [*student.parameters(), *method.parameters()], factors)
     return TrainingRun(
         learner=learner,
         seed=seed,
@@ -127,18 +132,27 @@ def build_run(
         stream=BatchStream(dataset, method.views, train, learner.augment, seed, rank(), world(), selection, board),
         validation=dataset.pool("validation"),
         test=dataset.pool("test") if train.median_of else None,
-        mean=dataset.mean,
-        std=dataset.std,
+        mean=normalisation.mean if normalisation else dataset.mean,
+        std=normalisation.std if normalisation else dataset.std,
         built_for=built_for,
         policy=policy,
     )
 
 
-def build_untrained(model: ModelSettings, dataset: Dataset, image_size: int, seed: int) -> Classifier:
-    """A network of the settings' kind with weights of its own, wherever the student's come from."""
+def build_another(
+    student: Classifier, learner: LearnerSettings, dataset: Dataset, image_size: int, seed: int
+) -> Classifier:
+    """A network of the student's kind with weights of its own: all of them, or a head on the student's first body.
+
+    A body that is not trained as a whole must be the given one.
+    """
     torch.manual_seed(derive_seed(seed, "another network's weights"))
-    fresh = model.model_copy(update={"pretrained": None})
-    return build_model(fresh, dataset.num_classes, dataset.channels, image_size)
+    fresh = learner.model.model_copy(update={"pretrained": None})
+    network = build_model(fresh, dataset.num_classes, dataset.channels, image_size)
+    tune(network, learner.train.tune, learner.train.lora)
+    if learner.train.tune != "all":
+        network.body.load_state_dict(student.body.state_dict())
+    return network
 
 
 def build_problem(learner: LearnerSettings, dataset: Dataset, selection: PseudoPool | None) -> Problem:
@@ -214,15 +228,6 @@ def _score(run: TrainingRun, network: nn.Module, pool: Images, index: np.ndarray
         logits = network(images).float()
     right = (logits.argmax(1) == labels).sum()
     return torch.stack([right.double(), F.cross_entropy(logits, labels, reduction="sum").double()])
-
-
-def freeze_all_but_classifier_and_norms(network: Classifier) -> None:
-    """What the larger images shift is the statistics of activations: the last layer and the norms can follow them."""
-    network.requires_grad_(False)
-    network.head.requires_grad_(True)
-    for module in network.modules():
-        if isinstance(module, NORMS):
-            module.requires_grad_(True)
 
 
 def refuse_one_size(network: Classifier, name: str, channels: int, image_size: int, built_for: int) -> None:

@@ -59,6 +59,7 @@ def joined(networks: Sequence[Classifier]) -> Classifier:
     first = networks[0]
     ensemble = Classifier(SideBySide([one.body for one in networks]), num_features, first.head.out_features)
     ensemble.head.to(first.head.weight.device)
+    ensemble.head.temperature = first.head.temperature
     ensemble.head.weight.copy_(torch.cat([one.head.weight for one in networks], dim=1) / len(networks))
     ensemble.head.bias.copy_(torch.stack([one.head.bias for one in networks]).mean(dim=0))
     return ensemble

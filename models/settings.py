@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from selftrain.ssl_tasks.errors import ConfigError
 
@@ -69,10 +69,12 @@ class ModelSettings(BaseModel):
 
     @field_validator("pretrained", mode="before")
     @classmethod
-    def _false_is_none(cls, value: Any) -> Any:
-        if value is False:
-            return None
-        return str(value) if isinstance(value, Path) else value
+    def _paths_start_from_the_recipe(cls, value: Any, info: ValidationInfo) -> Any:
+        """`false` is none; a relative path starts from the recipe's own folder, as every path of a recipe does."""
+        text, folder = str(value), (info.context or {}).get("folder")
+        if isinstance(value, bool) or not isinstance(value, (str, Path)):
+            return value or None
+        return str(folder / text) if folder and text and not text.startswith("~") and looks_like_path(text) else text
 
     @model_validator(mode="after")
     def _weights_can_be_named(self) -> Self:
@@ -98,6 +100,12 @@ class ModelSettings(BaseModel):
         return self.name if self.width is None else f"{self.name} {self.width}"
 
 
+def looks_like_path(text: str) -> bool:
+    """Whether a text names a file of this machine: by its beginning or its suffix."""
+    suffixes = (SUFFIX, ".pt", ".pth", ".bin", ".ckpt")
+    return text.startswith(("/", "./", "../", "~")) or (text.endswith(suffixes) and "://" not in text)
+
+
 def source_kind(text: str) -> Literal["tag", "hub", "url", "path"]:
     """What the text of `model.pretrained` names; it is decided by the text alone, whatever files there are."""
     if text.startswith("http://") and not re.match(r"http://(127\.0\.0\.1|localhost)[:/]", text):
@@ -106,7 +114,7 @@ def source_kind(text: str) -> Literal["tag", "hub", "url", "path"]:
         if not text.partition("?")[0].endswith(SUFFIX):
             raise ValueError(f"model.pretrained is {text}; expected the URL of a {SUFFIX} file")
         return "url"
-    if text.startswith(("/", "./", "../", "~")) or text.endswith((SUFFIX, ".pt", ".pth", ".bin", ".ckpt")):
+    if looks_like_path(text):
         return "path"
     if "/" not in text and ":" not in text:
         return "tag"

@@ -43,6 +43,7 @@ class Batch:
     pseudo_index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     unlabeled_truth: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     label_weights: Tensor | None = None  # [B] float, where imbalanced labels are weighted
+    label_offsets: Tensor | None = None  # [B, K] float, what the labels' loss adds to the logits of imbalanced classes
     probe: Tensor | None = None  # [B, …] labelled images by which a learnt augmentation judges its operations …
     probe_choices: Tensor | None = None  # … and what was done to them; the engine's, as no method reads either
 

@@ -72,6 +72,7 @@ class Method(nn.Module):
     """
 
     views: Views = Views()  # of the class; of the instance where their number is a setting
+    mixes_labels: bool = False  # whether labelled images have a loss of their own kind, which no adjustment reaches
     another: Callable[[], Classifier]  # builds an untrained network of the student's kind; the engine's to set
 
     def __init__(self, settings: Any, problem: Problem) -> None:
@@ -109,9 +110,19 @@ def forward_together(network: nn.Module, *parts: Tensor) -> tuple[Tensor, ...]:
     return torch.split(network(torch.cat(parts)).float(), [len(part) for part in parts])
 
 
+def adjusted(logits: Tensor, batch: Batch) -> Tensor:
+    """The labelled images' logits as their loss sees them: with logit adjustment (2007.07314) where it is asked for."""
+    return logits if batch.label_offsets is None else logits + batch.label_offsets
+
+
+def labeled_cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    """The loss of the labelled images, weighted and adjusted as the settings ask."""
+    return weighted_cross_entropy(adjusted(logits, batch), batch.labels, batch.label_weights, smoothing)
+
+
 def supervised_alone(student: nn.Module, batch: Batch) -> Losses:
     """What a method is at weight 0: bit for bit the supervised one."""
-    supervised = weighted_cross_entropy(student(batch.labeled[0]).float(), batch.labels, batch.label_weights)
+    supervised = labeled_cross_entropy(student(batch.labeled[0]).float(), batch)
     return Losses(supervised, {"supervised": supervised.detach()})
 
 

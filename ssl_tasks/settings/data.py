@@ -135,6 +135,16 @@ class DataSettings(Section):
         description="images are resized (shorter side) and centre-cropped to it; default the labelled images' median "
         "shorter side, 224 at the most",
     )
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = Field(
+        "bilinear", json_schema_extra={"key": "changed"}, description="of the resizing; pretrained weights state theirs"
+    )
+    crop: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        json_schema_extra={"key": "changed"},
+        description="share of the shorter side that the centre crop keeps; pretrained weights state theirs",
+    )
     channels: Literal[1, 3] | None = Field(None, description="default 1 where the labelled images are grey, else 3")
     standardise: bool = Field(True, description="pixels less their mean, over their deviation; false: in 0 … 1")
     max_unreadable: float = Field(0.01, ge=0, le=1, description="share of unreadable images above which a run fails")

@@ -12,6 +12,15 @@ from selftrain.ssl_tasks.settings.section import Section
 Probability = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(gt=0)]
+ConfidenceTemperature = Annotated[
+    float,
+    Field(
+        gt=0,
+        json_schema_extra={"key": "changed"},
+        description="divides the logits for the comparison with the threshold alone; below 1 for a pretrained network "
+        "whose softmax is flat (SWIFT, 2512.10244)",
+    ),
+]
 Ramp = Annotated[
     Literal["sigmoid", "linear"], Field(description="how the weight rises: exp(-5 (1 - t)²), or straight from 0")
 ]
@@ -53,6 +62,7 @@ class FixMatchSettings(Section):
     separate_weak_forward: bool = Field(
         False, description="weak views in a no-grad forward of their own: faster, but batch norm sees them apart"
     )
+    confidence_temperature: ConfidenceTemperature = 1.0
 
 
 class MeanTeacherSettings(Section):
@@ -110,6 +120,7 @@ class UDASettings(Section):
     tsa: Literal["none", "linear", "exp", "log"] = Field("none", description="training signal annealing")
     entropy_weight: Weight = 0.0
     in_domain_share: float = Field(1.0, gt=0, le=1, description="most confident share of a batch that may count")
+    confidence_temperature: ConfidenceTemperature = 1.0
 
 
 class FlexMatchSettings(Section):
@@ -118,6 +129,7 @@ class FlexMatchSettings(Section):
     weight: Weight = 1.0
     warmup: bool = Field(True, description="images without a label yet count as a class of their own")
     mapping: Literal["convex", "linear"] = "convex"
+    confidence_temperature: ConfidenceTemperature = 1.0
 
 
 class FreeMatchSettings(Section):

@@ -45,6 +45,7 @@ class Card(Section):
     built_for: int | None = None  # the image size by which the network is built, where it was fine-tuned at another
     members: int = 1  # networks of this model side by side, whose logits are averaged
     base: Base | None = None
+    resizing: dict[str, str | float] | None = None  # how images become squares, where it is not the usual way
 
     @property
     def own_normalisation(self) -> Normalisation | None:
@@ -96,7 +97,7 @@ def save_trained(folder: Path, network: nn.Module, card: Card) -> None:
 def save_card(folder: Path, card: Card) -> None:
     """Writes model.json. Where the first weights came from is no part of it: no path of this machine leaves it."""
     card = card.model_copy(update={"model": card.model.model_copy(update={"pretrained": None})})
-    unsaid: dict[str, Any] = {name: True for name in ("built_for", "base") if getattr(card, name) is None}
+    unsaid: dict[str, Any] = {name: True for name in ("built_for", "base", "resizing") if getattr(card, name) is None}
     if card.own_normalisation is None:
         unsaid["model"] = {"preprocess"}
     (folder / CARD).write_text(card.model_dump_json(indent=1, exclude=unsaid) + "\n")

@@ -104,6 +104,7 @@ def build_run(
         if learner.layers == "classifier_and_norms":  # larger images shift the statistics of activations
             tune(student, "norms", train.lora)
     tune(student, train.tune, train.lora)
+    student.head.temperature = train.temperature
     if grouped() and device.type == "cuda":
         synchronise_batch_norm(student)
     student = student.to(device).to(memory_format=torch.channels_last)
@@ -114,7 +115,7 @@ def build_run(
     board = None if policy is None else policy.board
     method.add_module("augmentation", policy)
     method.to(device)
-    refuse_what_own_steps_ignore(method, train)
+    refuse_what_methods_ignore(method, train)
     average = frozen_copy(student) if train.ema_decay else student
     if train.compile == "on" or (train.compile == "auto" and device.type == "cuda" and train.steps >= LONG_RUN):
         student.compile()
@@ -173,8 +174,14 @@ def build_problem(learner: LearnerSettings, dataset: Dataset, selection: PseudoP
     )
 
 
-def refuse_what_own_steps_ignore(method: Method, train: TrainSettings) -> None:
-    """A method with its own `train_step` neither accumulates nor clips: say so rather than ignore a setting."""
+def refuse_what_methods_ignore(method: Method, train: TrainSettings) -> None:
+    """Settings that this method would ignore: say so. One with its own `train_step` neither accumulates nor clips."""
+    unadjusted = method.mixes_labels or getattr(method.settings, "units", "softmax") != "softmax"
+    if unadjusted and train.loss != "cross_entropy":
+        raise ConfigError(
+            f"train.loss is {train.loss}, and {method.settings.name} has a loss of its own for labelled images. Leave "
+            "train.loss at its default, or set train.class_balanced."
+        )
     if not hasattr(method, "train_step"):
         return
     for name, value, off in (("accumulate", train.accumulate, 1), ("clip_gradient", train.clip_gradient, None)):

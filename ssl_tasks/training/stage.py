@@ -140,7 +140,12 @@ def base_of(context: StageContext, run: TrainingRun) -> Base | None:
 def to_store(
     context: StageContext, run: TrainingRun, state: Mapping[str, Tensor], base: Base | None
 ) -> Mapping[str, Tensor]:
-    """A state as it is written: what differs from the pretrained weights, or all of it without low-rank additions."""
+    """A state as it is written: what differs from the pretrained weights, or all of it without low-rank additions.
+
+    The temperature of the training becomes part of the head.
+    """
+    if (temperature := run.learner.train.temperature) != 1:
+        state = {name: one / temperature if name.startswith("head.") else one for name, one in state.items()}
     if base is not None:
         return difference(state, body_tensors(context.inputs["weights"].file(BASE)))
     lora = run.learner.train.lora
@@ -162,6 +167,7 @@ def card_of(run: TrainingRun, dataset: Dataset, base: Base | None = None) -> Car
         precision=run.learner.train.precision,
         members=members(run.evaluated()),
         base=base,
+        resizing=dataset.resizing or None,
     )
 
 

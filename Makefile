@@ -3,25 +3,30 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+# More than two cores' worth: some tests wait.
+TESTS_AT_ONCE ?= 3
 
 # Where an environment forbids bytecode, each of a test run's thousand processes compiles our modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-stack servers quick lint audit setup clean
+.PHONY: run test test-long test-all test-stack servers quick lint audit docs setup clean
 
 run: setup            ## the quickstart: digits, 5 labels per class, a teacher and three rounds of students
 	$(BIN)/selftrain run configs/quickstart.yaml
 
-test: setup           ## lint, format check, types (tests/test_types.py), every test, four at a time
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 4 --dist worksteal --durations 15
+test: lint            ## lint, format check, types; then the tests, which hold every promise: 8 minutes on two idle cores
+	$(BIN)/python -m pytest -m "not long" -n $(TESTS_AT_ONCE) --dist worksteal --durations 10
+
+test-long: setup      ## the long forms of tests: every method's learning, many kills, all the combinations
+	$(BIN)/python -m pytest -m long -n $(TESTS_AT_ONCE) --dist worksteal --timeout 3600 --durations 10
+
+test-all: test test-long
 
 test-stack: servers $(VENV)/.stack  ## the flows on PostgreSQL, Redis and the servers of docker-compose.yml, with faults
-	$(BIN)/python -m pytest -m stack -x -n 3 --dist loadfile --timeout 1800 --durations 15 tests/stack
+	$(BIN)/python -m pytest -m stack -x -n 3 --dist loadfile --timeout 1800 --durations 10 tests/stack
 
 quick: setup          ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -32,6 +37,13 @@ audit: setup         ## known vulnerabilities of the versions that were tested; 
 	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
 	  $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
 	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
+docs: $(VENV)/.docs    ## the documentation as a site, build/site/index.html; every link is checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	touch $@
 
 setup: $(STAMP)       ## makes the environment once; again only when the requirements change
 

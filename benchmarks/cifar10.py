@@ -6,7 +6,7 @@ FOLDER has cifar10-train.parquet and cifar10-test.parquet: columns `image` (byte
 As many images pass through every network with a gradient: MixMatch, which learns from two views of each unlabelled
 image, takes two steps where the others take three. `images` is how many were drawn, by all networks of a run. The best
 model on 1,000 validation images is tested once. Each finished cell is put on file at once, and is not computed again;
-what was broken off goes on from its checkpoint in `--workspace`, and arms share the stages that they have in common. So
+an interrupted run resumes at its checkpoint in `--workspace`, and arms share the stages that they have in common. So
 the whole, hours on two cores, is done in parts. Networks this small use two cores best as two jobs of one thread.
 What is compared: cifar10_arms.py.
 """
@@ -32,7 +32,7 @@ from benchmarks.cifar10_arms import ABLATIONS, ARMS, METHODS, config
 from benchmarks.methods_digits import Inline
 from benchmarks.report import RESULTS, publish
 from selftrain.flows.rounds.self_training import self_training
-from selftrain.ssl_tasks.execution.execute import Request
+from selftrain.ssl_tasks.execution.stage import Request
 from selftrain.ssl_tasks.store.artifacts import Artifact, write_atomically
 
 CELLS = RESULTS / "cifar10_cells.json"
@@ -109,7 +109,7 @@ def compute(
 
 
 def end_with_parent() -> None:
-    """A job whose parent was killed does not go on unseen."""
+    """Ends a job whose parent was killed."""
     parent = parent_process()
     assert parent is not None
 
@@ -143,7 +143,7 @@ def table(cells: Cells, images: int, arms: Sequence[str], base: str) -> list[dic
 
 
 def orders(cells: Cells, images: int) -> dict[str, str]:
-    """How often the orders that the papers report come out, each pair on one seed."""
+    """Counts how often the orders that the papers report are found, each pair on one seed."""
     runs = {(arm, seed): one["accuracy"] for (arm, seed, size), one in cells.items() if size == images}
 
     def above(better: Sequence[str], worse: Sequence[str]) -> str:

@@ -1,4 +1,5 @@
-"""What benchmarks/cifar10.py compares: each arm as a recipe, whose networks have the same budget of images."""
+"""Defines the arms that benchmarks/cifar10.py compares, each as a recipe whose networks have the same budget of
+images."""
 
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,8 @@
     python benchmarks/gpu.py --data FOLDER [--minutes 8] [--steps 1048576] [--workers 8] [--workspace FOLDER] [--quick]
 
 First what a step costs: images/s of the engine and of a bare loop over ready tensors, in turns (`train_step.py` says
-what belongs to either side); the first call in a workspace measures it. Then accuracy: the run goes on from where the
-call before left it, until so many minutes of this call are over, and the test set is read once, with the averaged
+what belongs to either side); the first call in a workspace measures it. Then accuracy: the run resumes where the
+previous call stopped, until so many minutes of this call are over, and the test set is read once, with the averaged
 weights. The reference takes 2²⁰ steps: the hours for these follow from the rate. FOLDER has cifar10-train.parquet and
 cifar10-test.parquet with columns `image` (bytes of an encoded image) and `label_name`. Needs torch, torchvision, numpy,
 pandas, pyarrow, albumentations and pydantic alone.
@@ -30,8 +30,8 @@ from benchmarks.report import publish
 from benchmarks.train_step import SEED, measure
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import Interrupted
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.precision import prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.devices import prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings, TableSource
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.store.artifacts import write_atomically

@@ -1,4 +1,4 @@
-"""How long `selftrain labels` and `selftrain sql` take to answer about a million predictions: the whole command.
+"""Measures the time of `selftrain labels` and `selftrain sql` on a million predictions, for the whole command.
 
     python benchmarks/looking.py [--quick]
 

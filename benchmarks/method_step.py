@@ -1,4 +1,5 @@
-"""What a method costs beside the networks: one step ÷ a bare forward-backward of the images that it processes.
+"""Measures the cost of a method beside the networks: one step ÷ a bare forward-backward of the images that it
+processes.
 
     python benchmarks/method_step.py [--quick] [--methods fixmatch uda] [--threads 2] [--device auto] [--workers 0]
 
@@ -36,9 +37,9 @@ from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.stream import PseudoPool
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.precision import autocast, prepare_backends, resolve_device
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.execution.devices import autocast, prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.stage import Request, execute
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings, SyntheticSource
 from selftrain.ssl_tasks.settings.overrides import merged
 from selftrain.ssl_tasks.settings.recipe import load_recipe
@@ -60,7 +61,8 @@ Counts = Counter[str]
 
 @contextlib.contextmanager
 def counted_images() -> Iterator[Counts]:
-    """How many images pass any classifier's body: with a gradient, without one, and with one for the image itself."""
+    """Counts the images that pass any classifier's body: with a gradient, without one, and with one for the image
+    itself."""
     counts: Counts = Counter()
     original = Classifier.features
 
@@ -110,7 +112,7 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def waits(run: TrainingRun, batch: Batch) -> int | str:
-    """How often the host waits for the device during a step."""
+    """Counts how often the host waits for the device during a step."""
     if run.device.type != "cuda":
         return "not on CUDA"
     torch.cuda.set_sync_debug_mode("warn")

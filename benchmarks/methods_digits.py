@@ -3,8 +3,9 @@
     python benchmarks/methods_digits.py [--quick] [--workspace FOLDER] [--methods fixmatch uda] [--threads 2]
 
 Each method's setting is its recipe in `configs/digits/`. A seed draws the split, the weights and the batches; all
-methods see the same splits. What was run is kept in the workspace's store, so a broken run goes on where it stopped.
-DivideMix, which cleans labels, learns from 40 labels a class of which 40 % are wrong, as a third supervised row does.
+methods see the same splits. What was run is kept in the workspace's store, so an interrupted run resumes where it
+stopped. DivideMix, which cleans labels, learns from 40 labels a class of which 40 % are wrong, as a third supervised
+row does.
 """
 
 import argparse
@@ -21,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import publish
 from selftrain.flows.rounds.self_training import self_training
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.execution.stage import Request, execute
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
@@ -52,13 +53,13 @@ class Inline:
         return lambda: artifact
 
     def hold(self, round_number: int, selection: Artifact) -> None:
-        """Nobody is here to approve."""
+        """Does not wait for approval."""
 
     def approve(self, selection: Artifact) -> None:
         """Nor to be told so."""
 
     def corrections(self) -> None:
-        """Nobody corrects."""
+        """Returns no corrections."""
 
 
 def digits_error(recipe: str, seed: int, workspace: Path, threads: int = 1, overrides: tuple[str, ...] = ()) -> float:
@@ -89,7 +90,7 @@ def measure(methods: list[str], seeds: tuple[int, ...], workspace: Path, threads
 
 
 def summarise(rows: list[dict[str, Any]], seeds: tuple[int, ...]) -> dict[str, Any]:
-    """Which methods do not beat supervised learning on the same labels."""
+    """Lists the methods that do not beat supervised learning on the same labels."""
     errors = {row["method"]: row["error %"] for row in rows}
     losers = [name for name in errors if name not in SUPERVISED and errors[name] >= errors[baseline(name)]]
     return {"seeds": list(seeds), "target": "every method beats supervised", "meets": not losers, "losers": losers}

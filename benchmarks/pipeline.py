@@ -1,4 +1,4 @@
-"""What the pipeline costs beside its work: the quickstart's wall time, a second run, and how soon the verbs answer.
+"""Measures the overhead of the pipeline: the quickstart's wall time, a second run, and the response of the verbs.
 
     python benchmarks/pipeline.py [--quick] [--repeats 3]
 

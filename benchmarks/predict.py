@@ -30,8 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.report import publish
 from selftrain.models import ModelSettings, build_model
 from selftrain.ssl_tasks.data.sources import fingerprint
-from selftrain.ssl_tasks.execution.execute import Request, execute, load_body
-from selftrain.ssl_tasks.execution.stage import StageContext
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, execute, load_body
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings, SyntheticSource, TableSource
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings

@@ -4,7 +4,7 @@ python benchmarks/ray_predict.py [--quick] [--model wrn-28-2] [--images 8000]
 
 Every side labels the same shards on one thread a task. The nodes are processes of this host with one CPU each, so that
 two of them can be at best twice as fast where the host has two cores for them, and nothing else runs. Every turn starts
-Ray's workers anew, which import torch and read the model: that is part of the figure, as it is of every stage.
+Ray's workers again, which import torch and read the model: that is part of the figure, as it is of every stage.
 """
 
 import argparse
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.predict import CLASSES, build, pictures, untrained
 from benchmarks.report import publish
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact

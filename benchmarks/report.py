@@ -1,4 +1,4 @@
-"""How every benchmark ends: a table, a file with the machine that made it, one JSON object as the last line."""
+"""Writes the results of every benchmark: a table, a file with the machine, and one JSON object as the last line."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def _cell(value: Any) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, and nothing that names the host."""
+    """Describes the machine that the figures depend on, without naming the host."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -1,4 +1,4 @@
-"""How long the report takes, how much memory, and how large it is, for many predictions and classes.
+"""Measures time, memory and size of the report for many predictions and classes.
 
     python benchmarks/report_size.py [--quick]
 
@@ -28,8 +28,7 @@ from selftrain.flows.rounds.stages import dataset_request, gate_request, select_
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.sources import fingerprint
 from selftrain.ssl_tasks.evaluation.metrics import confusion_matrix, measure
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult, execute
 from selftrain.ssl_tasks.pseudo_labels import schema
 from selftrain.ssl_tasks.pseudo_labels.schema import held_out_table, parquet_bytes, prediction_table
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings

@@ -3,7 +3,7 @@
 python benchmarks/target_precision.py [--quick]
 
 A simulated teacher is over-confident (its confidence is that of logits 1.6 times too large) and better at some classes
-than at others. A resampling draws held-out images and unlabelled ones anew, chooses thresholds on the former, and looks
+than at others. A resampling draws held-out and unlabelled images again, chooses thresholds on the former, and looks
 at the precision that they have over the whole distribution. `broken`: the precision of a class that is promised by
 itself, or of the classes that are promised together, is below the target. `broken_kept`: that of all that is kept is.
 """
@@ -29,7 +29,7 @@ ALLOWED_BROKEN = 0.1
 
 @dataclass(frozen=True)
 class Images:
-    """What a teacher says of images, and the chance that it is right, which nobody but this script knows."""
+    """A teacher's predictions of images, and the probability that each is correct, which only this script knows."""
 
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""What the engine costs: images a second of training ÷ those of a bare loop over a ready tensor.
+"""Measures the overhead of the engine: images a second of training ÷ those of a bare loop over a ready tensor.
 
     python benchmarks/train_step.py [--quick] [--threads 2] [--workers 0] [--device auto] [--rounds 12]
 
@@ -7,7 +7,7 @@ optimizer, the average, logs, the history, a checkpoint every few seconds (its w
 bare side is a forward, a loss, a backward and the same optimizer over images that lie ready as normalised floats: the
 same network (compiled, where the engine's is), precision and batch, as many images through the network. Both sides take
 turns in one process, some steps each, on the same cores, which preparing the batches shares; medians of the turns, but
-for the first, which warms up, and the last, which ends with an evaluation. Worker processes go on preparing batches in
+for the first, which warms up, and the last, which ends with an evaluation. Worker processes keep preparing batches in
 the bare loop's turn, two for each of them: turns should be longer than that. Supervised with batches of 64, and
 FixMatch with 16 labelled images and μ = 7, on WRN-28-2 at 32×32.
 """
@@ -33,8 +33,8 @@ from torch.nn import functional as F
 from benchmarks.report import publish
 from selftrain.models import build_model
 from selftrain.ssl_tasks.data.dataset import Dataset
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.precision import autocast, prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.devices import autocast, prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource, SplitSettings
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.training.checkpoints import Checkpoints

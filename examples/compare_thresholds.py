@@ -15,8 +15,8 @@ def main(changes: list[str]) -> None:
     for threshold in (0.3, 0.95):
         settings = ["rounds=1", f"round.select.threshold={threshold}", *changes]
         finished = run("quickstart", settings, name=f"threshold-{threshold}")
-        last = finished.summary["rounds"][-1]  # the teacher, where it invented no label that a student could learn
-        print(f"{threshold}: {last['selected'] or 0} labels invented, test accuracy {last['test_accuracy']:.3f}")
+        last = finished.summary["rounds"][-1]  # the teacher's, if no pseudo-label was accepted
+        print(f"{threshold}: {last['selected'] or 0} pseudo-labels, test accuracy {last['test_accuracy']:.3f}")
         summary = class_summary(tables_of(finished))
         print(summary[["name", "candidates", "kept", "true_precision"]].to_string(index=False))
 

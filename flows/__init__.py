@@ -1,1 +1,1 @@
-"""Prefect lives here alone: which stages, in what order, retried, scheduled, where; and the command line."""
+"""The command line, the functions behind it, the order of stages, and all code that uses Prefect."""

@@ -1,4 +1,4 @@
-"""Tables on a terminal. Text that comes from data is stripped of control characters first."""
+"""Prints tables and numbers on a terminal. Text from data is stripped of control characters first."""
 
 import re
 import sys
@@ -8,23 +8,23 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u20
 
 
 def printable(text: object) -> str:
-    """Text that cannot move the cursor, colour the screen or turn its direction."""
+    """Replaces control characters, which could move the cursor, colour the screen or reverse text."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text)).replace("\n", " ")
 
 
 def printable_lines(text: object) -> str:
-    """The same, of several lines."""
+    """Replaces control characters in text of several lines."""
     return "\n".join(map(printable, str(text).split("\n")))
 
 
 def print_table(rows: Sequence[Mapping[str, object]], right: Collection[str] = ()) -> None:
-    """Rows of equal keys as an aligned table on stdout."""
+    """Prints rows with equal keys as an aligned table on stdout."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     if not rows:
-        print("nothing to show")
+        print("no rows")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in rows[0]:
@@ -35,13 +35,18 @@ def print_table(rows: Sequence[Mapping[str, object]], right: Collection[str] = (
     Console(width=width, highlight=False).print(table)
 
 
+def counted(number: int, noun: str) -> str:
+    """Formats a number and its noun, such as: 1 folder; 1,200 folders."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def share(value: float | None) -> str:
-    """0.9533 → 95.3 %"""
+    """Formats a share as a percentage: 0.9533 → 95.3 %."""
     return "" if value is None else f"{100 * value:.1f} %"
 
 
 def seconds(value: float) -> str:
-    """75 → 1:15; 3.2 → 3.2 s"""
+    """Formats seconds: 75 → 1:15; 3.2 → 3.2 s."""
     if value < 60:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)

@@ -66,7 +66,7 @@ def joined(networks: Sequence[Classifier]) -> Classifier:
 
 
 def members(network: Classifier) -> int:
-    """How many networks a classifier is."""
+    """Returns the number of networks in a classifier."""
     return len(network.body.bodies) if isinstance(network.body, SideBySide) else 1
 
 

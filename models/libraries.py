@@ -55,7 +55,7 @@ def create_timm(timm: ModuleType, settings: ModelSettings, options: dict[str, An
 
 
 def count_features(body: nn.Module) -> int:
-    """What the head reads: timm says it apart where a layer lies between the pooling and the head."""
+    """Counts the features that the head reads; timm states them separately if a layer follows the pooling."""
     features = getattr(body, "head_hidden_size", None) or getattr(body, "num_features", None)
     assert isinstance(features, int), "every timm classifier knows its number of features"
     return features

@@ -32,14 +32,14 @@ def drop_rates(last: float, blocks: int) -> list[float]:
 
 
 def set_batch_norm_momentum(network: nn.Module, momentum: float) -> None:
-    """How fast the statistics that evaluation uses follow the batches."""
+    """Sets how fast batch norm's running statistics follow the batches."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = momentum
 
 
 def rate_name(module: nn.Module) -> str | None:
-    """What a module calls the share that it drops; None where it drops nothing."""
+    """Returns the name of a module's drop rate; None if it drops nothing."""
     if isinstance(module, (*DROPOUTS, StochasticDepth, Head)):
         return "p"
     return "drop_prob" if isinstance(getattr(module, "drop_prob", None), float) else None  # timm's DropPath

@@ -1,4 +1,4 @@
-"""How pretrained weights fill a network: our own, timm's or torchvision's, by their own names.
+"""Fills networks with pretrained weights: our own, timm's or torchvision's, by their own names.
 
 Files are read as safetensors; torchvision's official ones with `weights_only`.
 """
@@ -22,7 +22,7 @@ SHOWN = 3  # names in a message
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The file's tensors by name."""
+    """Returns the file's tensors by name."""
     if path.suffix == ".pth":
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     check_safetensors(path)
@@ -33,7 +33,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_pretrained(network: Classifier, path: Path, image_size: int) -> None:
-    """Fills the body; the head too where the file is of ours and its size fits, else it keeps its fresh weights."""
+    """Fills the body, and the head if the file has one that fits; otherwise the head keeps its drawn weights."""
     found = read_weights(path)
     if not any(name.startswith("body.") for name in found):
         found = {f"body.{name}": weight for name, weight in converted(network.body, found, path, image_size).items()}
@@ -49,7 +49,7 @@ def load_pretrained(network: Classifier, path: Path, image_size: int) -> None:
 
 
 def converted(body: nn.Module, found: dict[str, Tensor], path: Path, image_size: int) -> dict[str, Tensor]:
-    """A library's weights for this image size: position embeddings resampled, names of its older files renamed."""
+    """Returns a library's weights for this image size: position embeddings are resampled, old names replaced."""
     try:
         if type(body).__module__.startswith("timm."):
             convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
@@ -64,7 +64,7 @@ def converted(body: nn.Module, found: dict[str, Tensor], path: Path, image_size:
 
 
 def check_fit(body: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    """Every weight of the body must be there with its shape: half-loaded networks train, and nobody notices."""
+    """Every weight of the body must be there with its shape: a half-loaded network would train unnoticed."""
     missing = [name for name in body if name not in found and not name.endswith("num_batches_tracked")]
     wrong = [
         f"{name} is {list(found[name].shape)} in the file and {list(weight.shape)} in the network"

@@ -1,4 +1,4 @@
-"""What a recipe may say of a network and of its first weights, and what a file of weights is. No torch here."""
+"""The settings of a network and of its first weights, and what a file of weights is. No torch here."""
 
 import json
 import re
@@ -9,7 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from selftrain.ssl_tasks.errors import ConfigError
 
-ONE_SIZE = ("mlp", "torchvision:vit", "torchvision:maxvit", "timm:vit")  # how networks for one image size are named
+ONE_SIZE = (
+    "mlp",
+    "torchvision:vit",
+    "torchvision:maxvit",
+    "timm:vit",
+)  # beginnings of the names of networks that are built for one image size
 LIBRARIES = ("timm:", "torchvision:")
 SUFFIX = ".safetensors"
 HUB_ID = re.compile(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -18,7 +23,7 @@ FOREIGN = {b"PK\x03\x04": "torch.save", b"\x80\x02": "pickle", b"\x80\x03": "pic
 
 
 class Normalisation(BaseModel):
-    """What is subtracted from each channel and what it is divided by, on a scale where white is 1."""
+    """The mean and standard deviation of each channel that normalise images, on a scale where white is 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -41,18 +46,23 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     name: str = Field(
-        "small_cnn", description="wrn-D-K, small_cnn, fast_cnn, mlp, mlp-D, torchvision:<name>, timm:<name>"
+        "small_cnn",
+        description="the network: wrn-D-K, small_cnn, fast_cnn, mlp, mlp-D, torchvision:<name> or timm:<name>",
     )
     width: int | None = Field(
         None, ge=1, description="channels of the first stage (small_cnn, fast_cnn) or hidden units (mlp)"
     )
-    dropout: float = Field(0.0, ge=0, lt=1)
-    stochastic_depth: float = Field(0.0, ge=0, lt=1, description="drop rate of the last block; earlier ones less")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability of dropout before the classifier")
+    stochastic_depth: float = Field(
+        0.0, ge=0, lt=1, description="drop rate of the last block; earlier blocks have less"
+    )
     batch_norm_momentum: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="default the family's: .001 for wrn as in the reference (raise it for short runs), else .1",
+        description="momentum of batch norm's running statistics; default 0.001 for wrn, as in the "
+        "reference (raise it for "
+        "short runs), else 0.1",
     )
     pretrained: bool | str | None = Field(
         None,
@@ -70,7 +80,7 @@ class ModelSettings(BaseModel):
     @field_validator("pretrained", mode="before")
     @classmethod
     def _paths_start_from_the_recipe(cls, value: Any, info: ValidationInfo) -> Any:
-        """`false` is none; a relative path starts from the recipe's own folder, as every path of a recipe does."""
+        """Reads `false` as none, and a relative path from the recipe's folder, as for every path of a recipe."""
         text, folder = str(value), (info.context or {}).get("folder")
         if isinstance(value, bool) or not isinstance(value, (str, Path)):
             return value or None
@@ -89,25 +99,25 @@ class ModelSettings(BaseModel):
 
     @property
     def pretrained_kind(self) -> Literal["none", "tag", "hub", "url", "path"]:
-        """What kind of place the first weights come from; `true` is a tag too, the library's default."""
+        """The kind of place that the first weights come from; `true` is a tag too, the library's default."""
         if self.pretrained is None:
             return "none"
         return "tag" if isinstance(self.pretrained, bool) else source_kind(self.pretrained)
 
     @property
     def label(self) -> str:
-        """What a table calls the network."""
+        """The network's name in tables."""
         return self.name if self.width is None else f"{self.name} {self.width}"
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether a text names a file of this machine: by its beginning or its suffix."""
+    """Returns whether a text names a file of this machine, by its beginning or its suffix."""
     suffixes = (SUFFIX, ".pt", ".pth", ".bin", ".ckpt")
     return text.startswith(("/", "./", "../", "~")) or (text.endswith(suffixes) and "://" not in text)
 
 
 def source_kind(text: str) -> Literal["tag", "hub", "url", "path"]:
-    """What the text of `model.pretrained` names; it is decided by the text alone, whatever files there are."""
+    """Returns the kind of place that `model.pretrained` names; only the text decides, not the files on the disk."""
     if text.startswith("http://") and not re.match(r"http://(127\.0\.0\.1|localhost)[:/]", text):
         raise ValueError(f"model.pretrained is {text}; expected https://, so that nobody can change the weights")
     if text.startswith(("https://", "http://")):
@@ -127,12 +137,12 @@ def source_kind(text: str) -> Literal["tag", "hub", "url", "path"]:
 
 
 def weights_file(model: ModelSettings) -> Path | None:
-    """The file on this machine that a recipe names; None where it names another kind of place, or none."""
+    """Returns the file of this machine that a recipe names; None if it names another kind of place, or none."""
     return Path(str(model.pretrained)).expanduser() if model.pretrained_kind == "path" else None
 
 
 def check_safetensors(path: Path, setting: str = "model.pretrained") -> None:
-    """ConfigError unless the file is a whole safetensors file; reads its first bytes alone."""
+    """Raises ConfigError unless the file is a complete safetensors file; reads only its first bytes."""
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ConfigError(f"{setting}: {path} {found}; expected a {SUFFIX} file")

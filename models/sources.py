@@ -1,4 +1,4 @@
-"""Where pretrained weights come from, what is known of them, and how they get onto this machine.
+"""Finds pretrained weights, fetches them onto this machine, and collects the facts about them.
 
 timm's weights come from the Hugging Face hub into its cache, torchvision's and those of a URL into torch's. Hashes in
 the names of torchvision's files are checked.
@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]  # bytes that are there, bytes in all
 
 
 class Facts(BaseModel):
-    """What is known of weights: names, licence, and how images were prepared in their training."""
+    """The known facts about weights: names, licence, and the preparation of images in their training."""
 
     network: str
     tag: str = ""
@@ -51,12 +51,12 @@ class Facts(BaseModel):
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """The mean and deviation of the training, where they are known."""
+        """The mean and deviation of the training, if they are known."""
         return None if self.mean is None or self.std is None else Normalisation(mean=self.mean, std=self.std)
 
 
 def import_hub() -> ModuleType:
-    """huggingface_hub, or how to get it."""
+    """Returns huggingface_hub; raises ConfigError if it is not installed."""
     try:
         return importlib.import_module("huggingface_hub")
     except ModuleNotFoundError as error:
@@ -68,7 +68,7 @@ def import_hub() -> ModuleType:
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from: a repository of the hub, a URL, or a file of this machine."""
+    """The origin of weights: a repository of the hub, a URL, or a file of this machine."""
 
     facts: Facts
     repository: str = ""
@@ -78,7 +78,7 @@ class Source:
 
     @property
     def place(self) -> Path:
-        """Where the file lies, or where it can be put by hand."""
+        """The path of the file, or the path to put it at by hand."""
         if self.file is not None:
             return self.file
         folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -92,7 +92,7 @@ class Source:
 
     @property
     def here(self) -> Path | None:
-        """The file, where it is on this machine already."""
+        """The file if it is on this machine already, else None."""
         if self.place.is_file():
             return self.place
         if not self.repository:
@@ -102,14 +102,14 @@ class Source:
 
     @property
     def address(self) -> str:
-        """The URL of the file; empty where it is on this machine."""
+        """The URL of the file; empty for a file of this machine."""
         if not self.repository:
             return self.url
         return import_hub().hf_hub_url(self.repository, HUB_FILE, revision=self.revision)
 
 
 def find_source(model: ModelSettings) -> Source:
-    """Where the settings' weights come from, and what the library knows of them; nothing is fetched."""
+    """Returns the origin of the settings' weights and the facts that the library knows; fetches nothing."""
     kind, spec = model.pretrained_kind, str(model.pretrained)
     if kind == "tag":
         return official_source(model.name, None if model.pretrained is True else spec)
@@ -127,13 +127,13 @@ def find_source(model: ModelSettings) -> Source:
 
 
 def official_source(network: str, tag: str | None) -> Source:
-    """The weights that timm or torchvision publish for a network of theirs."""
+    """Returns the weights that timm or torchvision publish for one of their networks."""
     library, _, name = network.partition(":")
     return timm_source(name, tag) if library == "timm" else torchvision_source(name, tag)
 
 
 def timm_source(name: str, tag: str | None) -> Source:
-    """timm's weights of a tag, or of the name's own or default one."""
+    """Returns timm's weights with a tag; without one, those of the tag in the name or the default."""
     models = import_timm().models
     if not models.is_model(name):
         raise ConfigError(f"timm has no model '{name}'." + nearest_of_many(name, models.list_models()))
@@ -149,7 +149,7 @@ def timm_source(name: str, tag: str | None) -> Source:
 
 
 def timm_facts(known: Any) -> Facts:
-    """What timm's configuration says of weights."""
+    """Returns the facts in timm's configuration of weights."""
     return Facts(
         network=f"timm:{known.architecture}",
         tag=known.tag or "",
@@ -164,7 +164,7 @@ def timm_facts(known: Any) -> Facts:
 
 
 def torchvision_source(name: str, tag: str | None) -> Source:
-    """torchvision's weights of a name in its list (IMAGENET1K_V2), or its default."""
+    """Returns torchvision's weights with a tag such as IMAGENET1K_V2, or its default."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ConfigError(f"torchvision has no classifier '{name}'." + nearest(name, known))
@@ -176,7 +176,7 @@ def torchvision_source(name: str, tag: str | None) -> Source:
 
 
 def torchvision_facts(name: str, weights: Any) -> Facts:
-    """What torchvision's entry says of weights; their licence is not stated there."""
+    """Returns the facts in torchvision's entry of weights, which states no licence."""
     shown = weights.transforms()
     resized, cropped = shown.resize_size[0], shown.crop_size[0]
     return Facts(
@@ -192,7 +192,7 @@ def torchvision_facts(name: str, weights: Any) -> Facts:
 
 
 def architecture_facts(network: str) -> Facts:
-    """How the library's default weights of a network were trained: the best guess for a file of its weights."""
+    """Returns the facts about a network's default weights, as the best guess for a file of its weights."""
     library, _, name = network.partition(":")
     facts = Facts(network=network, source="")
     if library == "timm":
@@ -205,7 +205,7 @@ def architecture_facts(network: str) -> Facts:
 
 
 def official_facts_of_hub(repository: str) -> Facts | None:
-    """timm's own repositories are named by network and tag."""
+    """Returns the facts about one of timm's own repositories, which are named by network and tag; else None."""
     name = repository.removeprefix("timm/")
     if name == repository:
         return None
@@ -214,7 +214,7 @@ def official_facts_of_hub(repository: str) -> Facts | None:
 
 
 def published(pattern: str) -> list[Source]:
-    """The weights that timm and torchvision publish for networks whose name contains the pattern, or fits its *."""
+    """Returns the weights that timm and torchvision publish for networks whose name contains or fits the pattern."""
     wanted = pattern if "*" in pattern else f"*{pattern}*"
     found = []
     if "timm:" not in wanted:
@@ -231,7 +231,7 @@ def published(pattern: str) -> list[Source]:
 
 
 def obtain(model: ModelSettings, progress: Progress | None = None) -> Source:
-    """The weights as a file of this machine: fetched where they are not here yet, with what is known of them."""
+    """Returns the weights as a file of this machine, fetched if necessary, with the facts about them."""
     source = find_source(model)
     if source.place.is_file():
         found = replace(source, file=source.place)
@@ -248,12 +248,12 @@ def obtain(model: ModelSettings, progress: Progress | None = None) -> Source:
 
 
 def by_hand(source: Source) -> str:
-    """What a person can do where there is no way to the weights."""
+    """Returns the advice for a machine without a network."""
     return f"Fetch {source.address} on another machine and put it here as {source.place}."
 
 
 def from_hub(source: Source, model: ModelSettings, progress: Progress | None) -> Source:
-    """The file of a repository, in the hub's own cache, and what its config.json says."""
+    """Fetches the file of a repository into the hub's cache, and reads its config.json."""
     try:
         file = Path(ask_hub(source, HUB_FILE, progress))
     except FileNotFoundError as error:
@@ -269,7 +269,7 @@ def from_hub(source: Source, model: ModelSettings, progress: Progress | None) ->
 
 
 def told_by_hub(config: dict[str, Any], facts: Facts, model: ModelSettings) -> Facts:
-    """What config.json, as timm writes it, says beyond what timm knows; another network is refused."""
+    """Returns the facts completed by the repository's config.json; raises ConfigError if it is of another network."""
     wanted, told = model.name.partition(":")[2].partition(".")[0], config.get("architecture")
     if model.name.startswith("timm:") and told not in (None, wanted):
         raise ConfigError(
@@ -285,7 +285,7 @@ def told_by_hub(config: dict[str, Any], facts: Facts, model: ModelSettings) -> F
 
 
 def ask_hub(source: Source, name: str, progress: Progress | None) -> str:
-    """Path of a file of the hub, in its cache; FileNotFoundError where the repository has none of that name."""
+    """Fetches a file of a repository and returns its path; raises FileNotFoundError if the repository lacks it."""
     hub = import_hub()
     errors, asked = hub.errors, f"model.pretrained: {source.repository}"
     bar = {} if progress is None else {"tqdm_class": reporting(progress)}
@@ -312,7 +312,7 @@ def ask_hub(source: Source, name: str, progress: Progress | None) -> str:
 
 
 def reporting(progress: Progress) -> type:
-    """The hub's progress bar, which tells us too."""
+    """Returns a class of the hub's progress bar that also reports to us."""
     bar = importlib.import_module("huggingface_hub.utils").tqdm
 
     class Reporting(bar):  # type: ignore[misc, valid-type]
@@ -327,7 +327,7 @@ def reporting(progress: Progress) -> type:
 
 
 def from_url(source: Source, progress: Progress | None) -> Source:
-    """The file of a URL, in torch's cache; the hash in a name of torchvision's is checked."""
+    """Fetches the file of a URL into torch's cache, and checks the hash in the names of torchvision's files."""
     place = source.place
     place.parent.mkdir(parents=True, exist_ok=True)
     digest, temporary = hashlib.sha256(), place.with_name(f".{place.name}.part")

@@ -1,4 +1,4 @@
-"""Which weights of a network are trained: all, the head, the norms, the last layers, or low-rank additions (LoRA).
+"""Chooses the weights of a network that are trained: all, the head, the norms, the last layers, or LoRA's.
 
 What is frozen gets no gradient and takes no memory in the optimizer; frozen batch norms keep their statistics. LoRA
 (Hu et al. 2021, arXiv 2106.09685) leaves a layer's weight W as it is and adds alpha/rank · up(down(x)) to its output,
@@ -41,7 +41,7 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """A hook, so that the layer keeps its class and its weights keep their names."""
+    """Adds the low-rank part as a hook, so that the layer keeps its class and its weights their names."""
     return output + layer.lora(inputs[0])  # type: ignore[operator]
 
 
@@ -69,7 +69,7 @@ def tune(network: Classifier, what: str, lora: LoraSettings) -> None:
 
 
 def norms(body: nn.Module) -> Iterator[nn.Module]:
-    """Every layer that normalises and has weights; a body without any cannot be tuned by them."""
+    """Yields every layer that normalises and has weights; raises ConfigError if there is none."""
     found = [module for module in body.modules() if isinstance(module, NORMS) and list(module.parameters())]
     if not found:
         raise ConfigError("train.tune is norms, and the network has none; use head, last-N or all")
@@ -77,7 +77,7 @@ def norms(body: nn.Module) -> Iterator[nn.Module]:
 
 
 def lora_layers(body: nn.Module, settings: LoraSettings) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers that LoRA adapts, by name; not those whose weights torch's attention reads without calling them."""
+    """Returns the layers that LoRA adapts, by name; not those that torch's attention reads without calling them."""
     known = {
         name: module
         for name, module in body.named_modules()
@@ -100,7 +100,7 @@ def lora_layers(body: nn.Module, settings: LoraSettings) -> dict[str, nn.Linear 
 
 
 def last_layers(body: nn.Module, count: int) -> list[nn.Parameter]:
-    """The parameters of the last layers of a body."""
+    """Returns the parameters of the last layers of a body."""
     found = layers(body)
     if count > len(found):
         raise ConfigError(f"train.tune is last-{count}, and the network has {len(found)} layers; use last-N or all")
@@ -108,7 +108,7 @@ def last_layers(body: nn.Module, count: int) -> list[nn.Parameter]:
 
 
 def layers(body: nn.Module) -> list[list[nn.Parameter]]:
-    """A body's parameters by layer, from the images to the features.
+    """Returns a body's parameters by layer, from the images to the features.
 
     A layer is an element of the network's lists: a residual block, a transformer's block, a convolution of the stem.
     What has no kernel (a norm) belongs to the layer before it.
@@ -132,7 +132,7 @@ def _units(module: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 
 def _is_list_of_blocks(module: nn.Module) -> bool:
-    """Whether it holds several modules of one kind that have parts themselves, as a stage holds its blocks."""
+    """Returns whether a list holds several modules of one kind that have parts, as a stage holds its blocks."""
     inner = list(module.children()) if type(module) in LISTS else []
     return len(inner) > 1 and len({type(one) for one in inner}) == 1 and any(True for _ in inner[0].children())
 
@@ -140,7 +140,7 @@ def _is_list_of_blocks(module: nn.Module) -> bool:
 def rate_factors(
     networks: Iterable[Classifier], head: float = 1.0, layer_decay: float = 1.0
 ) -> dict[nn.Parameter, float]:
-    """What each parameter's learning rate is multiplied by: the head's own factor, and less for each layer below it."""
+    """Returns each parameter's factor on the learning rate: the head's own, and less for each layer below it."""
     factors: dict[nn.Parameter, float] = {}
     for network in networks:
         factors |= dict.fromkeys(network.head.parameters(), head)
@@ -150,7 +150,7 @@ def rate_factors(
 
 
 def merged(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """The state of the plain network that computes the same: low-rank additions become part of the weights."""
+    """Returns the state of the plain network that computes the same: low-rank additions join the weights."""
     found = {name: tensor for name, tensor in state.items() if not name.endswith((DOWN, UP))}
     for name in state:
         if name.endswith(DOWN):

@@ -1,4 +1,4 @@
-"""Self-training as a pipeline: few labels and many unlabelled images in, the best classifier they allow out.
+"""Semi-supervised image classification as a pipeline: train a classifier from few labelled and many unlabelled images.
 
 Every verb of the command line is a function here, with the same names and defaults:
 
@@ -40,19 +40,19 @@ _ACTIONS = "selftrain.flows.actions"
 _PLACES = {  # where each function is, and what it is called there if it has another name
     "apply_corrections": "looking",
     "approve": "verbs",
-    "clean": "cleaning",
+    "clean": "housekeeping",
     "compare_methods": "compare",
     "compare_runs": "compare",
     "config": "looking",
     "data": "looking",
     "differences": "looking",
-    "doctor": "doctor:examine",
+    "doctor": "housekeeping:examine",
     "evaluate": "measuring",
     "explain": "looking",
     "export": "models",
     "fetch_weights": "models",
     "find_weights": "models",
-    "init": "starting:write_recipe",
+    "init": "verbs:write_recipe",
     "labels": "looking",
     "lineage": "looking",
     "plan": "verbs",

@@ -1,1 +1,1 @@
-"""What each stage of self-training does. Nothing in here knows Prefect; MLflow lives in `tracking` alone."""
+"""The stages of self-training, and all that they need. Nothing here uses Prefect; only `tracking` uses MLflow."""

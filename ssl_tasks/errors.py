@@ -4,15 +4,15 @@
     ├── UserError                  exit code 2   the input is wrong; the message says what to change
     │   ├── ConfigError                          a setting, a recipe, an option
     │   ├── DataError                            an image source, a manifest, a table of corrections
-    │   └── NotFound                             a run, stage, model or sample that nobody knows
+    │   └── NotFound                             a run, stage, model or sample that does not exist
     ├── StageFailed                exit code 3   carries stage, reason and log file
-    ├── TrainingDiverged           exit code 3   a loss that is not a number, or that grows without bound
+    ├── TrainingDiverged           exit code 3   a loss that is not a number, or grows without bound
     ├── OutOfMemory                exit code 3   says what to lower
     ├── QueryTimeout               exit code 3   a query took longer than its time limit
-    ├── DamagedArtifact            exit code 3   a file is not what its digest says
-    ├── DamagedRecord              exit code 3   a run's record is not as it was written
-    ├── Transient                  exit code 3   may succeed when tried again: the only errors that are retried
-    └── Interrupted                exit code 130 a person or a scheduler asked us to stop; a checkpoint was written
+    ├── DamagedArtifact            exit code 3   a file does not match its digest
+    ├── DamagedRecord              exit code 3   a run's record is damaged
+    ├── Transient                  exit code 3   may succeed when retried; only these are retried
+    └── Interrupted                exit code 130 a signal or a scheduler stopped it; a checkpoint was written
 
 The command `selftrain` ends with
     0    done
@@ -24,7 +24,12 @@ A message says what was found, what was expected and what to do. The command lin
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SelftrainError(Exception):
@@ -48,7 +53,7 @@ class DataError(UserError):
 
 
 class NotFound(UserError):
-    """A name that nobody knows."""
+    """A run, stage, model or sample does not exist."""
 
 
 class StageFailed(SelftrainError):
@@ -76,21 +81,60 @@ class DamagedArtifact(SelftrainError):
 
 
 class DamagedRecord(SelftrainError):
-    """A record of a run differs from what may stand there."""
+    """A record of a run is damaged."""
 
 
 class Transient(SelftrainError):
-    """A fault that trying again can cure."""
+    """A temporary fault; trying again may succeed."""
 
 
 class Interrupted(SelftrainError):
-    """Asked to stop, and stopped in order."""
+    """A signal or a scheduler stopped the command, in good order."""
 
     exit_code = 130
 
 
+def describe(error: BaseException) -> dict[str, str]:
+    """An error as JSON, for another process: its class in our tree, and a message of one line for a person."""
+    if isinstance(error, SelftrainError):
+        return {"error": type(error).__name__, "message": str(error)}
+    if out_of_space(error):
+        where = getattr(error, "filename", None) or "the workspace"
+        return {
+            "error": "SelftrainError",
+            "message": f"no space left to write {where}. Free some space (`selftrain clean` lists files to "
+            "delete) and run again",
+        }
+    if isinstance(error, MemoryError):
+        return {
+            "error": "OutOfMemory",
+            "message": "the memory of this host was not enough. Lower train.batch_size or runtime.workers",
+        }
+    if isinstance(error, (ConnectionError, TimeoutError, BlockingIOError)):
+        return {"error": "Transient", "message": f"{type(error).__name__}: {error}"}
+    lines = str(error).strip().splitlines() or [""]
+    return {"error": "SelftrainError", "message": f"{type(error).__name__}: {lines[0]}".removesuffix(": ")}
+
+
+def described(answer: Mapping[str, Any], stage: str = "", log: str | None = None) -> SelftrainError:
+    """The error that `describe` made JSON of. One that named its own stage is of `stage` now, if one is given."""
+    kind = globals().get(answer["error"])
+    if not (isinstance(kind, type) and issubclass(kind, SelftrainError)):
+        kind = SelftrainError
+    if kind is StageFailed:
+        return StageFailed(stage, answer["message"], log) if stage else SelftrainError(answer["message"])
+    return kind(answer["message"])
+
+
+def out_of_space(error: BaseException) -> bool:
+    """Whether a disk or a quota is full. Libraries of other languages have errors of their own, and the same words."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return isinstance(error, Exception) and any(os.strerror(one) in str(error) for one in FULL)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The tail of a message about an unknown name: the closest known one, then all of them."""
+    """Returns the end of a message about an unknown name: the closest known name, then all of them."""
     choices = sorted(known)
     if not choices:
         return ""
@@ -99,17 +143,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def brief(texts: Sequence[str], most: int = 10) -> str:
-    """The first few texts, each short and on one line, for a message."""
+    """Returns the first few texts, each short and on one line, for a message."""
     shown = [one_line(text) for text in texts[:most]]
     return ", ".join(shown) + (f" … ({len(texts)} in all)" if len(texts) > most else "")
 
 
 def one_line(text: str, most: int = 80) -> str:
-    """A text from a file, short and without line breaks or control characters."""
+    """Shortens a text from a file and removes line breaks and control characters."""
     shown = text if text.isprintable() else repr(text)[1:-1]
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 
 def cut(text: str, longest: int = 100) -> str:
-    """A text of any length, for a message."""
+    """Shortens a long text for a message."""
     return text if len(text) <= longest else f"{text[:longest]}…"

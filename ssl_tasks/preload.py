@@ -1,9 +1,8 @@
-"""What the fork server imports once, so that every stage starts at once. Nothing here may start threads or CUDA."""
+"""Imports modules once in the fork server, so that every stage starts fast. Nothing here may start threads or CUDA."""
 
 import signal
 
-from selftrain.ssl_tasks.execution.collection import uncollected
-from selftrain.ssl_tasks.execution.parent import die_with_parent
+from selftrain.ssl_tasks.execution.startup import die_with_parent, uncollected
 
 die_with_parent()  # torch's import lasts for seconds, and until its end nothing else here looks at anything
 for number in (

@@ -1,4 +1,4 @@
-"""Reads files that other programs or people made: regular files only, without blocking, at most so many bytes."""
+"""Reads files that others made: only regular files, without blocking, up to a number of bytes."""
 
 import os
 import stat
@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def open_regular(path: Path, most_bytes: int | None = None) -> tuple[BufferedReader, int]:
-    """An open file and its size in bytes; OSError where it is a pipe, a device, a folder, or larger than allowed."""
+    """Opens a file and returns it with its size; raises OSError for a pipe, a device, a folder or a file that is too
+    large."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # a pipe would block
     try:
         found = os.fstat(descriptor)
@@ -22,7 +23,7 @@ def open_regular(path: Path, most_bytes: int | None = None) -> tuple[BufferedRea
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """The bytes of a file, no more than it had when it was opened: it may grow, and files of /proc have no size."""
+    """Returns the bytes that a file had when it was opened: it may grow, and files of /proc have no size."""
     file, size = open_regular(path, most_bytes)
     with file:
         return file.read(size)

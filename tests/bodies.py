@@ -3,15 +3,26 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 from selftrain.ssl_tasks.errors import Interrupted, Transient, UserError
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.process import run_isolated
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult, begin_attempt, commit
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.settings.section import Section
+from selftrain.ssl_tasks.store.artifacts import Artifact, Store
 from selftrain.ssl_tasks.training.checkpoints import stop_requests
 
 
+def isolated(request: Request, workspace: Path, runtime: RuntimeSettings | None = None) -> Artifact:
+    """The artifact of a request that has none yet, computed in a process of its own."""
+    store, runtime = Store(workspace / "store"), runtime or RuntimeSettings()
+    result = run_isolated(request, begin_attempt(request, store, runtime))
+    return commit(request, result, store, runtime, 0.0, {})
+
+
 class Behaviour(Section):
-    """How a body shall behave."""
+    """The behaviour of a test body."""
 
     how: str = "write"
     text: str = "hello"

@@ -19,12 +19,16 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import pytest
 
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.settings.section import Section
 from selftrain.ssl_tasks.store.artifacts import Artifact
+from tests import warm
+
+STARTED, WORKERS_SECONDS = pytest.StashKey[list[psutil.Process]](), pytest.StashKey[list[float]]()
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell has it for what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,11 +36,21 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as nohup has it; what w
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One process for the whole session forks the commands that tests run (`tests.warm`)."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        session = contextlib.ExitStack()
+        folder = session.enter_context(tempfile.TemporaryDirectory(prefix="selftrain-warm-"))
+        config.stash[STARTED] = [session.enter_context(warm.server(Path(folder) / "socket"))]
+        config.stash[WORKERS_SECONDS] = []
+        config.add_cleanup(session.close)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each of several processes begins with its share of the slow tests: none of them is left for the end."""
     share = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    quick = [item for item in items if not item.get_closest_marker("slow")]
+    slow = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("long")]
+    quick = [item for item in items if item not in set(slow)]
     length = -(-len(quick) // share)
     items[:] = [item for at in range(share) for item in (*slow[at::share], *quick[at * length : (at + 1) * length])]
 
@@ -70,9 +84,38 @@ def kill_what_was_started_by(test: str) -> None:
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-def pytest_sessionfinish() -> None:
-    """What a library frees at its end, and complains of where it could not, is freed."""
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Frees what a library would complain about at its end. A worker reports its CPU time."""
     gc.unfreeze()
+    if (answer := getattr(session.config, "workeroutput", None)) is not None:
+        answer["cpu_seconds"] = cpu_seconds(psutil.Process())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """pytest-xdist's worker has ended."""
+    node.config.stash[WORKERS_SECONDS].append(node.workeroutput["cpu_seconds"])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """What the session has cost: seconds of a CPU, of this process and of all that came from it."""
+    workers = config.stash[WORKERS_SECONDS]
+    if workers:
+        ours = psutil.Process().cpu_times()
+        total = ours.user + ours.system + sum(map(cpu_seconds, config.stash[STARTED])) + sum(workers)
+    else:
+        total = cpu_seconds(psutil.Process())
+    terminalreporter.write_line(f"{total:.0f} CPU seconds ({total / 60:.1f} minutes), with all processes")
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """Seconds that a process and its children have used so far: those that live, and those that it has waited for."""
+    total = 0.0
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = one.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

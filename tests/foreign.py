@@ -61,7 +61,7 @@ def another_origin() -> Iterator[str]:
 
 
 def attack(browser: Browser, page: str, api: str, command: str) -> list[Any]:
-    """What each request of the page was answered."""
+    """Sends the requests of the page, and returns the answers."""
     browser.open_address(page)
     browser.driver.set_script_timeout(60)
     answers: list[Any] = browser.driver.execute_async_script(ATTACK, api, command)
@@ -109,7 +109,7 @@ LET_IN = {
 
 
 def listeners(process: psutil.Process) -> list[tuple[str, int]]:
-    """Where it and its descendants listen."""
+    """Returns the addresses on which a process and its descendants listen."""
     found = []
     for one in (process, *process.children(recursive=True)):
         found += [tuple(at.laddr) for at in one.net_connections("inet") if at.status == psutil.CONN_LISTEN]

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -12,16 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from selftrain.flows.prefect.local_api import WITHOUT_BLOCKS
+from selftrain.flows.prefect.server import WITHOUT_BLOCKS
+from tests.warm import Command
 
 START_SECONDS = 240.0
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @contextmanager
@@ -54,10 +46,7 @@ def prefect_server(folder: Path, port: int) -> Iterator[str]:
 def _server(folder: Path, command: list[str], healthy: str, variables: dict[str, str]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    with (folder / "server.log").open("a") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**kept, **variables}, start_new_session=True, cwd=folder
-        )
+    process = Command(command[1:], {**kept, **variables}, session=True, folder=folder)
     try:
         _wait_until_healthy(healthy, process)
         yield
@@ -66,10 +55,10 @@ def _server(folder: Path, command: list[str], healthy: str, variables: dict[str,
         process.wait()
 
 
-def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]") -> None:
+def _wait_until_healthy(url: str, process: Command) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        assert process.poll() is None, "the server ended at once; see server.log"
+        assert process.poll() is None, process.communicate()
         try:
             with urllib.request.urlopen(url, timeout=3):
                 return

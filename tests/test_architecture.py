@@ -1,13 +1,12 @@
 """The order of imports between rooms, and the size of rooms, files and functions."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "ssl_tasks", "models", "configs")
@@ -57,7 +56,7 @@ NOT_ON_A_GPU_MACHINE = [
     "fsspec",
 ]
 HOMES = {  # a foreign library → the folders that may import it
-    "prefect": ("flows/prefect", "flows/rounds", "flows/actions"),
+    "prefect": ("flows/prefect", "flows/actions"),
     "mlflow": ("ssl_tasks/tracking",),
     "albumentations": ("ssl_tasks/data",),
     "duckdb": ("ssl_tasks/pseudo_labels", "ssl_tasks/data", "ssl_tasks/report"),
@@ -140,11 +139,14 @@ def test_models_know_nothing_of_their_users() -> None:
             assert all(module.startswith(below) for module in ours), f"{path} imports {ours}"
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_reading_recipes_and_records_imports_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert not HEAVY & set(loaded.split())
+def test_reading_recipes_and_records_imports_nothing_heavy() -> None:
+    """One process imports them one after another and says after each what is loaded."""
+    code = f"import importlib, sys\nfor name in {LIGHT}: importlib.import_module(name); print(name, *sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert len(said.splitlines()) == len(LIGHT)
+    for line in said.splitlines():
+        module, *loaded = line.split()
+        assert not HEAVY & set(loaded), f"{module} imports {HEAVY & set(loaded)}"
 
 
 def test_a_bare_gpu_machine_can_train() -> None:
@@ -198,3 +200,28 @@ def test_the_answers_to_where_is_it_are_true() -> None:
         }
         asked = {name.split(".")[-1] for name in names.split("`")[1::2]}
         assert asked <= defined, f"{question.strip()}: {paths[0]} lacks {asked - defined}"
+
+
+def test_the_ways_through_the_code_are_as_short_as_documented() -> None:
+    """Each function is in its file and is tied to an earlier one of its way, and the table counts the files."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("## Ways through the code")[1].split("\n## ")[0]
+    counted = [int(line.split("|")[2]) for line in section.splitlines() if re.match(r"\| .* \| \d+ \|", line)]
+    ways = [re.findall(r"`([\w/]+\.py)`\s+`(\w+)`", way) for way in section.split("\n- ")[1:]]
+    step, threshold, rerun, image = ways
+    assert counted == [4, len(step), len(threshold), len(rerun), len(image)]
+    assert len(step) <= 10
+    assert len(threshold) <= 9
+    assert len(rerun) <= 12
+    assert len(image) <= 9
+    for way in ways:
+        assert len({path for path, _ in way}) == len(way)
+        names, passed = [], ""
+        for path, name in way:
+            source = (ROOT / path).read_text()
+            assert re.search(rf"^\s*(def|class) {name}\b", source, re.MULTILINE), f"{path} does not define {name}"
+            called = re.search(rf"\b({name}|{Path(path).stem})\b", passed)
+            refers = any(re.search(rf"\b{one}\b", source) for one in names)
+            assert not names or called or refers, f"{path} and the files before it do not name one another"
+            passed += source
+            names.append(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from selftrain.ssl_tasks.errors import DamagedArtifact, UserError
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.store.artifacts import Store, check_files, digest_json, stage_key, write_atomically
 from tests.bodies import Behaviour
 
@@ -18,7 +18,7 @@ def request(**changes: str) -> Request:
 
 
 def executions(workspace: Path) -> int:
-    """How often a body ran."""
+    """Counts the executions of a body."""
     path = workspace / "executions.txt"
     return len(path.read_text().splitlines()) if path.exists() else 0
 
@@ -91,7 +91,7 @@ def test_check_names_the_file(workspace: Path) -> None:
     artifact = execute(request(), workspace).artifact
     artifact.file("result.txt").write_text("hellO")
     check_files(artifact, digests=False)
-    with pytest.raises(DamagedArtifact, match=r"result\.txt has other contents"):
+    with pytest.raises(DamagedArtifact, match=r"result\.txt has changed since"):
         check_files(artifact)
 
 

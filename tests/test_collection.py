@@ -1,4 +1,4 @@
-"""What is imported without garbage collection: frozen where the process is ours, left as it was in a notebook's."""
+"""Imports without garbage collection are frozen in our own process, and left alone in a notebook's."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 CODE = """
 import gc
-from selftrain.ssl_tasks.execution.collection import own_process, uncollected
+from selftrain.ssl_tasks.execution.startup import own_process, uncollected
 {first}
 with uncollected():
     import email.message

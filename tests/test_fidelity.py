@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.methods.table import METHODS
 
 ROOT = Path(__file__).parent.parent
 ROWS = re.findall(r"^\| `(\w+)` \|(.*)\|$", (ROOT / "docs" / "fidelity.md").read_text(), re.MULTILINE)

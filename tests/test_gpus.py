@@ -1,4 +1,7 @@
-"""GPUs are leased by the names that the process may use, all at once, to one stage at a time. They are pretended."""
+"""GPUs are leased by the names that the process may use, all at once, to one stage at a time.
+
+The GPUs are pretended by CUDA_VISIBLE_DEVICES; the leases, the locks and the processes are real.
+"""
 
 import contextlib
 import multiprocessing.forkserver
@@ -13,12 +16,11 @@ import pytest
 
 from selftrain.flows.rounds.stages import VERSIONS
 from selftrain.ssl_tasks.errors import ConfigError, StageFailed
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.gpus import lease, needed, visible_gpus
-from selftrain.ssl_tasks.execution.process import run_isolated
+from selftrain.ssl_tasks.execution.devices import lease, needed, visible_gpus
+from selftrain.ssl_tasks.execution.stage import Request
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
-from selftrain.ssl_tasks.store.artifacts import file_lock
-from tests.bodies import Behaviour
+from selftrain.ssl_tasks.store.locks import file_lock
+from tests.bodies import Behaviour, isolated
 from tests.clock import HANG
 
 UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,MIG-GPU-4106c12f/1/0"
@@ -26,7 +28,7 @@ UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,MIG-GPU-4106c12f/1/0"
 
 @pytest.fixture(scope="module", autouse=True)
 def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the locks of these tests are. A fork server of their own knows of it, and of two GPUs."""
+    """The folder of the locks of these tests. A fork server of their own knows of it, and of two GPUs."""
     folder = tmp_path_factory.mktemp("locks")
     server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
     server._stop()
@@ -96,12 +98,12 @@ def test_without_gpus_nothing_is_leased(
 
 def test_an_index_beyond_the_gpus_is_refused(workspace: Path) -> None:
     with pytest.raises(ConfigError, match=r"'cuda:2' is not there: this process may use 2 GPUs \(0, 1\)"):
-        execute(request(), workspace, RuntimeSettings(device="cuda:2"), runner=run_isolated)
+        isolated(request(), workspace, RuntimeSettings(device="cuda:2"))
 
 
 def test_a_body_finds_the_leased_gpu_as_its_only_one(workspace: Path) -> None:
     asked = RuntimeSettings(device="cuda:1")
-    found = execute(request(), workspace, asked, runner=run_isolated).artifact.summary
+    found = isolated(request(), workspace, asked).summary
     assert (found["device"], found["visible"]) == ("cuda", "1")
 
 
@@ -154,7 +156,7 @@ def test_the_wait_for_a_gpu_is_no_part_of_the_stages_time(workspace: Path, locks
     held.enter_context(file_lock(locks / "gpu-0.lock"))
     timer = threading.Timer(6.0, held.close)
     timer.start()
-    assert not execute(request("write"), workspace, asked, runner=run_isolated).reused
+    isolated(request("write"), workspace, asked)
     timer.join()
     with pytest.raises(StageFailed, match=r"longer than runtime.stage_timeout = 2 s"):
-        execute(request("hang"), workspace, asked, runner=run_isolated)
+        isolated(request("hang"), workspace, asked)

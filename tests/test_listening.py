@@ -1,4 +1,4 @@
-"""Whom our servers let in, request by request."""
+"""Our servers accept or refuse requests as documented."""
 
 import asyncio
 import base64

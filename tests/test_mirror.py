@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.execute import Outcome, execute
+from selftrain.ssl_tasks.execution.stage import Outcome, execute
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store import mirror as mirror_module
 from selftrain.ssl_tasks.store.mirror import Mirror
@@ -73,7 +73,7 @@ def test_an_upload_that_stops_half_way_leaves_no_manifest(
         break_storage(broken, 1, "put_file")
         assert not answer(tmp_path / "a", shared).reused, "a storage that is away stops no stage"
     assert not list((tmp_path / "shared").rglob("*.json"))
-    assert answer(tmp_path / "a", shared).reused, "the next run offers it again"
+    assert answer(tmp_path / "a", shared).reused, "the next run copies it again"
     assert answer(tmp_path / "b", shared).reused
 
 

@@ -97,8 +97,8 @@ def test_the_installed_package_works_in_a_folder_with_the_users_own_modules(
 
 
 def test_every_verb_that_shows_or_computes_is_a_function() -> None:
-    """Servers and deployments are for the terminal alone."""
-    alone = {"up", "serve", "assist", "deploy", "init-server"}
+    """Servers, deployments and the completion of a shell are for the terminal only."""
+    alone = {"up", "serve", "assist", "deploy", "init-server", "completion"}
     called = {"compare": "compare_runs"}
     actions = next(action for action in parser()._actions if action.dest != "workspace" and action.choices)
     verbs = set(actions.choices or ())

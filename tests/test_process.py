@@ -1,4 +1,4 @@
-"""Stages in real processes: errors come back, dead workers are told of, nobody outlives the parent."""
+"""Stages in real processes: errors come back, dead workers are told of, none outlives the parent."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from selftrain.ssl_tasks.errors import SelftrainError, StageFailed, Transient, UserError
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.process import run_isolated, stop_all
+from selftrain.ssl_tasks.execution.process import stop_all
+from selftrain.ssl_tasks.execution.stage import Request
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
-from tests.bodies import Behaviour
+from tests.bodies import Behaviour, isolated
 from tests.clock import HANG, until
 from tests.conftest import kill_what_was_started_by
 
@@ -29,9 +29,9 @@ def request(how: str) -> Request:
 
 
 def test_a_worker_answers_like_a_function(workspace: Path) -> None:
-    outcome = execute(request("write"), workspace, runner=run_isolated)
-    assert outcome.artifact.file("result.txt").read_text() == "hello"
-    assert outcome.artifact.summary == {"length": 5}
+    artifact = isolated(request("write"), workspace)
+    assert artifact.file("result.txt").read_text() == "hello"
+    assert artifact.summary == {"length": 5}
     assert f"write {os.getpid()}" not in (workspace / "executions.txt").read_text()
 
 
@@ -42,20 +42,20 @@ def test_a_worker_answers_like_a_function(workspace: Path) -> None:
         ("transient", Transient, "the network blinked"),
         ("defect", SelftrainError, "KeyError: 'surprise'"),
         ("killed", StageFailed, "killed by SIGKILL"),
-        ("disk_full", SelftrainError, "no space left to write .*; free some"),
+        ("disk_full", SelftrainError, r"no space left to write .*\. Free some"),
     ],
 )
 def test_what_went_wrong_comes_back_as_what_it_was(
     workspace: Path, how: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        execute(request(how), workspace, runner=run_isolated)
+        isolated(request(how), workspace)
 
 
 def test_a_stage_that_takes_too_long_is_stopped(workspace: Path) -> None:
     runtime = RuntimeSettings(stage_timeout=1.0)
     with pytest.raises(StageFailed, match=r"longer than runtime.stage_timeout = 1 s"):
-        execute(request("hang"), workspace, runtime, runner=run_isolated)
+        isolated(request("hang"), workspace, runtime)
     assert not psutil.pid_exists(worker_pid(workspace))
 
 
@@ -63,7 +63,7 @@ def test_workers_are_asked_to_stop_once_and_finish_their_checkpoints(workspace: 
     seconds = ("0.0", "1.2")
     stages = [Request(f"greet-{at}", "greet", 1, BODY, Behaviour(how="checkpoint", text=at)) for at in seconds]
     with ThreadPoolExecutor() as pool:
-        outcomes = [pool.submit(execute, one, workspace, runner=run_isolated) for one in stages]
+        outcomes = [pool.submit(isolated, one, workspace) for one in stages]
         while len([path for path in workspace.glob("store/attempts/*/scratch/pid.txt") if path.read_text()]) < 2:
             assert not any(one.done() for one in outcomes)
             time.sleep(0.05)
@@ -76,10 +76,9 @@ def test_no_process_outlives_a_killed_parent(workspace: Path, tmp_path: Path) ->
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys; from pathlib import Path\n"
-        "from selftrain.ssl_tasks.execution.execute import execute\n"
-        "from selftrain.ssl_tasks.execution.process import run_isolated\n"
+        "from tests.bodies import isolated\n"
         "from tests.test_process import request\n"
-        "if __name__ == '__main__': execute(request('hang'), Path(sys.argv[1]), runner=run_isolated)\n"
+        "if __name__ == '__main__': isolated(request('hang'), Path(sys.argv[1]))\n"
     )
     root = Path(__file__).parent.parent
     parent = subprocess.Popen(

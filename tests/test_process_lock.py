@@ -1,4 +1,4 @@
-"""What a removed container or a retired host left is dead; what lives under another host name is not."""
+"""Processes of a removed container or a retired host count as dead; those under another host name do not."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.store import process_lock
+from selftrain.ssl_tasks.store import locks
 from selftrain.ssl_tasks.store.runs import Run, all_runs
 from selftrain.ssl_tasks.tracking.spool import Spool, spools, waiting_elsewhere
 
@@ -47,8 +47,8 @@ def elsewhere(workspace: Path) -> "Iterator[tuple[subprocess.Popen[str], Run, Sp
 
 
 def believed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Whatever the tests' folder is on."""
-    monkeypatch.setattr(process_lock, "OF_ONE_KERNEL", {process_lock.file_system(folder)})
+    """Trusts locks on the file system of the tests' folder."""
+    monkeypatch.setattr(locks, "OF_ONE_KERNEL", {locks.file_system(folder)})
 
 
 def test_a_run_of_another_host_name_is_dead_when_its_process_is_and_not_before(
@@ -74,7 +74,7 @@ def test_where_a_held_lock_might_not_be_seen_another_host_is_believed_to_live(
         run.update(locks_on=there)
         header = {**spool.header, "locks_on": there}
         spool.path.write_text(json.dumps(header) + "\n")
-        monkeypatch.setattr(process_lock, "file_system", lambda _folder: here)
+        monkeypatch.setattr(locks, "file_system", lambda _folder: here)
         process.kill()
         process.wait()
         assert not run.mend()
@@ -88,7 +88,7 @@ def test_where_a_held_lock_might_not_be_seen_another_host_is_believed_to_live(
 def test_locks_that_the_server_of_a_shared_disk_keeps_are_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process_lock, "file_system", lambda _folder: SERVED)
+    monkeypatch.setattr(locks, "file_system", lambda _folder: SERVED)
     with elsewhere(tmp_path) as (process, run, _):
         run.update(locks_on=SERVED)
         assert not run.mend()
@@ -98,13 +98,13 @@ def test_locks_that_the_server_of_a_shared_disk_keeps_are_believed(
 
 
 def test_records_from_before_there_were_locks_are_believed_to_live(tmp_path: Path) -> None:
-    assert not process_lock.freed({"host": "old", "pid": 1, "pid_started": 0.0}, tmp_path)
+    assert not locks.freed({"host": "old", "pid": 1, "pid_started": 0.0}, tmp_path)
 
 
 def test_a_process_that_ends_leaves_no_lock(tmp_path: Path) -> None:
     words = LEAVE_RECORDS.replace("time.sleep(600)", "")
     subprocess.run([sys.executable, "-c", words, str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
-    assert list((tmp_path / process_lock.FOLDER).iterdir()) == []
+    assert list((tmp_path / locks.PROCESSES).iterdir()) == []
 
 
 def test_a_command_that_ends_leaves_no_lock(tmp_path: Path) -> None:
@@ -112,27 +112,27 @@ def test_a_command_that_ends_leaves_no_lock(tmp_path: Path) -> None:
     code = """
 import sys
 from selftrain.flows.cli import main as cli
-from selftrain.ssl_tasks.store.process_lock import held_lock
+from selftrain.ssl_tasks.store.locks import held_lock
 from pathlib import Path
 cli.answer = lambda _: held_lock(Path(sys.argv[1])) and 0
 cli.main()
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
-    assert list((tmp_path / process_lock.FOLDER).iterdir()) == []
+    assert list((tmp_path / locks.PROCESSES).iterdir()) == []
 
 
 def test_locks_of_killed_processes_are_removed_and_those_of_living_ones_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     believed(monkeypatch, tmp_path)
-    folder = tmp_path / process_lock.FOLDER
+    folder = tmp_path / locks.PROCESSES
     with elsewhere(tmp_path):
         (living,) = folder.iterdir()
         (folder / "dead").touch()
         take = """
 import sys
 from pathlib import Path
-from selftrain.ssl_tasks.store import process_lock as p
+from selftrain.ssl_tasks.store import locks as p
 p.OF_ONE_KERNEL = {p.file_system(Path(sys.argv[1]))}
 p.held_lock(Path(sys.argv[1]))
 print(*Path(sys.argv[2]).iterdir())
@@ -147,12 +147,12 @@ def test_many_processes_that_take_locks_and_remove_dead_ones_never_lose_their_ow
     code = """
 import sys, time
 from pathlib import Path
-from selftrain.ssl_tasks.store import process_lock as p
+from selftrain.ssl_tasks.store import locks as p
 folder = Path(sys.argv[1])
 p.OF_ONE_KERNEL = {p.file_system(folder)}
 for at in range(200):
     lock = p.held_lock(folder / "w")["lock"]
-    assert (folder / "w" / p.FOLDER / lock).exists()
+    assert (folder / "w" / p.PROCESSES / lock).exists()
     p.release()
 """
     words = [sys.executable, "-c", code, str(tmp_path)]

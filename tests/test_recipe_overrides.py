@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from selftrain.flows.actions.verbs import rerun
-from selftrain.flows.rounds.planning import stage_names
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.settings.recipe import WRITTEN, load_recipe, values_with_origin
 from selftrain.ssl_tasks.store.runs import Run, dumped
+from selftrain.ssl_tasks.store.stage_names import stage_names
 
 RECIPE = """
 name: three

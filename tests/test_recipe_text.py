@@ -21,7 +21,7 @@ def loaded(folder: Path, text: str | bytes, *overrides: str) -> Recipe:
 
 
 def refused(folder: Path, text: str | bytes, *overrides: str) -> str:
-    """What is said of a text that is no recipe; it must not take long."""
+    """Returns the message about a text that is not a recipe; it must not take long."""
     began = time.process_time()
     with pytest.raises(ConfigError) as caught:
         loaded(folder, text, *overrides)
@@ -34,10 +34,10 @@ def refused(folder: Path, text: str | bytes, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
-        ("seed: 1\nteacher: {members: 2}\nseed: 2", "'seed' stands twice, in lines 2 and 4"),
-        ("seed: 1\nteacher:\n  train: {steps: 5}\n'seed': 2", "'seed' stands twice, in lines 2 and 5"),
-        ("teacher:\n  train: {steps: 5}\n  train: {steps: 6}", "'train' stands twice, in lines 3 and 4"),
-        ("teacher: {train: {steps: 5, steps: 6}}", "'steps' stands twice, in lines 2 and 2"),
+        ("seed: 1\nteacher: {members: 2}\nseed: 2", "'seed' is set twice, in lines 2 and 4"),
+        ("seed: 1\nteacher:\n  train: {steps: 5}\n'seed': 2", "'seed' is set twice, in lines 2 and 5"),
+        ("teacher:\n  train: {steps: 5}\n  train: {steps: 6}", "'train' is set twice, in lines 3 and 4"),
+        ("teacher: {train: {steps: 5, steps: 6}}", "'steps' is set twice, in lines 2 and 2"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, text: str, lines: str) -> None:
@@ -45,7 +45,7 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, text
 
 
 def test_a_key_that_stands_twice_in_an_override_is_refused(tmp_path: Path) -> None:
-    assert "'steps' stands twice" in refused(tmp_path, DATA, "teacher.train={steps: 1, steps: 2}")
+    assert "'steps' is set twice" in refused(tmp_path, DATA, "teacher.train={steps: 1, steps: 2}")
 
 
 @pytest.mark.parametrize("word", ["yes", "true", "on", "no", "false", "off"])

@@ -120,9 +120,12 @@ def test_paths_in_a_recipe_start_from_its_folder(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ("rounds.2.student.model.width=80", r"rounds\.2\.student\.init: .* are of fast_cnn 64, .* is fast_cnn 80;"),
-        ("teacher.model.name=mlp", r"rounds\.1\.student\.init: .* are of mlp 64, .* is fast_cnn 64;"),
-        ("rounds.1.student.members=2", r"rounds\.2\.student\.init: the given model is 2 networks"),
+        (
+            "rounds.2.student.model.width=80",
+            r"rounds\.2\.student\.init: found the weights of fast_cnn 64 for a network fast_cnn 80;",
+        ),
+        ("teacher.model.name=mlp", r"rounds\.1\.student\.init: found the weights of mlp 64 for a network fast_cnn 64;"),
+        ("rounds.1.student.members=2", r"rounds\.2\.student\.init: the given model is an ensemble of 2 networks"),
     ],
 )
 def test_a_student_that_cannot_begin_with_its_teachers_weights_is_refused_before_anything_runs(

@@ -1,5 +1,6 @@
-"""The README quotes what the benchmarks put on file, and quotes all of them."""
+"""The README, docs/results.md and the plot quote what the benchmarks put on file; docs/results.md quotes all of it."""
 
+import importlib.util
 import json
 import re
 import statistics
@@ -7,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
 Record = dict[str, Any]
 
 FIGURES: dict[str, Callable[[Record], list[str]]] = {
@@ -44,6 +48,22 @@ FIGURES: dict[str, Callable[[Record], list[str]]] = {
     ],
     "pipeline": lambda r: [f"{row['seconds']:.1f} s" for row in r["rows"][:2]],
 }
+IN_README: dict[str, Callable[[Record], list[str]]] = {
+    "quickstart": lambda r: [
+        str(len(r["seeds"])),
+        f"{r['mean_teacher']:.1f} %",
+        f"{r['mean_last_student']:.1f} %",
+        f"{statistics.median(row['seconds'] for row in r['rows']):.0f} s",
+    ],
+    "cifar10": lambda r: chain_of_students(r),
+    "own_images": lambda r: [
+        str(len(r["rows"])),
+        f"{10 * r['labels']:,}",
+        f"{r['mean_teacher']:.1f} %",
+        f"{r['mean_last_student']:.1f} %",
+        f"{r['seconds'] / 60:.0f} minutes",
+    ],
+}
 
 
 def cifar10_accuracies(record: Record) -> list[str]:
@@ -56,8 +76,15 @@ def cifar10_accuracies(record: Record) -> list[str]:
     return [*(f"{row['accuracy %']:.1f} %" for row in single), chain["models in turn"], f"{times:.1f} times"]
 
 
+def chain_of_students(record: Record) -> list[str]:
+    """Seeds, teacher, last student and time of three rounds of Noisy Student."""
+    row = next(row for row in record["rows"] if row["arm"] == "noisy_student, 3 rounds")
+    models = row["models in turn"].split(" → ")
+    return [str(row["seeds"]), f"{models[0]} %", f"{models[-1]} %", f"{row['CPU minutes']:.0f} CPU minutes"]
+
+
 def ablation_effects(record: Record) -> list[str]:
-    """What three rounds add to one; the worst and the best of what else was tried with one round."""
+    """Returns the gain of three rounds over one, and the worst and best changes of one round."""
     effects = {row["arm"]: row["above 1 round"] for row in record["rows"]}
     changed = [effect for arm, effect in effects.items() if arm.startswith("1 round, ")]
     rounds = effects["noisy_student, 3 rounds"]
@@ -83,17 +110,55 @@ def page(record: Record) -> list[str]:
     return [f"{row['seconds']:.1f} s", f"{row['peak GB']:.2f} GB", f"{row['file MB']:.1f} MB"]
 
 
-def test_the_readme_quotes_every_result() -> None:
-    quoted = re.findall(r"\(benchmarks/results/(\w+)\.md\)", (ROOT / "README.md").read_text())
-    assert sorted(quoted) == sorted(path.stem for path in RESULTS.glob("*.md"))
-    assert set(quoted) == set(FIGURES)
+def quoting_lines(page: str, name: str) -> list[str]:
+    """The lines of a page that link to a result file."""
+    return [line for line in (ROOT / page).read_text().splitlines() if f"results/{name}.md)" in line]
+
+
+def test_the_results_page_quotes_every_result() -> None:
+    quoted = set(re.findall(r"\(\.\./benchmarks/results/(\w+)\.md\)", PAGE.read_text()))
+    assert quoted == {path.stem for path in RESULTS.glob("*.md")} == set(FIGURES)
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_the_readmes_figures_are_those_on_file(name: str) -> None:
-    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if f"results/{name}.md)" in line]
+def test_the_figures_of_the_results_page_are_those_on_file(name: str) -> None:
+    lines = quoting_lines("docs/results.md", name)
     missing = [figure for figure in FIGURES[name](record_of(name)) if not any(figure in line for line in lines)]
+    assert not missing, f"the lines of docs/results.md on {name} lack {missing}"
+
+
+@pytest.mark.parametrize("name", IN_README)
+def test_the_figures_of_the_readme_are_those_on_file(name: str) -> None:
+    (line,) = quoting_lines("README.md", name)
+    missing = [figure for figure in IN_README[name](record_of(name)) if f"| {figure} |" not in line]
     assert not missing, f"the README's line on {name} lacks {missing}"
+
+
+def test_the_readmes_words_on_cifar10_are_those_on_file() -> None:
+    accuracies = {row["arm"]: f"{row['accuracy %']:.1f} %" for row in record_of("cifar10")["rows"]}
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"reaches {accuracies['fully supervised']} with all labels" in text
+    assert f"with as many images reaches {accuracies['mixmatch, 4 times the images']} (2 seeds)" in text
+
+
+def test_the_plot_shows_what_is_on_file(tmp_path: Path) -> None:
+    """The curves of `docs/plots.py`, which draws docs/accuracy.png, are the numbers of the result files."""
+    spec = importlib.util.spec_from_file_location("plots", ROOT / "docs" / "plots.py")
+    assert spec is not None
+    assert spec.loader is not None
+    plots = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plots)
+    figure = plots.drawn()
+    left, right = figure.axes
+    rows = record_of("quickstart")["rows"]
+    for line, row in zip(left.lines, rows, strict=False):
+        assert list(line.get_ydata()) == [row["teacher"], row["student 1"], row["student 2"], row["student 3"]]
+    chain = next(row for row in record_of("cifar10")["rows"] if row["arm"] == "noisy_student, 3 rounds")
+    assert " → ".join(f"{value:.1f}" for value in right.lines[0].get_ydata()) == chain["models in turn"]
+    figure.savefig(tmp_path / "accuracy.png", metadata={"Software": None})
+    with Image.open(tmp_path / "accuracy.png") as drawn, Image.open(ROOT / "docs" / "accuracy.png") as written:
+        shades = [np.asarray(one.convert("L").resize((110, 40)), float) for one in (drawn, written)]
+    assert np.abs(shades[0] - shades[1]).mean() < 2, "run `python docs/plots.py`: the results have changed"
 
 
 def test_the_arithmetic_for_300_million_images_begins_with_the_rate_on_file() -> None:
@@ -105,6 +170,6 @@ def test_the_arithmetic_for_300_million_images_begins_with_the_rate_on_file() ->
 
 
 def record_of(name: str) -> Record:
-    """What a benchmark has put on file."""
+    """Reads the record of a benchmark."""
     record: Record = json.loads((RESULTS / f"{name}.json").read_text())
     return record

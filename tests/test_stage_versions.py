@@ -1,4 +1,4 @@
-"""A stage that answers the same question otherwise gets another version: else stored answers are taken for new ones.
+"""A stage whose results change gets another version; without it, stored results would be reused wrongly.
 
 `stage_answers.json` has what each stage of a tiny chain answered at its version. Numbers are compared with a tolerance
 that other machines keep and changes of meaning do not, so that no refactoring has to be accepted. After raising a
@@ -31,8 +31,8 @@ from selftrain.flows.rounds.stages import (
 )
 from selftrain.models import ModelSettings
 from selftrain.ssl_tasks.data.sources import fingerprint
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.execution.stage import Request, execute
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings, SelectSettings
 from selftrain.ssl_tasks.settings.recipe import parse_recipe
 from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, GateSettings, LearnerSettings, RuntimeSettings
@@ -58,7 +58,7 @@ VERSION_OF |= {f"train {method}": VERSIONS["train"] + METHOD_CHANGES.get(method,
 
 
 def compute(workspace: Path) -> Answers:
-    """What every stage answers now: on digits that each method sees for three steps, and on a table written by hand."""
+    """Computes every stage: on digits that each method sees for three steps, and on a table written by hand."""
     runtime = RuntimeSettings(threads=1, device="cpu")
 
     def answer(request: Request) -> Artifact:
@@ -105,7 +105,7 @@ def learner(method: str, **train: Any) -> LearnerSettings:
 
 
 def trained(model: Artifact) -> dict[str, float]:
-    """What the losses were, and how far the weights went."""
+    """Returns the losses, and the change of the weights."""
     from safetensors.numpy import load_file
 
     history = pd.read_parquet(model.file("history.parquet"))
@@ -134,7 +134,7 @@ def chosen(folder: Path, settings: Mapping[str, Any]) -> str:
 
 
 def differences(recorded: Any, now: Any, where: str = "") -> Iterator[str]:
-    """Where two answers differ by more than another machine makes them."""
+    """Returns the places where two results differ by more than machines do."""
     if isinstance(recorded, dict) and isinstance(now, dict):
         for name in sorted({*recorded, *now}):
             yield from differences(recorded.get(name), now.get(name), f"{where}.{name}" if where else name)

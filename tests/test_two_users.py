@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.execution.gpus import lease
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.execution.devices import lease
+from selftrain.ssl_tasks.store.locks import file_lock
 
 NOBODY = 65534
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder of ours that everybody can look into; pytest's own are closed to others."""
+    """A folder that all users can read; pytest's own are closed to others."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)

@@ -9,11 +9,10 @@ import pytest
 
 from selftrain.flows.cli.main import main
 from selftrain.ssl_tasks.errors import DamagedArtifact
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.report.page import report_data
 from selftrain.ssl_tasks.store import file_digests
-from selftrain.ssl_tasks.store.artifacts import MANIFEST, Artifact
-from selftrain.ssl_tasks.store.file_digests import verified
+from selftrain.ssl_tasks.store.artifacts import MANIFEST, Artifact, verified
 from selftrain.ssl_tasks.store.runs import Run
 from tests.bodies import Behaviour
 from tests.made_run import make_run
@@ -54,7 +53,7 @@ def test_a_flipped_bit_is_named_with_the_remedy_and_code_3(
     flip(table)
     assert main(["--workspace", str(run.workspace), *words]) == 3
     said = capsys.readouterr().err
-    assert f"{table} has other contents than when it was written" in said
+    assert f"{table} has changed since it was written" in said
     assert "run its recipe again" in said
 
 
@@ -71,7 +70,7 @@ def test_verified_files_are_not_read_again_until_they_change(run: Run, monkeypat
     verified(artifact)
     assert len(reads) == len(artifact.manifest["files"])
     flip(artifact.file("validation.parquet"))
-    with pytest.raises(DamagedArtifact, match=r"validation\.parquet has other contents"):
+    with pytest.raises(DamagedArtifact, match=r"validation\.parquet has changed since"):
         verified(artifact)
 
 
@@ -80,7 +79,7 @@ def test_a_changed_manifest_is_noticed(run: Run) -> None:
     assert artifact is not None
     manifest = json.loads(artifact.file(MANIFEST).read_text())
     manifest["files"].pop("validation.parquet")
-    with pytest.raises(DamagedArtifact, match="do not make up its digest"):
+    with pytest.raises(DamagedArtifact, match="does not match its digest"):
         verified(Artifact(artifact.path, manifest))
 
 
@@ -88,7 +87,7 @@ def test_a_stage_does_not_compute_from_a_changed_input(workspace: Path) -> None:
     made = execute(Request("a", "a", 1, "tests.bodies:behave", Behaviour()), workspace).artifact
     flip(made.file("result.txt"))
     asked = Request("b", "b", 1, "tests.bodies:behave", Behaviour(), {"input": made})
-    with pytest.raises(DamagedArtifact, match=r"result\.txt has other contents"):
+    with pytest.raises(DamagedArtifact, match=r"result\.txt has changed since"):
         execute(asked, workspace)
 
 

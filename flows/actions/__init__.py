@@ -1,1 +1,1 @@
-"""The verbs as functions that return data."""
+"""The functions behind the verbs of the command line; they return data and print nothing."""

@@ -21,8 +21,7 @@ from selftrain.ssl_tasks.execution.cluster import spread
 from selftrain.ssl_tasks.report.page import Comparison, Point
 from selftrain.ssl_tasks.settings.recipe import Recipe, load_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.store.artifacts import Artifact
-from selftrain.ssl_tasks.store.file_digests import verified
+from selftrain.ssl_tasks.store.artifacts import Artifact, verified
 from selftrain.ssl_tasks.store.runs import Run, find_run
 from selftrain.ssl_tasks.tracking.spool import without_password
 
@@ -30,26 +29,29 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-TOLD = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")  # to Ray's workers; a server's password is in their environment
-PASSWORD = "PREFECT_API_AUTH_STRING"  # told where the API is our own: it is made anew for each start
+TOLD = (
+    "PREFECT_API_URL",
+    "MLFLOW_TRACKING_URI",
+)  # variables sent to Ray's workers; a server's password is in their own environment
+PASSWORD = "PREFECT_API_AUTH_STRING"  # also sent if the API is our own, which has a new password at each start
 
 
 def run_cells(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]:
-    """The runs, in the order of their recipes; what was answered before is reused."""
+    """Runs the recipes of a comparison and returns their runs in the same order; finished stages are reused."""
     workspace.mkdir(parents=True, exist_ok=True)
     set_environment(workspace)
-    from selftrain.flows.prefect.local_api import prefect_api
+    from selftrain.flows.prefect.server import prefect_api
 
-    # One API for all cells: a run starts none of its own where one is there.
+    # One Prefect API serves all cells: a run uses an API that exists already.
     with prefect_api(workspace) if prefect else nullcontext():
         if cells[0].config.runtime.task_runner == "ray":
             return by_ray(cells, workspace, prefect)
-        return [run(cell, workspace=workspace, prefect=prefect, command="compare") for cell in cells]
+        return [run(cell, workspace=workspace, prefect=prefect) for cell in cells]
 
 
 def by_ray(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]:
-    """Every cell as a task of the cluster, which shares the workspace with us."""
-    from selftrain.flows.prefect.local_api import server_in_use
+    """Runs every cell as a task of the Ray cluster, which shares the workspace with this machine."""
+    from selftrain.flows.prefect.server import server_in_use
 
     mark = workspace / f"seen-{uuid4().hex}"
     told = TOLD if server_in_use(workspace) else (*TOLD, PASSWORD)
@@ -70,12 +72,12 @@ def by_ray(cells: Sequence[Recipe], workspace: Path, prefect: bool) -> list[Run]
 
 
 def run_cell(shared: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """One cell, on the Ray worker that we are; returns the run's id."""
+    """Runs one cell on a Ray worker and returns the id of its run."""
     workspace = Path(shared["workspace"])
     if not (workspace / shared["mark"]).exists():
         raise ConfigError(
-            f"{workspace} on {socket.gethostname()} is not the workspace of this comparison. Its cells need one "
-            "workspace: put it on a disk that all machines have under the same path"
+            f"{workspace} on {socket.gethostname()} is not the workspace of this comparison; expected one workspace "
+            "for all machines. Put it on a disk that all of them mount under the same path"
         )
     os.environ.update(shared["environment"])
     set_environment(workspace)
@@ -83,35 +85,35 @@ def run_cell(shared: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         refuse_unreachable(os.environ["PREFECT_API_URL"])
     cell = Recipe(RunConfig.model_validate(config), workspace, {})
     with within(shared["parent"]):
-        return run(cell, workspace=workspace, prefect=shared["prefect"], command="compare").id
+        return run(cell, workspace=workspace, prefect=shared["prefect"]).id
 
 
 def flow_run_of_ours() -> str:
-    """The number of the flow run that we are in, empty outside of any."""
+    """Returns the id of the current flow run; empty outside of a flow run."""
     from prefect.runtime import flow_run
 
     return str(flow_run.get_id() or "")
 
 
 def within(flow_run: str) -> AbstractContextManager[None]:
-    """Runs of this block are children of that flow run, if there is one."""
+    """Makes runs in this block children of the given flow run, if there is one."""
     if not flow_run:
         return nullcontext()
-    from selftrain.flows.prefect.compare import child_of
+    from selftrain.flows.prefect.flow import child_of
 
     return child_of(flow_run)
 
 
 def refuse_unreachable(url: str) -> None:
-    """Each worker would start a Prefect API of its own, and the runs would be told to nobody."""
-    from selftrain.flows.prefect.local_api import check_reachable
+    """Raises ConfigError if the Prefect API cannot be reached, because each worker would then start its own."""
+    from selftrain.flows.prefect.server import check_reachable
 
     try:
         check_reachable(url)
     except SelftrainError as error:
         raise ConfigError(
             f"Ray's worker on {socket.gethostname()} cannot reach the Prefect API at {without_password(url)}. Set "
-            "PREFECT_API_URL to a server that all machines reach, or leave Prefect out with --no-prefect"
+            "PREFECT_API_URL to a server that all machines reach, or run without Prefect: --no-prefect"
         ) from error
 
 
@@ -120,16 +122,17 @@ PAIRED = ("images", "difference", "low", "high", "gains", "losses", "p")
 
 
 def compare_runs(names: Sequence[str], workspace: Workspace = None) -> Comparison:
-    """A row for each run: its best round's accuracies with intervals, its cost, and how it differs from the first.
+    """Compare runs with the first one, on the same images; returns a table with a row for each run.
 
-    The difference (with a paired bootstrap interval) and McNemar's p are over the test images, over validation where
-    there is no test set; gains are images that this run has right and the first wrong, losses the reverse. They are
-    empty, and `note` says why, where a run was tested on other images than the first.
+    A row has the accuracies of the best round with intervals, the cost, the difference to the first run with a paired
+    bootstrap interval, and McNemar's p. They are computed on the test images, or on validation without a test set.
+    Gains are images that only this run classifies correctly, losses those that only the first run does. If a run was
+    tested on different images, these columns are empty and `note` says why.
     """
     import pandas as pd
 
     if len(names) < 2:
-        raise ConfigError(f"found {len(names)} run to compare; expected two or more, the first is the reference")
+        raise ConfigError(f"found {len(names)} run to compare; expected two or more. The first is the reference")
     runs = [find_run(workspace_folder(workspace), name) for name in names]
     first = _evaluation(runs[0])
     split = _split(first)
@@ -156,15 +159,18 @@ def _line(one: Run) -> dict[str, Any]:
 
 
 def best_round(one: Run) -> int:
-    """The round whose model a run chose by validation; NotFound while it has not ended."""
+    """Returns the round whose model was best on validation; raises NotFound for an unfinished run."""
     if "best_round" not in one.summary:
         state = one.info["state"]
-        raise NotFound(f"run {one.id} has no best round yet, it is {state}; compare runs that are done")
+        raise NotFound(
+            f"run {one.id} is {state} and has no best round yet; expected a run that is done. See: "
+            f"selftrain status {one.id}"
+        )
     return int(one.summary["best_round"])
 
 
 def cost(one: Run) -> float:
-    """Seconds that the stages of a run took when they were computed, in this run or in an earlier one."""
+    """Returns the seconds that computing the stages of a run took, in this run or in an earlier one."""
     artifacts = [one.artifact(stage.name) for stage in one.stages()]
     return round(sum(artifact.manifest["seconds"] for artifact in artifacts if artifact is not None), 3)
 
@@ -173,12 +179,15 @@ def _evaluation(one: Run) -> Artifact:
     number = best_round(one)
     evaluation = one.rounds()[number].evaluation
     if evaluation is None:
-        raise NotFound(f"the evaluation of round {number} of run {one.id} is gone; run its recipe again")
+        raise NotFound(
+            f"the evaluation of round {number} of run {one.id} is no longer in the store. Compute it "
+            f"again: selftrain rerun {one.id}"
+        )
     return verified(evaluation)
 
 
 def _split(evaluation: Artifact) -> Split:
-    """Where models are compared image by image."""
+    """Returns the split on whose images models are compared."""
     return "test" if evaluation.summary["test_count"] else "validation"
 
 
@@ -188,19 +197,19 @@ def _point(one: Run, seed: int | None = None) -> Point:
 
 
 def _paired(first: Artifact, other: Artifact, split: Split) -> dict[str, Any]:
-    """How another run differs from the first on the same images, or why that cannot be said."""
+    """Compares a run with the first one on the same images; if the images differ, a note says so."""
     from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations
 
     empty: dict[str, Any] = dict.fromkeys(PAIRED)
     try:
         found = compare_evaluations(first, other, split)
     except DataError:
-        return {**empty, "note": "tested on other images than the first"}
-    return {**_columns(found), "note": None if found["count"] else "no image with a label to test on"}
+        return {**empty, "note": "tested on different images than the first run"}
+    return {**_columns(found), "note": None if found["count"] else "no labelled image to test on"}
 
 
 def _columns(found: dict[str, Any]) -> dict[str, Any]:
-    """A paired comparison as columns of the table."""
+    """Returns a paired comparison as columns of the table."""
     if not found["count"]:
         return dict.fromkeys(PAIRED)
     between, test = found["difference_interval"], found["mcnemar"]
@@ -230,10 +239,10 @@ def compare_methods(
     workspace: Workspace = None,
     prefect: bool = True,
 ) -> Comparison:
-    """A recipe's first model trained by every method, with every label budget, from every seed: mean ± std over seeds.
+    """Train a recipe's teacher with every method, label budget and seed, and compare them: mean ± std over seeds.
 
-    Each cell is a run without rounds; cells that were run before are answered from the store. A seed draws the split
-    as well. The paired columns compare with the first method on the same images, those of all seeds together.
+    Each combination is a run without rounds; finished runs are reused. A seed also determines the split. The paired
+    columns compare with the first method on the same images, those of all seeds together.
     With `prefect`, the cells are the children of one flow run.
     """
     overrides = list(overrides)
@@ -251,17 +260,17 @@ def compare_methods(
         return answer()
     make_workspace(folder)
     set_environment(folder)
-    from selftrain.flows.prefect.local_api import prefect_api
+    from selftrain.flows.prefect.server import prefect_api
 
     with prefect_api(folder):
-        from selftrain.flows.prefect.compare import compare_as_flow
+        from selftrain.flows.prefect.flow import compare_as_flow
 
         words = f"compare {title}: {axes['method']} · {axes['labels']} labels · seed {axes['seed']}"
         return compare_as_flow(answer, words, asked)
 
 
 def _comparison(title: str, asked: dict[str, str], cells: Sequence[Cell]) -> Comparison:
-    """A line for each method and budget."""
+    """Returns the comparison with a row for each method and label budget."""
     import pandas as pd
 
     groups: dict[tuple[str, int], list[Cell]] = {}
@@ -282,12 +291,14 @@ def _comparison(title: str, asked: dict[str, str], cells: Sequence[Cell]) -> Com
 def _planned(
     recipe: str | Path, methods: Sequence[str], labels: Sequence[int], seeds: Sequence[int], overrides: list[str]
 ) -> Iterator[tuple[str, int, int, Recipe]]:
-    """Every cell's method, budget and seed, and its recipe; a wrong one is refused here."""
+    """Yields the method, label budget, seed and recipe of every cell; a wrong recipe is refused here."""
     config = load_recipe(recipe, overrides).config
     own, budget = config.teacher.method.name, config.data.split.labels_per_class
     counts = labels or ([] if budget is None else [budget])
     if not counts:
-        raise ConfigError("this recipe does not set data.split.labels_per_class; say which budgets with --labels 5,10")
+        raise ConfigError(
+            "this recipe does not set data.split.labels_per_class; expected the label budgets to compare: --labels 5,10"
+        )
     grid = product(dict.fromkeys(counts), dict.fromkeys(seeds), dict.fromkeys(methods or [own]))
     for count, seed, method in grid:
         changes = ["rounds=[]", f"seed={seed}", f"data.split.seed={seed}"]
@@ -299,7 +310,7 @@ def _planned(
 
 
 def _group(cells: Sequence[Cell], reference: Sequence[Cell], split: Split) -> dict[str, Any]:
-    """Cells that differ by their seed alone, against those of the first method."""
+    """Returns the row of cells that differ only in their seed, compared with those of the first method."""
     import numpy as np
 
     from selftrain.ssl_tasks.evaluation.comparison import compare_right
@@ -318,7 +329,7 @@ def _group(cells: Sequence[Cell], reference: Sequence[Cell], split: Split) -> di
 
 
 def _right(one: Run, split: Split) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """Whether each image of a split was taken for what it is."""
+    """Returns, for each image of a split, whether its class was predicted correctly."""
     from selftrain.ssl_tasks.evaluation.comparison import read_predictions
 
     table = read_predictions(_evaluation(one), split)

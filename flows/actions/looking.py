@@ -1,4 +1,4 @@
-"""Functions that look into a run: its pseudo-labels, tables, lineage, report and data."""
+"""Functions that read a run: its pseudo-labels, tables, lineage, report and data."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from selftrain.flows.environment import Workspace, set_environment, workspace_folder
 from selftrain.ssl_tasks.errors import NotFound
 from selftrain.ssl_tasks.settings.recipe import Recipe, load_recipe
-from selftrain.ssl_tasks.store.artifacts import Artifact, Store, file_lock
+from selftrain.ssl_tasks.store.artifacts import Artifact, Store
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.store.runs import Run, corrections_path, find_run, tables_folder
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def labels(
     limit: int = 50,
     workspace: Workspace = None,
 ) -> "pd.DataFrame":
-    """The pseudo-labels of one round (default: the last), one row per image, filtered and sorted.
+    """Return the pseudo-labels of one round (default: the last), one row per image, filtered and sorted.
 
     `flipped` keeps images whose predicted class changed since the previous round. `sort` is confidence, margin,
     agreement or distance, with `-` for descending.
@@ -48,29 +49,31 @@ def labels(
 
 
 def review(run: str = "last", round: int | None = None, limit: int = 50, workspace: Workspace = None) -> "pd.DataFrame":
-    """The images of a round that are most worth a person's look, the most useful first."""
+    """Return the images of a round that are most worth a review, the most useful first."""
     from selftrain.ssl_tasks.pseudo_labels.inspection import review_queue
 
     return review_queue(tables_of(find_run(workspace_folder(workspace), run)), round, limit)
 
 
 def differences(run: str, first: int, second: int, workspace: Workspace = None) -> "pd.DataFrame":
-    """The images whose predicted class differs between two rounds of a run."""
+    """Return the images whose predicted class or selection differs between two rounds of a run."""
     from selftrain.ssl_tasks.pseudo_labels.inspection import round_differences
 
     return round_differences(tables_of(find_run(workspace_folder(workspace), run)), first, second)
 
 
 def apply_corrections(run: str, corrections: str | Path, workspace: Workspace = None) -> "Applied":
-    """Add a person's corrections to those of a run's name; all later rounds and runs of that name use them.
+    """Add corrections to those of a run's name; all later rounds and runs of that name use them.
 
-    They are validated against the data first: nothing is written where a row cannot be used.
+    They are validated against the data first. If a row cannot be used, nothing is written.
     """
     from selftrain.ssl_tasks.pseudo_labels.corrections import add_corrections
 
     found = find_run(workspace_folder(workspace), run)
     if found.dataset is None:
-        raise NotFound(f"run {found.id} has no data set yet, so there is nothing to correct")
+        raise NotFound(
+            f"run {found.id} has no data set yet, so there are no labels to correct. See: selftrain status {found.id}"
+        )
     path = corrections_path(found.workspace, found.config.name)
     with file_lock(path.with_suffix(".lock")):
         return add_corrections(path, Path(corrections), found.dataset)
@@ -79,7 +82,7 @@ def apply_corrections(run: str, corrections: str | Path, workspace: Workspace = 
 def sql(run: str, query: str, timeout: float = TIMEOUT, workspace: Workspace = None) -> "pd.DataFrame":
     """Query a run with DuckDB: the views are manifest, predictions, selection and rounds, over all rounds.
 
-    The whole answer is held in memory. `timeout` is in seconds; 0 sets no limit.
+    The whole result is held in memory. `timeout` is in seconds; 0 sets no limit.
     """
     from selftrain.ssl_tasks.pseudo_labels.views import sql as ask
 
@@ -87,11 +90,11 @@ def sql(run: str, query: str, timeout: float = TIMEOUT, workspace: Workspace = N
 
 
 def tables_of(run: Run) -> "RunTables":
-    """The tables of a run's rounds, as the functions of `pseudo_labels.looking` take them."""
+    """Returns the tables of a run's rounds, as the functions of `pseudo_labels` take them."""
     from selftrain.ssl_tasks.pseudo_labels.views import RoundTables, RunTables
 
     if run.dataset is None:
-        raise NotFound(f"run {run.id} has no data set yet; `selftrain status {run.id}` says how it stands")
+        raise NotFound(f"run {run.id} has no data set yet. See: selftrain status {run.id}")
     rounds = [
         RoundTables(one.round, tables_folder(one.predictions), tables_folder(one.selection) if one.selection else None)
         for one in run.rounds()
@@ -128,7 +131,7 @@ def lineage(
 
 
 def _artifact(folder: Path, store: Store, what: str, run_name: str) -> tuple[Artifact, dict[str, str]] | None:
-    """The artifact that `what` names, and what its run calls the stages; None where it must be a sample."""
+    """Returns the artifact that `what` names, and the stage names of its run; None if `what` must be a sample id."""
     from selftrain.ssl_tasks.tracking.trace import find_artifact
 
     try:
@@ -152,7 +155,7 @@ def _last_artifact(run: Run) -> Artifact:
                 return artifact
     if run.dataset is not None:
         return run.dataset
-    raise NotFound(f"run {run.id} has made nothing yet")
+    raise NotFound(f"run {run.id} has no artifacts yet. See: selftrain status {run.id}")
 
 
 def _names(run: Run) -> dict[str, str]:
@@ -166,24 +169,24 @@ def report(run: str = "last", output: str | Path | None = None, workspace: Works
     from selftrain.ssl_tasks.tracking.lineage import run_links
 
     found = find_run(workspace_folder(workspace), run)
-    found.mend()  # a page about a run whose process died does not say that it still runs
+    found.mend()  # so that the page of a run whose process died does not say that it is running
     return write_report(found, Path(output) if output is not None else found.path / REPORT, run_links(found))
 
 
 def explain(run: str, stage: str, workspace: Workspace = None) -> "Explanation":
-    """Why a stage of a run was computed or reused: which parts of its key differ."""
+    """Explain why a stage of a run was computed or reused: which parts of its key differ."""
     from selftrain.flows.rounds.planning import explain as explain_stage
 
     return explain_stage(find_run(workspace_folder(workspace), run), stage)
 
 
 def config(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The resolved and validated recipe, with where each value comes from."""
+    """Return the resolved and validated recipe, with the origin of each value."""
     return load_recipe(recipe, overrides)
 
 
 def data(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> "DataReport":
-    """Look at every image as a run would: counts, unreadable images, duplicates, leaks into validation and test."""
+    """Check every image as a run would: counts, unreadable images, duplicates, leaks into validation and test."""
     from selftrain.ssl_tasks.data.survey import check_data
 
     resolved = load_recipe(recipe, overrides).config
@@ -191,7 +194,7 @@ def data(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace
 
 
 def sync(to: str | None = None, workspace: Workspace = None) -> "Report":
-    """Send to MLflow what could not be sent while it was away; safe to repeat."""
+    """Send records to MLflow that could not be sent earlier; safe to repeat."""
     from selftrain.ssl_tasks.tracking.tracker import sync as send
 
     folder = workspace_folder(workspace)

@@ -1,54 +1,44 @@
-"""A trained model on a recipe's validation and test images, as the runs measure theirs: answered from the store."""
+"""Evaluates a trained model on a recipe's validation and test images, as runs do; results are stored and reused."""
 
 import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from selftrain.flows.actions.models import Model, find_model, own_teacher
 from selftrain.flows.environment import Workspace, set_environment, workspace_folder
+from selftrain.flows.rounds.conductor import Conductor
 from selftrain.flows.rounds.stages import dataset_request, evaluate_request, given_request
-from selftrain.ssl_tasks.errors import (
-    ConfigError,
-    DataError,
-    Interrupted,
-    NotFound,
-    SelftrainError,
-    StageFailed,
-    UserError,
-)
-from selftrain.ssl_tasks.execution.execute import Outcome, Request, execute
-from selftrain.ssl_tasks.execution.process import run_isolated
+from selftrain.ssl_tasks.errors import ConfigError, DataError, NotFound
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact
-from selftrain.ssl_tasks.store.occupancy import at_work
+from selftrain.ssl_tasks.store.locks import at_work
 
 log = logging.getLogger("selftrain")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured: the files of the evaluation, and where a second model was measured, how they compare."""
+    """The result of an evaluation, and of the comparison with a second model if there is one."""
 
     model: str
     artifact: Artifact
     against: str = ""
     compared: dict[str, Any] | None = None
-    note: str = ""  # why it was compared with that model, or with none
+    note: str = ""  # the reason for this comparison, or for none
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """{"validation": …, "test": …, "temperature": …}"""
+        """The metrics, as {"validation": …, "test": …, "temperature": …}."""
         return json.loads(self.artifact.file("metrics.json").read_text())
 
     @property
     def robustness(self) -> dict[str, Any]:
-        """{"attacks": […], "corruptions": {…}}, empty where it was not asked for."""
+        """The robustness, as {"attacks": […], "corruptions": {…}}; empty if it was not measured."""
         path = self.artifact.file("robustness.json")
         return json.loads(path.read_text()) if path.exists() else {}
 
@@ -62,10 +52,10 @@ def evaluate(
     corruptions: bool = False,
     against: str | None = "",
 ) -> Evaluation:
-    """Measures a model on the validation and test images of a recipe; the same question is answered once.
+    """Evaluate a model on a recipe's validation and test images. Results are stored and reused.
 
-    `attacks` are FGSM steps as a share of the pixel range. `against` is a second model, measured alike and compared:
-    by default the teacher of a student; None compares with nobody.
+    `attacks` are sizes of FGSM attacks as shares of the pixel range. `against` is a second model to evaluate and
+    compare with: by default the student's teacher; None evaluates without a comparison.
     """
     if wrong := [step for step in attacks if not 0 < step <= 1]:
         raise ConfigError(f"--attacks has {wrong[0]:g}; expected shares of the pixel range, above 0 and at most 1")
@@ -87,43 +77,34 @@ def evaluate(
 
 
 def _reference(workspace: Path, model: Model, against: str | None) -> tuple[Model | None, str]:
-    """Whom a model is compared with, and why."""
+    """Returns the model to compare with, or None, and the reason."""
     if against is None:
-        return None, "compared with nobody, as asked"
+        return None, "no comparison (--against none)"
     if against:
         return find_model(workspace, against), ""
     try:
         teacher = own_teacher(workspace, model)
     except NotFound as error:
-        return None, f"compared with nobody: {error}"
+        return None, f"no comparison: {error}"
     return teacher, "compared with its own teacher"
 
 
 def _measured(model: Model, config: RunConfig, workspace: Path) -> Artifact:
-    """The model's evaluation, from the store or computed into it."""
+    """Returns the model's evaluation, reused from the store or computed."""
     dataset = _images_for(model, config, workspace)
-    artifact = model.artifact or _answer(given_request("model", model.folder), config, workspace).artifact
-    outcome = _answer(evaluate_request("evaluate", config.evaluate, dataset, artifact), config, workspace)
-    log.info("%s %s", model.name, "was evaluated before" if outcome.reused else f"in {outcome.seconds:.1f} s")
+    conductor = Conductor(config, workspace)
+    artifact = model.artifact or conductor.run_stage(given_request("model", model.folder)).artifact
+    outcome = conductor.run_stage(evaluate_request("evaluate", config.evaluate, dataset, artifact))
+    log.info("evaluation of %s %s", model.name, "reused" if outcome.reused else f"computed in {outcome.seconds:.1f} s")
     if not outcome.artifact.summary["validation_count"] + outcome.artifact.summary["test_count"]:
-        raise DataError("this recipe's data has neither validation nor test images with labels, so nothing is measured")
+        raise DataError(
+            "this recipe's data has no labelled validation or test images; expected some. Set data.split.test"
+        )
     return outcome.artifact
 
 
-def _answer(request: Request, config: RunConfig, workspace: Path) -> Outcome:
-    """One stage outside of any run; where it fails, the error says which, and where its log is."""
-    log_file = workspace / "logs" / f"{request.name}-{request.key[:12]}.log"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return execute(request, workspace, config.runtime, partial(run_isolated, log=log_file))
-    except (UserError, Interrupted, StageFailed):
-        raise
-    except SelftrainError as error:
-        raise StageFailed(request.name, str(error), str(log_file)) from error
-
-
 def _images_for(model: Model, config: RunConfig, workspace: Path) -> Artifact:
-    """The recipe's data. What it leaves open (size, channels, classes) is as the model knows it."""
+    """Returns the recipe's data set. Size, channels and classes that the recipe does not set are the model's."""
     from selftrain.ssl_tasks.trained.model import load_card
 
     card = load_card(model.folder)
@@ -134,7 +115,7 @@ def _images_for(model: Model, config: RunConfig, workspace: Path) -> Artifact:
         open_ = {name: value for name, value in known.items() if getattr(config.data, name) is None}
         if card.built_for is not None:  # fine-tuned for larger images than its recipe trains on
             open_["image_size"] = card.image_size
-        if not set(info["classes"]) <= set(card.classes):  # other classes, not the same in another order or fewer
+        if not set(info["classes"]) <= set(card.classes):  # classes that the model does not know
             open_.pop("classes", None)
         data = DataSettings.model_validate({**config.data.model_dump(), **open_})
         dataset = _dataset(config.model_copy(update={"data": data}), workspace)
@@ -142,8 +123,8 @@ def _images_for(model: Model, config: RunConfig, workspace: Path) -> Artifact:
     for name in ("classes", "channels"):
         if info[name] != known[name]:
             raise ConfigError(
-                f"{model.name} knows {name} {_short(known[name])} and the data has {_short(info[name])}; "
-                "expected the same, in the same order"
+                f"{model.name} was trained with {name} {_short(known[name])}, and the data has {_short(info[name])}; "
+                f"expected the same, in the same order. Set data.{name}, or choose another recipe"
             )
     return dataset
 
@@ -152,7 +133,7 @@ def _dataset(config: RunConfig, workspace: Path) -> Artifact:
     from selftrain.ssl_tasks.data.sources import fingerprint
 
     request = dataset_request(config.data, fingerprint(config.data, workspace / "cache"))
-    return _answer(request, config, workspace).artifact
+    return Conductor(config, workspace).run_stage(request).artifact
 
 
 def _info(dataset: Artifact) -> dict[str, Any]:

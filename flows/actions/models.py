@@ -1,4 +1,4 @@
-"""Trained models by name, and what can be done with one (predict, export); and pretrained weights to start from."""
+"""Finds trained models by name, classifies images with them or exports them; finds pretrained weights."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from selftrain.flows.environment import Workspace, set_environment, workspace_fo
 from selftrain.ssl_tasks.errors import ConfigError, DamagedArtifact, NotFound, nearest
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.store.artifacts import MANIFEST, Artifact, Store, write_atomically
-from selftrain.ssl_tasks.store.occupancy import at_work
+from selftrain.ssl_tasks.store.locks import at_work
 from selftrain.ssl_tasks.store.runs import Run, all_runs, find_run
 from selftrain.ssl_tasks.trained.files import CARD, WEIGHTS
 
@@ -26,14 +26,14 @@ SUFFIXES: "Mapping[Format, str]" = {"torch": ".pt2", "onnx": ".onnx"}
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model: its folder, and where a run of the workspace made it, the artifact."""
+    """A trained model: its folder, and its artifact if a run of the workspace made it."""
 
     name: str
     folder: Path
     artifact: Artifact | None = None
 
     def dataset(self, store: Store) -> Artifact | None:
-        """The data set that it was trained on, if it is still in the store."""
+        """Returns the data set that the model was trained on, if it is still in the store."""
         source = self.artifact.manifest["inputs"].get("dataset") if self.artifact is not None else None
         return store.find("dataset", source["key"], verify=False) if source else None
 
@@ -41,9 +41,9 @@ class Model:
 def predict(
     model: str, paths: Iterable[str | Path], workspace: Workspace = None, device: str = "auto", batch_size: int = 256
 ) -> "pd.DataFrame":
-    """What a model takes images for: a row each, with the probabilities of all classes.
+    """Classify images with a trained model; returns one row per image with the probabilities of all classes.
 
-    `paths` are files and folders; an image that cannot be read gets a row that says why.
+    `paths` are files and folders. The row of an unreadable image says why it cannot be read.
     """
     folder = workspace_folder(workspace)
     with at_work(folder):
@@ -58,7 +58,7 @@ def predict(
 
 
 def weights(pattern: str = "") -> "pd.DataFrame":
-    """The pretrained weights that timm (where it is installed) and torchvision publish, one a row.
+    """Returns the pretrained weights that timm and torchvision publish, one per row.
 
     `pattern` is part of a network's name, or one with `*`; `timm:` or `torchvision:` before it asks one library alone.
     Columns: network, tag, source, licence, how images were prepared in training (mean, std, interpolation, image_size,
@@ -73,7 +73,7 @@ def weights(pattern: str = "") -> "pd.DataFrame":
 
 
 def fetch_weights(network: str, pretrained: bool | str = True) -> Path:
-    """Downloads pretrained weights into their library's cache, where they are not there yet; returns the file.
+    """Downloads pretrained weights into their library's cache if they are not there yet; returns the file.
 
     `pretrained` is what `model.pretrained` may be in a recipe: True, a tag, a hub id or an https URL.
     """
@@ -85,7 +85,7 @@ def fetch_weights(network: str, pretrained: bool | str = True) -> Path:
 
 
 def find_weights(network: str, pretrained: bool | str = True) -> Path:
-    """The file of pretrained weights on this machine; NotFound says where to get it and where to put it."""
+    """Returns the file of pretrained weights on this machine; NotFound says where to get it and where to put it."""
     from selftrain.models.sources import by_hand, find_source
 
     source = find_source(model_settings(network, pretrained))
@@ -98,7 +98,7 @@ def find_weights(network: str, pretrained: bool | str = True) -> Path:
 
 
 def model_settings(network: str, pretrained: bool | str) -> "ModelSettings":
-    """The settings of a network that starts from weights; ConfigError where they cannot be named so."""
+    """Returns the settings of a network that starts from weights; raises ConfigError if the name means nothing."""
     from pydantic import ValidationError
 
     from selftrain.models.settings import ModelSettings
@@ -111,7 +111,7 @@ def model_settings(network: str, pretrained: bool | str) -> "ModelSettings":
 
 @dataclass(frozen=True)
 class Exported:
-    """The file, the card beside it, and how far the file's outputs are from the model's."""
+    """An exported file, its model card, and the largest difference of its outputs from the model's."""
 
     file: Path
     card: Path
@@ -121,13 +121,13 @@ class Exported:
 def export(
     model: str, output: str | Path | None = None, workspace: Workspace = None, format: "Format" = "torch"
 ) -> Exported:
-    """Writes a model as one file for other programs, checked against the model, and a model card beside it.
+    """Export a model as one file for other programs, with a model card beside it. The file's outputs are checked.
 
-    Without `output`, the file is named by the run and the stage, in the current folder, and replaces none.
+    Without `output`, the file is named by the run and the stage, in the current folder; it never replaces a file.
     """
     folder, given = workspace_folder(workspace), None if output is None else Path(output)
     if given is not None and (given.is_dir() or not given.absolute().parent.is_dir() or given.suffix == ".md"):
-        raise ConfigError(f"cannot write {given}: expected a file such as model.pt2 in a folder that is there")
+        raise ConfigError(f"cannot write {given}: expected a file such as model.pt2 in an existing folder")
     with at_work(folder):
         return _exported(folder, model, given, format)
 
@@ -157,12 +157,14 @@ def _exported(folder: Path, model: str, given: Path | None, format: "Format") ->
 
 
 def _unused_file(workspace: Path, model: Model, format: "Format") -> Path:
-    """quickstart-student-3.pt2, which must not be there yet; nor its card."""
+    """Returns a file name such as quickstart-student-3.pt2; neither the file nor its card may exist yet."""
     run, colon, stage = model.name.partition(":")
     name = f"{find_run(workspace, run).info['name']}-{stage}" if colon and model.artifact else Path(model.name).name
     file = Path(name + SUFFIXES[format])
     if there := next((one for one in (file, file.with_suffix(".md")) if one.exists()), None):
-        raise ConfigError(f"{there} is here already; name another file with --output, which may replace one")
+        raise ConfigError(
+            f"{there} exists already. Name the file to write (it may be replaced): selftrain export MODEL --output FILE"
+        )
     return file
 
 
@@ -171,7 +173,8 @@ def _age(artifact: Artifact) -> tuple[float, str]:
 
 
 def find_model(workspace: Path, name: str) -> Model:
-    """A model by a folder, a stage of the last run, RUN:STAGE, a run (its best), champion:NAME, or a digest."""
+    """Finds a model by its folder, a stage of the last run, RUN:STAGE, a run (its best), champion:NAME or its
+    digest."""
     if (Path(name) / WEIGHTS).is_file():
         return _in_folder(Path(name))
     run_name, colon, stage = name.partition(":")
@@ -179,7 +182,7 @@ def find_model(workspace: Path, name: str) -> Model:
         return _by_digest(workspace, _champion_digest(workspace, stage))
     if colon:
         run = find_run(workspace, run_name)
-        run.stage(stage)  # an unknown one is answered with the nearest
+        run.stage(stage)  # the error for an unknown stage names the nearest
         return _checked(workspace, f"{run.id}:{stage}", run.artifact(stage))
     runs = list(all_runs(workspace))
     if runs and (artifact := runs[-1].artifact(name)) is not None:
@@ -187,25 +190,30 @@ def find_model(workspace: Path, name: str) -> Model:
     try:
         return _best(find_run(workspace, name))
     except NotFound:
-        if not runs or any(run.id.startswith(name) for run in runs):  # a run, but it has no model or is one of many
+        if not runs or any(
+            run.id.startswith(name) for run in runs
+        ):  # the name of a run without a model, or of several runs
             raise
     return _by_digest(workspace, name)
 
 
 def own_teacher(workspace: Path, model: Model) -> Model:
-    """Who invented the labels that a student learned from, the first of several; NotFound says why there is none."""
+    """Returns the teacher whose pseudo-labels a student was trained on, the first of several; NotFound if there is
+    none."""
     store, found = Store(workspace / "store"), model.artifact
     for role in ("selection", "predictions", "model"):
         source = found.manifest["inputs"].get(role) if found is not None else None
         if source is None:
             raise NotFound(
-                f"{model.name} learned from no invented labels, so it has no teacher; name one with --against"
+                f"{model.name} was not trained on pseudo-labels, so it has no teacher. Name a model: --against MODEL"
             )
         found = store.find(source["stage"], source["key"], verify=False)
         if found is None:
-            raise NotFound(f"the {role} of {model.name} is gone from the store; name its teacher with --against")
+            raise NotFound(f"the {role} of {model.name} is no longer in the store. Name its teacher: --against MODEL")
     assert found is not None
-    runs = sorted(all_runs(workspace), key=lambda run: model.name.startswith(f"{run.id}:"))  # its own last
+    runs = sorted(
+        all_runs(workspace), key=lambda run: model.name.startswith(f"{run.id}:")
+    )  # so that its own run, which comes last, names the stage
     names = {stage.key: f"{run.id}:{stage.name}" for run in runs for stage in run.stages()}
     return _checked(workspace, names.get(found.key, found.digest[:12]), found)
 
@@ -214,7 +222,7 @@ def _in_folder(folder: Path) -> Model:
     from selftrain.ssl_tasks.trained.model import load_card
 
     if not (folder / CARD).is_file():
-        raise ConfigError(f"{folder} holds {WEIGHTS} but no {CARD}; a model is both files")
+        raise ConfigError(f"{folder} holds {WEIGHTS} but no {CARD}; expected both files")
     try:
         load_card(folder)
     except DamagedArtifact as error:
@@ -226,21 +234,26 @@ def _in_folder(folder: Path) -> Model:
 
 
 def _best(run: Run) -> Model:
-    """The model of the best round; of the newest while the run has not ended."""
+    """Returns the model of the best round; of the newest round while the run is unfinished."""
     rounds = run.rounds()
     best = run.summary.get("best_round")
     for one in [rounds[best]] if best is not None else reversed(rounds):
         if one.model is not None:
             return _checked(run.workspace, f"{run.id}:{run.model_stage(one.round)}", one.model)
-    raise NotFound(f"run {run.id} has no model yet; `selftrain status {run.id}` says how it stands")
+    raise NotFound(f"run {run.id} has no model yet. See: selftrain status {run.id}")
 
 
 def _checked(workspace: Path, name: str, artifact: Artifact | None) -> Model:
-    """The model of an artifact, whose files are what their digests say."""
+    """Returns the model of an artifact after checking its files against their digests."""
     if artifact is None:
-        raise NotFound(f"{name} is not finished, or its artifact is gone; `selftrain status` says how it stands")
+        raise NotFound(
+            f"{name} is not finished, or its artifact was deleted; expected a trained model. See: selftrain status"
+        )
     if artifact.stage not in KINDS:
-        raise NotFound(f"{name} is no model but the outcome of '{artifact.stage}'; expected teacher or student-1, …")
+        raise NotFound(
+            f"{name} is the result of the stage '{artifact.stage}', not a model; expected teacher, "
+            "student-1 or another model"
+        )
     Store(workspace / "store").find(artifact.stage, artifact.key)
     return Model(name, artifact.path, artifact)
 
@@ -249,7 +262,9 @@ def _by_digest(workspace: Path, digest: str) -> Model:
     known = [one for one in Store(workspace / "store").artifacts() if one.stage in KINDS]
     fitting = [one for one in known if digest and one.digest.startswith(digest)]
     if len({one.digest for one in fitting}) > 1:
-        raise NotFound(f"'{digest}' fits {len(fitting)} models; give more of the digest")
+        raise NotFound(
+            f"'{digest}' is the beginning of {len(fitting)} models' digests; expected one. Give more characters"
+        )
     if not fitting:
         names = [stage.name for run in list(all_runs(workspace))[-1:] for stage in run.stages() if stage.stage in KINDS]
         raise NotFound(
@@ -261,7 +276,7 @@ def _by_digest(workspace: Path, digest: str) -> Model:
 
 
 def _champion_digest(workspace: Path, name: str) -> str:
-    """The digest of the model that MLflow's registry calls a name's champion."""
+    """Returns the digest of a name's champion in MLflow's model registry."""
     set_environment(workspace)
     from selftrain.ssl_tasks.tracking.client import connect, default_uri
     from selftrain.ssl_tasks.tracking.entities import DIGEST, champion
@@ -272,7 +287,13 @@ def _champion_digest(workspace: Path, name: str) -> str:
     try:
         holder = champion(connect(uri, workspace), name)
     except OSError as error:
-        raise NotFound(f"MLflow at {address} does not answer ({error}), so nobody knows the champion") from error
+        raise NotFound(
+            f"MLflow at {address} does not answer ({error}), so the champion is unknown. Start the server, "
+            "or name a run"
+        ) from error
     if holder is None:
-        raise NotFound(f"MLflow at {address} has no champion of '{name}'; expected the name of a run that finished")
+        raise NotFound(
+            f"MLflow at {address} has no champion of '{name}'; expected the name of a finished run. See: "
+            "selftrain status --all"
+        )
     return str(holder.tags[DIGEST])

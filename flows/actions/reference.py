@@ -1,4 +1,4 @@
-"""The configuration reference, generated from the typed settings: `selftrain config --reference`."""
+"""Generates the configuration reference from the typed settings, for `selftrain config --reference`."""
 
 import types
 from collections.abc import Iterator
@@ -13,26 +13,29 @@ from selftrain.ssl_tasks.settings.run_config import RunConfig
 
 HEAD = """# Configuration reference
 
-Generated from the typed settings by `selftrain config --reference`; a test keeps it true. Each section of a recipe is a
-table here. `round:` in a recipe holds what every round starts from; `rounds:` says how many (100 at most), or how each
-differs. Rounds count from 1, as in the stages' names: `--set rounds.2.select.threshold=0.9` changes `select-2`, and
-`--set round.select.threshold=0.9` every round. A `--set` that something else overrides is an error.
-A recipe is YAML 1.2: `true` and `false` alone are truth values, `off`, `no` and `12:30` are text, `1e-3` is a number,
-`010` is ten; a key that stands twice is an error. At most 1 MiB, 30 levels of nesting and 100,000 values are read.
+This page is generated from the typed settings by `selftrain config --reference`; a test checks that it is up to date.
+Each section of a recipe is a table here. In a recipe, `round:` holds the settings that every round starts from, and
+`rounds:` is their number (at most 100) or a list of what each round changes. Rounds are counted from 1, as in the names
+of stages: `--set rounds.2.select.threshold=0.9` changes `select-2`, and `--set round.select.threshold=0.9` changes
+every round. A `--set` without effect is an error.
+
+A recipe is YAML 1.2: only `true` and `false` are truth values; `off`, `no` and `12:30` are text; `1e-3` is a number;
+`010` is ten. A key that is set twice is an error. A recipe has at most 1 MiB, 30 levels of nesting and 100,000 values.
+
 Settings marked ° say where or how fast a stage runs, not what it computes: changing them recomputes nothing.
 """
 
 
 def reference() -> str:
-    """The whole reference as Markdown."""
+    """Returns the whole reference as Markdown."""
     return "\n".join([HEAD, *_sections(RunConfig, "", set())])
 
 
 def _sections(model: type[BaseModel], where: str, seen: set[type[BaseModel]]) -> Iterator[str]:
     seen.add(model)
-    title = where or "the recipe itself"
+    title = where or "top level"
     doc = (model.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
-    yield f"## {title}\n\n{doc}\n\n| setting | type | default | |\n|---|---|---|---|"
+    yield f"## {title}\n\n{doc}\n\n| setting | type | default | meaning |\n|---|---|---|---|"
     inner: list[tuple[str, type[BaseModel]]] = []
     for name, field in model.model_fields.items():
         members = list(_models(field.annotation))
@@ -90,7 +93,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that an annotation may hold."""
+    """Yields the sections that a type annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):

@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from selftrain.flows.actions.housekeeping import Cleaned, clean
 from selftrain.flows.environment import Workspace, make_workspace, set_environment, workspace_folder
-from selftrain.flows.rounds.planning import PlannedStage, stage_names
+from selftrain.flows.rounds.pipeline import check_paths, mend_dead_runs, run_pipeline, warm_up
+from selftrain.flows.rounds.planning import PlannedStage
 from selftrain.flows.rounds.planning import plan as plan_stages
-from selftrain.flows.rounds.reaper import mend_dead_runs, tell_prefect
-from selftrain.flows.rounds.recipe_paths import check_paths
-from selftrain.flows.rounds.warming import warm_up
 from selftrain.ssl_tasks.errors import ConfigError, NotFound, nearest
-from selftrain.ssl_tasks.execution.collection import uncollected
+from selftrain.ssl_tasks.execution.progress import Progress, read_progress
+from selftrain.ssl_tasks.execution.startup import uncollected
 from selftrain.ssl_tasks.settings.recipe import BUILT_IN, Recipe, load_recipe, parse_recipe
 from selftrain.ssl_tasks.settings.run_config import run_name
 from selftrain.ssl_tasks.store.artifacts import Store, write_atomically
 from selftrain.ssl_tasks.store.runs import Run, StageRecord, all_runs, approval_file, find_run
-from selftrain.ssl_tasks.store.stage_progress import Progress, read_progress
+from selftrain.ssl_tasks.store.stage_names import RoundNames, stage_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,9 +38,8 @@ def run(
     workspace: Workspace = None,
     prefect: bool = True,
     force: Iterable[str] = (),
-    command: str = "",
 ) -> Run:
-    """Runs a recipe through all of its rounds; what an earlier run has answered is reused.
+    """Run a recipe through all of its rounds; finished stages are reused.
 
     With `prefect`, the run is a Prefect flow run: on the server of PREFECT_API_URL, or on an API inside this process.
     """
@@ -52,15 +50,14 @@ def run(
     set_environment(folder)
     warm_up(loaded.config, folder, list(force))
     if not prefect:
-        from selftrain.flows.rounds.pipeline import run_pipeline
-
-        return run_pipeline(loaded.config, folder, frozenset(force), command=command, written=loaded.written)
-    from selftrain.flows.prefect.local_api import prefect_api, server_in_use
+        return run_pipeline(loaded.config, folder, frozenset(force), written=loaded.written)
+    from selftrain.flows.prefect.server import prefect_api, server_in_use
 
     mend_dead_runs(folder)
     with prefect_api(folder):
         with uncollected():
             from selftrain.flows.prefect.flow import run_as_flow
+            from selftrain.flows.prefect.tasks import tell_prefect
 
         tell_prefect(folder, server_in_use(folder))
         return run_as_flow(loaded.config, folder, tuple(force), loaded.written)
@@ -73,7 +70,7 @@ def train(
     workspace: Workspace = None,
     prefect: bool = True,
 ) -> Run:
-    """Trains and evaluates the recipe's first model alone, whatever rounds it has."""
+    """Train and evaluate only the teacher of a recipe, without its rounds."""
     return run(load_recipe(recipe, overrides, name, ["rounds=[]"]), workspace=workspace, prefect=prefect)
 
 
@@ -84,7 +81,7 @@ def rerun(
     workspace: Workspace = None,
     prefect: bool = True,
 ) -> Run:
-    """Continue a run and reuse its finished stages; a named `stage` and all that depends on it are recomputed."""
+    """Resume a run and reuse its finished stages; a named `stage` and all that depend on it are recomputed."""
     folder = workspace_folder(workspace)
     before = find_run(folder, run_name)
     recipe = load_recipe(before.path, overrides)
@@ -92,16 +89,17 @@ def rerun(
     if stage is not None and stage not in known:
         raise NotFound(f"run {before.id} has no stage '{stage}'." + nearest(stage, known))
     force = [] if stage is None else [stage]
-    return run(recipe, workspace=folder, prefect=prefect, force=force, command=" ".join(["rerun", before.id, *force]))
+    return run(recipe, workspace=folder, prefect=prefect, force=force)
 
 
 def plan(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> list[PlannedStage]:
-    """What a run would reuse and compute, and why, before anything runs."""
+    """Return the stages that a run would reuse and compute, and why, without running it."""
     return plan_stages(load_recipe(recipe, overrides).config, workspace_folder(workspace))
 
 
 def stages(run_name: str = "last", workspace: Workspace = None) -> list[StageRecord]:
-    """The stages of a run, those not yet begun as `pending`; those that compute have the time since they began."""
+    """Return the stages of a run; those not yet started are `pending`, and a running one has the time since its
+    start."""
     record = find_run(workspace_folder(workspace), run_name)
     record.mend()
     met = [
@@ -116,7 +114,7 @@ def stages(run_name: str = "last", workspace: Workspace = None) -> list[StageRec
 
 
 def progress(stage: StageRecord, workspace: Workspace = None) -> Progress | None:
-    """The progress of a running stage; None if it is not running or has not reported any."""
+    """Return the progress of a running stage; None if it is not running or has not reported any."""
     if stage.state != "running":
         return None
     attempt = Store(workspace_folder(workspace) / "store").attempt(stage.stage, stage.key)
@@ -124,7 +122,7 @@ def progress(stage: StageRecord, workspace: Workspace = None) -> Progress | None
 
 
 def status(run_name: str = "last", workspace: Workspace = None) -> "pd.DataFrame":
-    """The stages of a run as a table."""
+    """Return the stages of a run as a table."""
     import pandas as pd
 
     columns = ["name", "state", "seconds", "key", "digest", "reason", "log"]
@@ -132,7 +130,7 @@ def status(run_name: str = "last", workspace: Workspace = None) -> "pd.DataFrame
 
 
 def runs(workspace: Workspace = None) -> list[dict[str, Any]]:
-    """All runs of a workspace, oldest first; states tell the truth about dead ones."""
+    """Return all runs of a workspace, the oldest first. Runs whose process died have the state crashed."""
     found = list(all_runs(workspace_folder(workspace)))
     for one in found:
         one.mend()
@@ -140,13 +138,16 @@ def runs(workspace: Workspace = None) -> list[dict[str, Any]]:
 
 
 def approve(run_name: str = "last", workspace: Workspace = None) -> int:
-    """Lets a run go on that waits for a person; returns the round."""
+    """Approve the round that a run waits for, so that it continues; returns the round's number."""
     folder = workspace_folder(workspace)
     record = find_run(folder, run_name)
     waits_for = record.info.get("waits_for")
     if not waits_for:
-        raise NotFound(f"run {record.id} does not wait for approval (it is {record.info['state']})")
-    selection = record.artifact(f"select-{waits_for['round']}")
+        raise NotFound(
+            f"run {record.id} does not wait for approval; its state is {record.info['state']}. See: "
+            f"selftrain status {record.id}"
+        )
+    selection = record.artifact(RoundNames(waits_for["round"]).select)
     assert selection is not None, "a run waits only after its selection"
     write_atomically(approval_file(folder, selection), f"{record.id} {time.time():.0f}\n")
     return int(waits_for["round"])
@@ -169,15 +170,15 @@ __all__ = [
 
 
 TEMPLATE = BUILT_IN / "image_folder.yaml"
-LARGE_SIDE = 96  # beyond it, networks for small images are slow
+LARGE_SIDE = 96  # in pixels; networks for small images are slow on larger ones
 
 
 def write_recipe(data: Path, output: Path, follow_links: bool = False) -> list[str]:
-    """Writes a recipe that reads `data`; returns what was found, line by line. Never overwrites a file."""
+    """Write a recipe that reads `data`, and return a description of the data, line by line. No file is overwritten."""
     from selftrain.ssl_tasks.data.inspect_folder import suggest_settings
 
     if output.exists():
-        raise ConfigError(f"{output} exists already; name another file with --output")
+        raise ConfigError(f"{output} exists already. Name another file: selftrain init {data} --output FILE")
     found = suggest_settings(data, follow_links)
     source = {
         name: str(value.absolute()) if isinstance(value, Path) else value
@@ -187,7 +188,10 @@ def write_recipe(data: Path, output: Path, follow_links: bool = False) -> list[s
     size = min(max(32, found.sides[1]), LARGE_SIDE) if found.sides else 32
     text = TEMPLATE.read_text()
     for setting, value in (
-        ("name", json.dumps(run_name(data.absolute().stem, "images"))),  # in quotes: YAML takes 2024 for a number
+        (
+            "name",
+            json.dumps(run_name(data.absolute().stem, "images")),
+        ),  # in quotes, because YAML reads 2024 as a number
         ("  source", json.dumps(source, ensure_ascii=False)),
         ("  image_size", str(size)),
     ):

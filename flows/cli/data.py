@@ -1,31 +1,53 @@
-"""Verbs about the ground that a run stands on: data, init, doctor."""
+"""Verbs that prepare and check a run's input and machine: data, init, doctor."""
 
 import json
 from argparse import Namespace
 from pathlib import Path
 
 from selftrain.flows.cli.running import add_recipe
-from selftrain.flows.cli.verb import Verbs
+from selftrain.flows.cli.verb import JSON, Verbs
 from selftrain.flows.environment import workspace_folder
 from selftrain.flows.tables import print_table, printable
 
 
 def add_data(verbs: Verbs) -> None:
-    verb = verbs.add("data", _data, "look at every image as a run would: counts, unreadable ones, duplicates, leaks")
+    verb = verbs.add(
+        "data",
+        _data,
+        "Check every image of a recipe: counts, unreadable files, duplicates, leaks.",
+        ("data selftrain.yaml", "check your own images before the first run"),
+        ("data selftrain.yaml --json", "the whole report, with every file name, as JSON"),
+        exit_codes="0 no problem found · 2 invalid input, or a problem that a run would stop at · 130 interrupted",
+    )
     add_recipe(verb)
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help=f"{JSON}; it lists every file")
 
 
 def add_init(verbs: Verbs) -> None:
-    verb = verbs.add("init", _init, "write a recipe for a folder or table of your own images")
-    verb.add_argument("data", metavar="DIR", type=Path, help="class folders (and unlabeled/, test/), or a table")
-    verb.add_argument("--output", metavar="FILE", type=Path, help="default selftrain.yaml")
-    verb.add_argument("--follow-links", action="store_true", help="follow links to folders outside DIR")
+    verb = verbs.add(
+        "init",
+        _init,
+        "Write a recipe for a folder or table of your own images.",
+        ("init images", "write selftrain.yaml for the class folders in images/"),
+        ("init labels.csv --output birds.yaml", "write birds.yaml for a table with image paths and labels"),
+    )
+    words = "folder with one subfolder per class (and unlabeled/, test/), or a CSV or Parquet table"
+    verb.add_argument("data", metavar="DATA", type=Path, help=words)
+    verb.add_argument("--output", metavar="FILE", type=Path, help="recipe to write (default: selftrain.yaml)")
+    words = "follow symbolic links to folders outside DATA (default: refuse them)"
+    verb.add_argument("--follow-links", action="store_true", help=words)
 
 
 def add_doctor(verbs: Verbs) -> None:
-    verb = verbs.add("doctor", _doctor, "torch build, GPU, disk, and whether the servers answer")
-    verb.add_argument("--json", action="store_true")
+    verb = verbs.add(
+        "doctor",
+        _doctor,
+        "Check Python, packages, GPUs, disk space and servers.",
+        ("doctor", "check this machine before the first run"),
+        ("doctor --json", "the same checks for a script"),
+        exit_codes="0 every check passed · 2 invalid input · 3 a check failed · 130 interrupted",
+    )
+    verb.add_argument("--json", action="store_true", help=JSON)
 
 
 def _data(options: Namespace) -> int:
@@ -37,7 +59,7 @@ def _data(options: Namespace) -> int:
         return 0 if report.ok else 2
     rows = []
     for split, counts in report.counts.items():
-        per_class = counts.get("per_class", [])  # nobody may count the classes of what is unlabelled
+        per_class = counts.get("per_class", [])  # absent for unlabelled images, whose classes must not be counted
         held_out = {
             "images": counts["images"],
             "unreadable": counts["unreadable"],
@@ -49,8 +71,8 @@ def _data(options: Namespace) -> int:
     print(f"{len(report.classes)} classes, {report.image_size}×{report.image_size}, {report.channels} channel(s)")
     for heading, lines in (
         ("unreadable", [f"{sample}: {reason}" for sample, reason in report.unreadable]),
-        ("the same image", [" = ".join(group) for group in report.duplicates]),
-        ("the same image, labelled differently", [" ≠ ".join(f"{s} ({c})" for s, c in g) for g in report.conflicts]),
+        ("duplicates: the same image", [" = ".join(group) for group in report.duplicates]),
+        ("duplicates with different labels", [" ≠ ".join(f"{s} ({c})" for s, c in g) for g in report.conflicts]),
         ("leaks into validation or test", [f"{a} ({b}) = {c} ({d})" for a, b, c, d in report.leaks]),
         ("classes with few labels", [f"{name}: {count}" for name, count in report.few_labels.items()]),
         ("notes", list(report.notes)),
@@ -61,7 +83,7 @@ def _data(options: Namespace) -> int:
             for line in lines[:10]:
                 print(f"  {printable(line)}")
             if len(lines) > 10:
-                print(f"  … and {len(lines) - 10} more; --json lists them")
+                print(f"  … and {len(lines) - 10} more; all of them: --json")
     return 0 if report.ok else 2
 
 
@@ -72,7 +94,7 @@ def _init(options: Namespace) -> None:
     found = write_recipe(options.data, output, options.follow_links)
     for line in found:
         print(printable(line))
-    print(f"\nwrote {output}; next:\n  selftrain data {output}\n  selftrain run {output}")
+    print(f"\nwrote {output}. Next:\n  selftrain data {output}\n  selftrain run {output}")
 
 
 def _doctor(options: Namespace) -> int:
@@ -82,8 +104,5 @@ def _doctor(options: Namespace) -> int:
     if options.json:
         print(json.dumps({"findings": [finding._asdict() for finding in findings]}))
     else:
-        print_table([{"": "ok" if one.ok else "PROBLEM", "what": one.what, "found": one.found} for one in findings])
+        print_table([{"": "ok" if one.ok else "PROBLEM", "checked": one.what, "found": one.found} for one in findings])
     return 0 if all(finding.ok for finding in findings) else 3
-
-
-VERBS = [add_data, add_init, add_doctor]

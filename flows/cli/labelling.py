@@ -1,4 +1,4 @@
-"""Verbs that look into pseudo-labels: labels (show, diff, review, apply), sql."""
+"""Verbs that show and correct pseudo-labels: labels (list, diff, review, apply) and sql."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -6,63 +6,82 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selftrain.flows.actions import looking
-from selftrain.flows.cli.verb import Verbs
+from selftrain.flows.cli.verb import RUN, Verbs
 from selftrain.flows.environment import workspace_folder
-from selftrain.flows.tables import print_table, printable_lines
+from selftrain.flows.tables import counted, print_table, printable_lines
 from selftrain.ssl_tasks.errors import ConfigError, nearest
 from selftrain.ssl_tasks.store.runs import find_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_ROWS = 1000  # of an answer on a terminal
+MOST_ROWS = 1000  # of a query's result on a terminal
 MOST_LETTERS = 2000  # of a cell on a terminal
-MOST_SECONDS = 10_000_000  # a timer does not take much more
+MOST_SECONDS = 10_000_000  # `threading.Timer` accepts little more
 ACTIONS = ("diff", "review", "apply")
 
 
 def add_labels(verbs: Verbs) -> None:
-    verb = verbs.add("labels", _labels, "the pseudo-labels of a run, one by one, with filters")
-    verb.usage = (
-        "selftrain labels RUN [filters]\n"
-        "       selftrain labels diff RUN A B          what changed between two rounds\n"
-        "       selftrain labels review RUN            the samples most worth a look\n"
-        "       selftrain labels apply RUN FILE.csv    corrections for the next rounds and runs: the columns\n"
-        "                                              sample_id and label; other columns are ignored"
+    verb = verbs.add(
+        "labels",
+        _labels,
+        "List, compare, review and correct the pseudo-labels of a run.",
+        (
+            "labels last --selected --sort confidence --limit 5",
+            "the 5 least confident pseudo-labels that were accepted",
+        ),
+        ("labels review last --csv review.csv", "the images most worth a look, for a person to correct"),
     )
-    verb.add_argument("words", nargs="*", metavar="[diff|review|apply] RUN …")
-    verb.add_argument("--round", type=int, help="default the last")
-    verb.add_argument("--class", dest="class_name")
-    verb.add_argument("--selected", action="store_true", default=None)
-    verb.add_argument("--not-selected", dest="selected", action="store_false")
-    verb.add_argument("--flipped", action="store_true", default=None, help="labelled otherwise by the round before")
-    verb.add_argument("--min-confidence", type=float)
-    verb.add_argument("--sort", default="-confidence", help="confidence, margin, agreement, distance; - for descending")
-    verb.add_argument("--limit", type=int, default=50)
+    verb.usage = (
+        "selftrain labels RUN [filters]            one row per image\n"
+        "       selftrain labels diff RUN A B             images that differ between rounds A and B\n"
+        "       selftrain labels review RUN               images most worth a look, the most useful first\n"
+        "       selftrain labels apply RUN FILE.csv       use your corrections in all later rounds and runs; FILE.csv\n"
+        "                                                 needs the columns sample_id and label, others are ignored"
+    )
+    words = f"the action (default: list), then the run: {RUN}"
+    verb.add_argument("words", nargs="*", metavar="[diff|review|apply] RUN …", help=words)
+    verb.add_argument("--round", type=int, metavar="N", help="round number, from 1 (default: the last)")
+    verb.add_argument("--class", dest="class_name", metavar="NAME", help="only images with this pseudo-label")
+    words = "only pseudo-labels that the selection accepted (default: accepted and rejected)"
+    verb.add_argument("--selected", action="store_true", default=None, help=words)
+    words = "only pseudo-labels that the selection rejected"
+    verb.add_argument("--not-selected", dest="selected", action="store_false", help=words)
+    words = "only images whose predicted class changed since the previous round"
+    verb.add_argument("--flipped", action="store_true", default=None, help=words)
+    words = "only pseudo-labels with at least this confidence, from 0 to 1"
+    verb.add_argument("--min-confidence", type=float, metavar="P", help=words)
+    words = "confidence, margin, agreement or distance; a leading - sorts in descending order (default: -confidence)"
+    verb.add_argument("--sort", default="-confidence", metavar="COLUMN", help=words)
+    verb.add_argument("--limit", type=int, default=50, metavar="N", help="show at most N rows (default: 50)")
     add_outputs(verb)
 
 
 def add_sql(verbs: Verbs) -> None:
-    verb = verbs.add("sql", _sql, "ask DuckDB: views manifest, predictions, selection, rounds over all rounds")
-    verb.add_argument("run", metavar="RUN")
-    verb.add_argument("query", metavar="QUERY", help='"select label, count(*) from selection group by label"')
-    verb.add_argument(
-        "--limit", type=int, metavar="N", help=f"write at most N rows (default all; {MOST_ROWS:,} on a terminal)"
+    verb = verbs.add(
+        "sql",
+        _sql,
+        "Query the images, predictions and selections of a run with SQL (DuckDB). "
+        "The views manifest, predictions, selection and rounds cover all rounds.",
+        ('sql last "select round, count(*) from selection group by round"', "accepted pseudo-labels by round"),
+        ('sql last "from predictions" --parquet all.parquet', "all predictions as a Parquet file"),
+        exit_codes="0 done · 2 invalid input · 3 the query failed or took too long · 130 interrupted",
     )
-    verb.add_argument(
-        "--timeout",
-        type=float,
-        metavar="SECONDS",
-        default=looking.TIMEOUT,
-        help=f"end the query after SECONDS with exit code 3 (default {looking.TIMEOUT:g}; 0 for no limit)",
-    )
+    verb.add_argument("run", metavar="RUN", help=RUN)
+    verb.add_argument("query", metavar="QUERY", help="one read-only SQL query, in quotes")
+    words = f"write at most N rows (default: all; {MOST_ROWS:,} on a terminal)"
+    verb.add_argument("--limit", type=int, metavar="N", help=words)
+    words = f"stop the query after SECONDS; 0 sets no limit (default: {looking.TIMEOUT:g})"
+    verb.add_argument("--timeout", type=float, metavar="SECONDS", default=looking.TIMEOUT, help=words)
     add_outputs(verb)
 
 
 def add_outputs(verb: ArgumentParser) -> None:
-    """Where a table goes."""
-    for kind in ("csv", "json", "parquet"):
-        verb.add_argument(f"--{kind}", metavar="FILE", type=Path, help=f"write {kind} instead of a table; - is stdout")
+    """Adds the options that write a table into a file."""
+    for kind, name in (("csv", "CSV"), ("json", "JSON"), ("parquet", "Parquet")):
+        stdout = "" if kind == "parquet" else "; - is stdout"
+        words = f"write {name} to FILE instead of a table on the terminal{stdout}"
+        verb.add_argument(f"--{kind}", metavar="FILE", type=Path, help=words)
 
 
 def _labels(options: Namespace) -> None:
@@ -71,7 +90,10 @@ def _labels(options: Namespace) -> None:
     action, words = _split(options.words)
     if len(words) > 1 and action in ("show", "review"):
         found = " ".join(options.words)
-        raise ConfigError(f"labels: found '{found}', expected one run." + nearest(options.words[0], ACTIONS))
+        raise ConfigError(
+            f"labels: found '{found}'; expected one run, as in: selftrain labels last."
+            + nearest(options.words[0], ACTIONS)
+        )
     run = words[0] if words else "last"
     if action == "apply":
         _apply(words, options)
@@ -90,28 +112,29 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
 
 def _diff(words: list[str], options: Namespace) -> None:
     if len(words) != 3 or not all(word.isdigit() for word in words[1:]):
-        raise ConfigError("labels diff: expected a run and two rounds, for example `selftrain labels diff last 1 2`")
+        raise ConfigError("labels diff: expected a run and two round numbers, as in: selftrain labels diff last 1 2")
     found = looking.differences(words[0], int(words[1]), int(words[2]), options.workspace)
     whole = bool(options.csv or options.json or options.parquet)
     show_frame(found if whole else found.head(options.limit), options)
     if not whole and len(found) > options.limit:
-        print(f"{options.limit} of {len(found):,} images; --limit shows more, --csv FILE all", file=sys.stderr)
+        print(f"{options.limit} of {len(found):,} images are shown. More: --limit N. All: --csv FILE", file=sys.stderr)
 
 
 def _apply(words: list[str], options: Namespace) -> None:
     if len(words) != 2:
-        raise ConfigError("labels apply: expected a run and a file, such as `selftrain labels apply last fixed.csv`")
+        raise ConfigError("labels apply: expected a run and a file, as in: selftrain labels apply last fixed.csv")
     applied = looking.apply_corrections(words[0], words[1], options.workspace)
     from selftrain.ssl_tasks.pseudo_labels.corrections import count_of, lines_of
 
     name = find_run(workspace_folder(options.workspace), words[0]).config.name
     print(
-        f"{applied.in_force} corrections in force for '{name}' ({applied.new} new, {applied.changed} "
-        "changed); run it again, or approve it, to use them"
+        f"{counted(applied.in_force, 'correction')} in force for '{name}' ({applied.new} new, "
+        f"{applied.changed} changed). "
+        f"Use them: selftrain rerun {words[0]}, or approve the round that waits: selftrain approve {words[0]}"
     )
     if applied.misfits:
         count, lines = count_of(applied.misfits), printable_lines(lines_of(applied.misfits))
-        print(f"{count} earlier corrections do not fit this data any more and are not used:{lines}", file=sys.stderr)
+        print(f"{counted(count, 'earlier correction')} ignored, because the data has changed:{lines}", file=sys.stderr)
 
 
 def _sql(options: Namespace) -> None:
@@ -129,7 +152,7 @@ def _sql(options: Namespace) -> None:
 
 
 def show_frame(frame: "pd.DataFrame", options: Namespace) -> None:
-    """A data frame where the options want it: a terminal's table, or a file."""
+    """Shows a data frame as the options say: as a table on the terminal, or in a file."""
     check_writable(options.csv, options.json, options.parquet)
     if options.csv:
         _write_csv(frame, options.csv)
@@ -151,15 +174,17 @@ def _write_csv(frame: "pd.DataFrame", path: Path) -> None:
     if str(path) == "-":
         write_frame(frame, sys.stdout)
         return
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:  # a path may be no UTF-8
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:  # a path may not be UTF-8
         write_frame(frame, file)
 
 
 def check_writable(*paths: Path | None) -> None:
-    """ConfigError where a file that is to be written is a folder, or has none."""
+    """Raises ConfigError if a file to be written is a folder, or its folder does not exist."""
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"cannot write {path}: {path.absolute().parent} is not a folder")
+            raise ConfigError(
+                f"cannot write {path}: {path.absolute().parent} is not a folder; expected an existing one"
+            )
         if path is not None and path.is_dir():
             raise ConfigError(f"cannot write {path}: it is a folder; expected the name of a file")
 
@@ -168,7 +193,7 @@ def print_frame(frame: "pd.DataFrame") -> None:
     """Prints a data frame as a table, without its empty columns."""
     shown = frame.dropna(axis="columns", how="all")
     if {"uri", "sample_id"} <= set(shown.columns) and shown["uri"].equals(shown["sample_id"]):
-        shown = shown.drop(columns="uri")  # the same text twice; a file has both
+        shown = shown.drop(columns="uri")  # both columns say the same; a file keeps both
     numbers = [name for name in shown.columns if shown[name].dtype.kind in "iuf"]
     rows = [{name: _cell(value) for name, value in row.items()} for row in shown.to_dict("records")]
     print_table([{str(name): value for name, value in row.items()} for row in rows], right=numbers)
@@ -181,6 +206,3 @@ def _cell(value: object) -> object:
     if value is None or text in ("<NA>", "NaT"):
         return ""
     return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
-
-
-VERBS = [add_labels, add_sql]

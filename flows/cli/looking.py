@@ -1,4 +1,4 @@
-"""Verbs that only read: status, plan, explain, config, report, lineage; and sync, which sends what MLflow lacks."""
+"""Verbs that only read (status, plan, explain, config, report, lineage), and sync, which sends records to MLflow."""
 
 import json
 from argparse import Namespace
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from selftrain.flows.actions import looking
 from selftrain.flows.cli.labelling import check_writable
 from selftrain.flows.cli.running import add_recipe
-from selftrain.flows.cli.verb import Verbs
+from selftrain.flows.cli.verb import JSON, RUN, Verbs
 from selftrain.flows.environment import workspace_folder
 from selftrain.flows.tables import print_table, printable, seconds
 from selftrain.ssl_tasks.errors import DamagedArtifact, NotFound
@@ -17,40 +17,64 @@ from selftrain.ssl_tasks.tracking.client import default_uri
 from selftrain.ssl_tasks.tracking.spool import without_password
 
 if TYPE_CHECKING:
-    from selftrain.ssl_tasks.store.stage_progress import Progress
+    from selftrain.ssl_tasks.execution.progress import Progress
 
 
 def add_status(verbs: Verbs) -> None:
-    verb = verbs.add("status", _status, "how a run and its stages stand")
-    verb.add_argument("run", metavar="RUN", nargs="?", default="last", help="id, unique prefix, name or last")
-    verb.add_argument("--all", action="store_true", help="all runs, a line each")
-    verb.add_argument("--json", action="store_true")
+    verb = verbs.add(
+        "status",
+        _status,
+        "Show the stages of a run: state, time, and why each was computed.",
+        ("status", "the last run, with what to do next"),
+        ("status --all", "all runs of the workspace, one line each"),
+    )
+    verb.add_argument("run", metavar="RUN", nargs="?", default="last", help=f"{RUN} (default: last)")
+    verb.add_argument("--all", action="store_true", help="list all runs of the workspace, one line each")
+    verb.add_argument("--json", action="store_true", help=JSON)
 
 
 def add_plan(verbs: Verbs) -> None:
-    verb = verbs.add("plan", _plan, "what would be computed, what reused and why, before anything runs")
+    verb = verbs.add(
+        "plan",
+        _plan,
+        "Show which stages a run would compute or reuse, and why.",
+        ("plan quickstart", "before the first run: every stage would be computed"),
+        ("plan quickstart --set seed=1", "what a changed setting would recompute"),
+    )
     add_recipe(verb)
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help=JSON)
 
 
 def add_explain(verbs: Verbs) -> None:
-    verb = verbs.add("explain", _explain, "why a stage ran or was reused: which part of its key differs")
-    verb.add_argument("run", metavar="RUN")
-    verb.add_argument("stage", metavar="STAGE")
-    verb.add_argument("--json", action="store_true")
+    verb = verbs.add(
+        "explain",
+        _explain,
+        "Explain why a stage of a run was computed or reused.",
+        ("explain last student-2", "which setting or input of this stage changed"),
+        ("explain last select-1 --json", "the same for a script"),
+    )
+    verb.add_argument("run", metavar="RUN", help=RUN)
+    verb.add_argument("stage", metavar="STAGE", help="a stage, as `selftrain status` names it: teacher, select-1, …")
+    verb.add_argument("--json", action="store_true", help=JSON)
 
 
 def add_config(verbs: Verbs) -> None:
-    verb = verbs.add("config", _config, "the resolved, validated recipe, each value with where it came from")
-    verb.add_argument("--reference", action="store_true", help="every setting there is, as Markdown")
+    verb = verbs.add(
+        "config",
+        _config,
+        "Show every setting of a recipe with its value and where the value comes from.",
+        ("config selftrain.yaml", "the settings of your recipe, defaults included"),
+        ("config --reference", "every setting with its type, range and default, as Markdown"),
+    )
+    words = "print the reference of all settings as Markdown, without a recipe"
+    verb.add_argument("--reference", action="store_true", help=words)
     add_recipe(verb, optional=True)
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help=JSON)
 
 
 def _status(options: Namespace) -> None:
     from selftrain.flows.actions import verbs
-    from selftrain.ssl_tasks.store.advice import UNFINISHED, advice
-    from selftrain.ssl_tasks.store.runs import find_run
+    from selftrain.ssl_tasks.store.runs import UNFINISHED, advice, find_run
 
     if options.all:
         runs = verbs.runs(options.workspace)
@@ -89,13 +113,13 @@ def _status(options: Namespace) -> None:
 
 
 def _progress_words(done: "Progress | None") -> str:
-    """train 120/500, 14.2 a second, 27 s left"""
+    """Formats progress, such as: train 120/500, 14.2 per second, 27 s left."""
     if done is None:
         return ""
     words = f"{done.what} {done.done:,}/{done.total:,}".strip()
     if done.rate is None or done.remaining_seconds is None:
         return words
-    return f"{words}, {done.rate:.3g} a second, {seconds(done.remaining_seconds)} left"
+    return f"{words}, {done.rate:.3g} per second, {seconds(done.remaining_seconds)} left"
 
 
 def _plan(options: Namespace) -> None:
@@ -136,24 +160,47 @@ def _config(options: Namespace) -> None:
 
 
 def add_lineage(verbs: Verbs) -> None:
-    verb = verbs.add("lineage", _lineage, "what a run, a model, an artifact or a single image came from")
-    verb.add_argument("what", metavar="X", help="a run, a stage of the last run, a digest, or a sample id")
-    verb.add_argument("--run", metavar="RUN", default="last", help="the run that a sample or a stage is looked up in")
+    verb = verbs.add(
+        "lineage",
+        _lineage,
+        "Show what a run, a model, an artifact or an image was made from.",
+        ("lineage last --verify", "from the last model back to the labelled images, every file checked"),
+        ("lineage digits/1101", "one image: its pseudo-label in each round, and the students trained on it"),
+        exit_codes="0 done · 2 invalid input · 3 a file differs from its digest · 130 interrupted",
+    )
+    words = "a run, a stage of the run, the digest of an artifact, or a sample id"
+    verb.add_argument("what", metavar="WHAT", help=words)
+    words = f"the run in which a stage or a sample is looked up: {RUN} (default: last)"
+    verb.add_argument("--run", metavar="RUN", default="last", help=words)
     verb.add_argument("--verify", action="store_true", help="check every file against its digest")
     shape = verb.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true")
-    shape.add_argument("--mermaid", action="store_true")
+    shape.add_argument("--json", action="store_true", help="print one JSON object instead of a tree")
+    shape.add_argument("--mermaid", action="store_true", help="print a Mermaid flow chart instead of a tree")
 
 
 def add_report(verbs: Verbs) -> None:
-    verb = verbs.add("report", _report, "one self-contained HTML page about a run")
-    verb.add_argument("run", metavar="RUN", nargs="?", default="last")
-    verb.add_argument("--output", metavar="FILE", type=Path, help="default report.html in the run's folder")
+    verb = verbs.add(
+        "report",
+        _report,
+        "Write one HTML page about a run: accuracy, pseudo-labels, gallery, lineage.",
+        ("report last", "write the page and print its path"),
+        ("report last --output report.html", "write it into the current folder"),
+    )
+    verb.add_argument("run", metavar="RUN", nargs="?", default="last", help=f"{RUN} (default: last)")
+    words = "file to write (default: report.html in the run's folder)"
+    verb.add_argument("--output", metavar="FILE", type=Path, help=words)
 
 
 def add_sync(verbs: Verbs) -> None:
-    verb = verbs.add("sync", _sync, "send to MLflow what could not be sent while it was away; safe to repeat")
-    verb.add_argument("--to", metavar="URI", help="another server than the one that it was meant for")
+    verb = verbs.add(
+        "sync",
+        _sync,
+        "Send records to MLflow that could not be sent earlier; safe to repeat.",
+        ("sync", "send what is left to the server that the runs named"),
+        ("sync --to http://mlflow.example:5000", "send it to another server"),
+    )
+    words = "MLflow server to send to (default: MLFLOW_TRACKING_URI, else the workspace's own database)"
+    verb.add_argument("--to", metavar="URI", help=words)
 
 
 def _lineage(options: Namespace) -> None:
@@ -172,13 +219,13 @@ def _lineage(options: Namespace) -> None:
     if damages:
         called = {node.digest: f"{node.label} ({node.digest[:12]})" for node in graph.nodes.values()}
         lines = [
-            f"{one.stage} {one.key[:12]} {one.file} {one.problem}; models that rest on it: "
+            f"{one.stage} {one.key[:12]} {one.file} {one.problem}; models made from it: "
             + (", ".join(called.get(model, model[:12]) for model in one.models) or "none")
             for one in damages
         ]
-        raise DamagedArtifact("\n".join(["the lineage is damaged:", *lines]))
+        raise DamagedArtifact("\n".join(["found damaged files in the lineage:", *lines]))
     if options.verify:
-        print(f"verified: every file of {len(graph.nodes)} nodes is what its digest says")
+        print(f"verified: every file of {len(graph.nodes)} artifacts matches its digest")
 
 
 def _report(options: Namespace) -> None:
@@ -191,12 +238,11 @@ def _sync(options: Namespace) -> None:
 
     folder = workspace_folder(options.workspace)
     report = looking.sync(options.to, folder)
-    print(f"{report.sent} entries sent, {report.left} left, {report.rejected} refused")
+    print(f"{report.sent} records sent, {report.left} not sent, {report.rejected} refused by MLflow")
     for sentence in waiting_elsewhere(folder):
         print(sentence)
     if report.left:
         address = without_password(options.to or default_uri(folder))
-        raise NotFound(f"MLflow at {address} could not be reached: {report.reason}")
-
-
-VERBS = [add_status, add_plan, add_explain, add_config, add_report, add_lineage, add_sync]
+        raise NotFound(
+            f"MLflow at {address} could not be reached: {report.reason}. When it answers again: selftrain sync"
+        )

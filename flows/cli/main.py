@@ -1,4 +1,4 @@
-"""The command `selftrain`: verbs in, one function of `selftrain.flows.actions.verbs` out.
+"""The command `selftrain`: parses a command line, runs one verb, and turns errors into messages and exit codes.
 
 Exit codes are listed in `selftrain.ssl_tasks.errors`. Logs go to stderr, results to stdout.
 """
@@ -15,25 +15,52 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from selftrain.flows.cli import data, labelling, looking, modelling, running, serving
-from selftrain.flows.cli.verb import Parser, Verbs, Version, add_workspace
+from selftrain.flows.cli import completion, data, labelling, looking, modelling, running, serving
+from selftrain.flows.cli.verb import Formatter, Parser, Verbs, Version, add_workspace
 from selftrain.flows.environment import refusal, workspace_folder
 from selftrain.flows.rounds.interruption import end_on_signals
 from selftrain.flows.tables import printable_lines
-from selftrain.ssl_tasks.errors import Interrupted, SelftrainError, StageFailed
-from selftrain.ssl_tasks.execution.collection import own_process
-from selftrain.ssl_tasks.store.process_lock import release
+from selftrain.ssl_tasks.errors import Interrupted, SelftrainError, StageFailed, describe, out_of_space
+from selftrain.ssl_tasks.execution.startup import own_process
+from selftrain.ssl_tasks.store.locks import release
 
-GROUPS = (data, running, looking, labelling, modelling, serving)  # in the order of --help
+GROUPS = {  # in the order of --help: as a newcomer meets the verbs
+    "prepare": (data.add_init, data.add_data, looking.add_config, data.add_doctor),
+    "train": (
+        running.add_run, looking.add_plan, running.add_rerun, running.add_approve, running.add_train,
+        running.add_compare,
+    ),
+    "look into a run": (
+        looking.add_status, looking.add_report, labelling.add_labels, labelling.add_sql, looking.add_lineage,
+        looking.add_explain,
+    ),
+    "use a model": (modelling.add_predict, modelling.add_evaluate, modelling.add_export, modelling.add_weights),
+    "schedule and share": (
+        serving.add_up, serving.add_serve, serving.add_deploy, serving.add_init_server, serving.add_assist,
+    ),
+    "maintain": (running.add_clean, looking.add_sync, completion.add_completion),
+}  # fmt: skip
+PURPOSE = """Train an image classifier from a few labelled and many unlabelled images:
+a teacher, then rounds of students that learn from pseudo-labels."""
+EXIT_CODES = """exit codes:
+  0    done
+  2    invalid input: an option, a recipe, or the data; the message says what to change
+  3    a stage failed, or another error that is not your input; the message names the log
+  130  interrupted by Ctrl-C, SIGTERM or the end of the terminal
+
+`selftrain VERB --help` shows the options and two examples of a verb."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code. The process's own command line ends the process with it, at once:
-    to free all that Prefect has imported takes another second."""
+    """Runs one verb and returns its exit code.
+
+    Without `arguments`, the process's own command line is run, and the process ends here: freeing all that Prefect has
+    imported would take another second.
+    """
     if arguments is None:
-        end_on_signals()  # for whoever imports us; `python -m selftrain` has done so already
+        end_on_signals()  # for a program that imports us; `python -m selftrain` has done so already
         own_process()
-        for stream in (sys.stdout, sys.stderr):  # a terminal without a letter of ours is shown its number
+        for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows its number instead
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
     code = answer(arguments)
@@ -46,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def answer(arguments: Sequence[str] | None) -> int:
-    """One verb; no traceback ever reaches the user."""
+    """Runs one verb; an error becomes a message and an exit code, never a traceback."""
     options = parser().parse_args(arguments)
     _log_to_stderr()
     try:
@@ -61,50 +88,52 @@ def answer(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:  # the reader of a pipe (head, less) has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001 - a defect of ours; the user gets one line, we get the rest in a file
-        from selftrain.ssl_tasks.execution.process import describe, out_of_space
-
+    except Exception as error:  # noqa: BLE001 - a defect of ours: one line for the user, the traceback in a file
         if out_of_space(error):
             return _fail(describe(error)["message"], 3)
         workspace = workspace_folder(options.workspace)
         if isinstance(error, OSError) and (said := refusal(error, workspace)):
             return _fail(said, 2)
         path = _write_crash(workspace)
-        where = f"\nthe details are in {path}" if path else ""
+        where = f"\ntraceback: {path}" if path else ""
         return _fail(f"unexpected {type(error).__name__}: {error}{where}", 3)
 
 
-def parser() -> argparse.ArgumentParser:
-    """All verbs; importing nothing heavy, so that --help answers at once."""
-    top = Parser(
-        prog="selftrain",
-        description="A few labelled images and many unlabelled ones in, the best classifier they allow out.",
-    )
+def parser() -> Parser:
+    """Builds the parser of all verbs; it imports nothing heavy, so that --help is fast."""
+    usage = "selftrain [-h] [--workspace DIR] [--version] VERB …"
+    top = Parser(prog="selftrain", usage=usage, epilog=EXIT_CODES, formatter_class=Formatter)
     add_workspace(top)
     top.set_defaults(workspace=None)
     top.add_argument("--version", action=Version)
-    parsers = top.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for add in (add for group in GROUPS for add in group.VERBS):
-        add(Verbs(parsers))
+    verbs = Verbs(top.add_subparsers(prog="selftrain", metavar="VERB", required=True, help=argparse.SUPPRESS))
+    lines = [PURPOSE, "", "first run: selftrain run quickstart"]
+    for title, group in GROUPS.items():
+        known = len(verbs.help_lines)
+        for add in group:
+            add(verbs)
+        added = list(verbs.help_lines.items())[known:]
+        lines += ["", f"{title}:", *(f"  {name:<12} {line.partition('. ')[0].rstrip('.')}" for name, line in added)]
+    top.description = "\n".join(lines)
     return top
 
 
 class _ToStderr(logging.StreamHandler):
-    """To what is stderr now: a progress bar takes its place while it is shown."""
+    """Logs to the current stderr, which a progress bar replaces while it is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """What a signal's handler raises while a line is written is no fault of the line, and must not be lost."""
+        """Lets an interruption pass that a signal handler raised while a line was written."""
         if isinstance(sys.exc_info()[1], Interrupted):
             raise
         super().handleError(record)
 
 
 def _log_to_stderr() -> None:
-    """Our own log alone: libraries that log to the root stay quiet."""
+    """Shows our own log; libraries that log to the root logger stay quiet."""
     logger = logging.getLogger("selftrain")
     if not logger.handlers:
         logger.addHandler(_ToStderr())
@@ -114,28 +143,29 @@ def _log_to_stderr() -> None:
 
 def _fail(message: str, code: int) -> int:
     sys.stdout.flush()
-    print(f"selftrain: {printable_lines(message)}", file=sys.stderr)  # it may name a file, or a class
+    print(
+        f"selftrain: {printable_lines(message)}", file=sys.stderr
+    )  # a message may contain a file name or a class name
     return code
 
 
 def _how_to_continue(options: argparse.Namespace, arguments: Sequence[str] | None, ended: bool) -> str:
-    """The advice about the run that this process made, else, where something was ended, the same command again."""
+    """Returns the advice about the run of this process; without a run, the same command if it was stopped or failed."""
     import shlex
 
-    from selftrain.ssl_tasks.store.advice import advice
-    from selftrain.ssl_tasks.store.runs import all_runs, owner
+    from selftrain.ssl_tasks.store.runs import advice, all_runs, owner
 
     if getattr(options, "makes_run", False):
-        with contextlib.suppress(SelftrainError, OSError, ValueError):  # it must not hide what has happened
+        with contextlib.suppress(SelftrainError, OSError, ValueError):  # a second error must not hide the first
             ours = [run for run in all_runs(workspace_folder(options.workspace)) if owner().items() <= run.info.items()]
             if ours and (said := advice(ours[-1])):
                 return f"\n{said}"
     again = shlex.join(["selftrain", *(sys.argv[1:] if arguments is None else arguments)])
-    return f"\ncontinue with: {again}" if ended else ""
+    return f"\nresume with: {again}" if ended else ""
 
 
 def _write_crash(workspace: Path) -> Path | None:
-    """In the workspace, else where temporary files go; None where neither may be written to."""
+    """Writes the traceback into the workspace, else into the temporary folder; None where neither can be written."""
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     for folder in (workspace / "logs", Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):

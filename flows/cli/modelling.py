@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftrain.flows.cli.labelling import add_outputs, check_writable, show_frame
-from selftrain.flows.cli.verb import Verbs
+from selftrain.flows.cli.verb import JSON, SET, STAGE_CODES, Verbs
 from selftrain.flows.tables import print_table, share
 from selftrain.ssl_tasks.errors import ConfigError
 
@@ -20,39 +20,66 @@ if TYPE_CHECKING:
 
 
 def add_predict(verbs: Verbs) -> None:
-    verb = verbs.add("predict", _predict, "what a model takes images for, with probabilities")
+    verb = verbs.add(
+        "predict",
+        _predict,
+        "Classify images with a trained model; one row per image with its probabilities.",
+        ("predict last photos/", "the class and confidence of every image in photos/"),
+        ("predict champion:digits photos/ --csv labels.csv", "the probabilities of all classes, as CSV"),
+    )
     add_model(verb)
-    verb.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="image files, and folders of them")
-    verb.add_argument("--batch-size", type=int, default=256, help="images at a time; default 256")
-    verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    verb.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="image files, and folders of image files")
+    verb.add_argument("--batch-size", type=int, default=256, metavar="N", help="images per batch (default: 256)")
+    words = "where to compute: auto, cpu, cuda or cuda:1 (default: auto, a GPU if there is one)"
+    verb.add_argument("--device", default="auto", metavar="DEVICE", help=words)
     add_outputs(verb)
 
 
 def add_evaluate(verbs: Verbs) -> None:
-    verb = verbs.add("evaluate", _evaluate, "a model on a recipe's validation and test images; asked twice, done once")
+    verb = verbs.add(
+        "evaluate",
+        _evaluate,
+        "Evaluate a model on a recipe's validation and test images. Results are cached.",
+        ("evaluate last quickstart", "accuracy, calibration, and a paired comparison with the model's teacher"),
+        ("evaluate last quickstart --attacks 8/255 --corruptions", "robustness as well"),
+        exit_codes=STAGE_CODES,
+    )
     add_model(verb)
-    verb.add_argument("data", metavar="DATA", help="a recipe: its data, its `evaluate:` and its `runtime:` are used")
-    verb.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a setting of the recipe")
-    verb.add_argument("--attacks", metavar="ε,ε,…", type=_steps, default=(), help="FGSM, such as 0.01,8/255 of white")
-    verb.add_argument("--corruptions", action="store_true", help="noise, blur, weather, digital; five severities each")
-    words = "measure this one too, and compare; default the teacher of a student; `none` compares with nobody"
+    words = "a recipe, whose data:, evaluate: and runtime: settings are used"
+    verb.add_argument("data", metavar="CONFIG", help=words)
+    verb.add_argument("--set", action="append", default=[], metavar="A.B=C", help=SET)
+    words = "accuracy under FGSM attacks of these sizes, as shares of the pixel range: 0.01,8/255 (default: none)"
+    verb.add_argument("--attacks", metavar="ε,ε,…", type=_steps, default=(), help=words)
+    words = "accuracy under noise, blur, weather and digital corruptions, in five severities each"
+    verb.add_argument("--corruptions", action="store_true", help=words)
+    words = "second model to evaluate and compare with (default: the student's teacher; none: no comparison)"
     verb.add_argument("--against", metavar="MODEL", default="", help=words)
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
 def add_export(verbs: Verbs) -> None:
-    verb = verbs.add("export", _export, "a model as one file for other programs, checked, with a model card beside it")
+    verb = verbs.add(
+        "export",
+        _export,
+        "Export a model as one file (torch.export or ONNX), with a model card beside it. "
+        "The file is checked: its outputs are compared with the model's.",
+        ("export last", "write RUN-STAGE.pt2 and its model card into the current folder"),
+        ("export champion:digits --output digits.onnx", "the best model of all runs named digits, as ONNX"),
+    )
     add_model(verb)
-    words = "such as model.pt2 or model.onnx; default named by run and stage, in this folder, and replaces nothing"
+    words = "file to write, such as model.pt2 or model.onnx (default: a new file, named by run and stage)"
     verb.add_argument("--output", metavar="FILE", type=Path, help=words)
-    words = "torch.export or ONNX; default what the suffix says, else torch"
+    words = "torch (torch.export) or onnx (default: by the suffix of FILE, else torch)"
     verb.add_argument("--format", choices=("torch", "onnx"), help=words)
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help=JSON)
 
 
 def add_model(verb: ArgumentParser) -> None:
-    """The argument of every verb that uses a model."""
-    words = "a stage of the last run (student-2), RUN:STAGE, a run (its best), champion:NAME, a digest, or a folder"
+    """Adds the argument of every verb that uses a model."""
+    words = (
+        "a run (its best model; last is the last run), a stage of the last run such as student-2, RUN:STAGE, "
+        "champion:NAME (the best model of all runs of a name), a digest, or a model folder"
+    )
     verb.add_argument("model", metavar="MODEL", help=words)
 
 
@@ -64,14 +91,16 @@ def _predict(options: Namespace) -> None:
     check_writable(options.csv, options.json, options.parquet)
     table = predict(options.model, options.paths, options.workspace, options.device, options.batch_size)
     if not (options.csv or options.json or options.parquet):
-        table = table[["path", "label", "confidence", "error"]]  # the probabilities of all classes are for files
+        table = table[["path", "label", "confidence", "error"]]  # only files hold the probabilities of all classes
     show_frame(table, options)
     if unread := int(table["error"].notna().sum()):
-        print(f"{unread} of {len(table)} images could not be read; column `error` says why", file=sys.stderr)
+        print(
+            f"{unread} of {len(table)} images could not be read; the column `error` holds the reasons", file=sys.stderr
+        )
 
 
 def _steps(text: str) -> tuple[float, ...]:
-    """0.01,8/255"""
+    """Parses attack sizes such as 0.01,8/255."""
     try:
         return tuple(float(Fraction(word.strip())) for word in text.split(",") if word.strip())
     except (ValueError, ZeroDivisionError) as error:
@@ -92,7 +121,7 @@ def _evaluate(options: Namespace) -> None:
     metrics, robustness = found.metrics, found.robustness
     measured = {split: metrics[split] for split in ("validation", "test") if metrics[split]["count"]}
     print_table([split_row(split, one) for split, one in measured.items()], right=SCORES)
-    print(f"tempered: at the temperature {metrics['temperature']:.3g}, which validation fits best\n")
+    print(f"tempered: with the temperature {metrics['temperature']:.3g}, fitted on the validation images\n")
     print_table(class_rows(measured), right=("images", "recall", "precision"))
     for rows in (attack_rows(robustness), corruption_rows(robustness)):
         if rows:
@@ -112,23 +141,25 @@ def _export(options: Namespace) -> None:
     if options.json:
         print(json.dumps({"file": str(done.file), "card": str(done.card), "difference": done.difference}))
         return
-    print(f"wrote {done.file}, whose outputs differ from the model's by {done.difference:.1e} at the most")
+    print(f"wrote {done.file}; its outputs differ from the model's by at most {done.difference:.1e}")
     print(f"wrote {done.card}")
 
 
 def add_weights(verbs: Verbs) -> None:
-    verb = verbs.add("weights", _weights, "find and download pretrained weights to start from")
-    verb.usage = (
-        "selftrain weights list [PATTERN]            the weights that timm and torchvision publish\n"
-        "       selftrain weights fetch NETWORK [WEIGHTS]   download into the library's cache\n"
-        "       selftrain weights where NETWORK [WEIGHTS]   print the file, or where to get it and where to put it"
+    verb = verbs.add(
+        "weights",
+        _weights,
+        "List, download or locate pretrained weights that a network can start from.",
+        ("weights list resnet18", "the weights that timm and torchvision publish for resnet18"),
+        ("weights where torchvision:resnet18", "the file of the weights, or where to get it and where to put it"),
     )
-    verb.add_argument("action", choices=("list", "fetch", "where"))
-    words = "as model.name: timm:resnet18; for list, a part of a name, or one with *"
+    words = "list: published weights; fetch: download into the library's cache; where: print the file's path"
+    verb.add_argument("action", choices=("list", "fetch", "where"), help=words)
+    words = "a network as in model.name, such as timm:resnet18; list takes part of a name, or one with *"
     verb.add_argument("network", metavar="NETWORK", nargs="?", default="", help=words)
-    words = "as model.pretrained: a tag, a hub id or a URL (default true, the library's own)"
+    words = "weights as in model.pretrained: a tag, a hub id or a URL (default: true, the library's own)"
     verb.add_argument("weights", metavar="WEIGHTS", nargs="?", default=True, help=words)
-    verb.add_argument("--limit", type=int, default=50, metavar="N", help="show at most N rows (default 50)")
+    verb.add_argument("--limit", type=int, default=50, metavar="N", help="show at most N rows (default: 50)")
     add_outputs(verb)
 
 
@@ -153,9 +184,6 @@ def _weights(options: Namespace) -> None:
         print(f"{options.limit} of {len(found):,}; --limit N shows more, a PATTERN fewer", file=sys.stderr)
 
 
-VERBS = [add_predict, add_evaluate, add_export, add_weights]
-
-
 SCORES = (
     "images", "accuracy", "95 % interval", "balanced", "NLL", "Brier", "ECE",
     "NLL tempered", "Brier tempered", "ECE tempered",
@@ -163,12 +191,12 @@ SCORES = (
 
 
 def interval(low: float, high: float) -> str:
-    """71.9 … 90.7 %"""
+    """Formats an interval, such as: 71.9 … 90.7 %."""
     return f"{100 * low:.1f} … {100 * high:.1f} %"
 
 
 def split_row(split: str, found: Mapping[str, Any]) -> dict[str, object]:
-    """One split's scores, before and after temperature."""
+    """Returns the scores of one split, without and with the temperature."""
     accuracy, tempered = found["accuracy_interval"], found["tempered"]
     return {
         "split": split,
@@ -186,7 +214,7 @@ def split_row(split: str, found: Mapping[str, Any]) -> dict[str, object]:
 
 
 def class_rows(measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, object]]:
-    """Every class of the test images; of validation where there is no test set."""
+    """Returns a row for every class of the test images, or of the validation images without a test set."""
     split, found = list(measured.items())[-1]
     return [
         {
@@ -200,7 +228,7 @@ def class_rows(measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, obje
 
 
 def attack_rows(robustness: Mapping[str, Any]) -> list[dict[str, object]]:
-    """Accuracy by the attack's step."""
+    """Returns a row with the accuracy for each attack size."""
     return [
         {
             "FGSM ε": f"{one['epsilon']:g}",
@@ -212,7 +240,7 @@ def attack_rows(robustness: Mapping[str, Any]) -> list[dict[str, object]]:
 
 
 def corruption_rows(robustness: Mapping[str, Any]) -> list[dict[str, object]]:
-    """Accuracy by corruption and severity."""
+    """Returns a row for each corruption, with the accuracy at each severity."""
     return [
         {
             "corruption": name,
@@ -224,27 +252,27 @@ def corruption_rows(robustness: Mapping[str, Any]) -> list[dict[str, object]]:
 
 
 def corruption_sentence(found: "Evaluation") -> str:
-    """The mean error under corruptions, and relative to the model that it was compared with."""
+    """States the mean error under corruptions, absolute and relative to the second model."""
     relative = (found.compared or {}).get("mean_corruption_error")
     words = f"mean error under corruptions: {share(1 - mean_accuracy(found.robustness))}"
     if relative is None:
-        return f"{words}; no model to relate it to"
-    return f"{words}; mean corruption error relative to {found.against}: {relative:.1f} (100 is equal, less is better)"
+        return f"{words} (no second model to relate it to)"
+    return f"{words}; mean corruption error relative to {found.against}: {relative:.1f} (100 is equal, lower is better)"
 
 
 def mean_accuracy(robustness: Mapping[str, Any]) -> float:
-    """Over all corruptions and severities."""
+    """Returns the mean accuracy over all corruptions and severities."""
     accuracies = [row["accuracy"] for rows in robustness["corruptions"].values() for row in rows]
     return float(sum(accuracies) / len(accuracies))
 
 
 def comparison_sentence(found: "Evaluation") -> str:
-    """How the model compares with the other one on the same images."""
+    """States how the model compares with the second model on the same images."""
     compared = found.compared or {}
     between, test = compared["difference_interval"], compared["mcnemar"]
     return (
         f"{found.model} against {found.against} on {compared['count']} {compared['split']} images: "
         f"{100 * compared['difference']:+.1f} points ({100 * between['low']:+.1f} … {100 * between['high']:+.1f}), "
-        f"right where the other was wrong {test['gains']}, the reverse {test['losses']}, "
+        f"{test['gains']} images gained and {test['losses']} lost, "
         f"McNemar p = {test['p_value']:.3g}"
     )

@@ -1,4 +1,4 @@
-"""The parser that each verb extends, and the printing of SQL answers within limits of rows, time and memory."""
+"""Builds the parser that each verb extends, and prints SQL results within limits of rows, time and memory."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from selftrain.ssl_tasks.errors import nearest
-from selftrain.ssl_tasks.execution.collection import is_own_process
+from selftrain.ssl_tasks.execution.startup import is_own_process
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,21 +26,25 @@ Verb = Callable[[argparse.Namespace], int | None]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that answers a mistyped verb with the nearest one."""
+    """A parser that names the nearest verb when a verb is mistyped."""
+
+    def verbs(self) -> "dict[str, argparse.ArgumentParser]":
+        """Returns the parser of each verb, in the order of --help; empty for a verb's own parser."""
+        found = [dict(one.choices) for one in self._actions if isinstance(one, argparse._SubParsersAction)]
+        return found[0] if found else {}
 
     def error(self, message: str) -> NoReturn:
         if found := re.match(r"argument VERB: invalid choice: '?(.*?)'? \(choose from", message, re.DOTALL):
-            known = next(one.choices for one in self._actions if one.metavar == "VERB") or ()
-            tail = nearest(found[1][:100], map(str, known))
-            self.exit(2, f"{self.prog}: no verb '{found[1][:100]}'.{tail} `{self.prog} --help` says what each does.\n")
+            tail = nearest(found[1][:100], self.verbs())
+            self.exit(2, f"{self.prog}: no verb '{found[1][:100]}'.{tail} `{self.prog} --help` lists all verbs.\n")
         super().error(message)
 
 
 class Version(argparse.Action):
-    """`--version`; the version is looked up only when it is asked for."""
+    """The option `--version`, which looks the version up only when it is used."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="print the version of selftrain, and end")
+        super().__init__(option_strings, dest, nargs=0, help="print the version of selftrain and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version
@@ -49,33 +53,55 @@ class Version(argparse.Action):
         parser.exit()
 
 
+class Formatter(argparse.HelpFormatter):
+    """Wraps a text of one line; keeps the lines of a text that has several."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" not in text:
+            return super()._fill_text(text, width, indent)
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+# Texts that the options of several verbs share.
+RUN = "id, unique prefix or name of a run, or 'last'"
+SET = "override a setting of the recipe, such as rounds.1.select.threshold=0.9; can be repeated"
+JSON = "print one JSON object instead of a table"
+EXIT_CODES = "0 done · 2 invalid input · 3 failed · 130 interrupted"
+STAGE_CODES = "0 done · 2 invalid input · 3 a stage failed · 130 interrupted (run it again to resume)"
+
+
 def add_workspace(parser: argparse.ArgumentParser) -> None:
-    """`--workspace`, before the verb or after it: where it is absent it must not hide the other place's."""
-    words = "store, runs and tracking (SELFTRAIN_HOME, or ./.selftrain)"
+    """Adds `--workspace`, which is accepted before and after the verb; an absent one must not hide the other."""
+    words = "folder of the store, the runs and the tracking (default: SELFTRAIN_HOME, else ./.selftrain)"
     parser.add_argument("--workspace", metavar="DIR", default=argparse.SUPPRESS, help=words)
 
 
 class Verbs:
-    """`verbs.add("status", function, "how a run stands")` returns the verb's parser, for its own arguments."""
+    """Collects the verbs; `verbs.add("status", function, "Show a run.", …)` returns the parser of one."""
 
     def __init__(self, parsers: "argparse._SubParsersAction[Parser]") -> None:
         self.parsers = parsers
+        self.help_lines: dict[str, str] = {}
 
-    def add(self, name: str, function: Verb, help_line: str) -> argparse.ArgumentParser:
-        """Adds one verb."""
-        description = help_line[0].upper() + help_line[1:] + "."
-        parser = self.parsers.add_parser(name, help=help_line, description=description)
+    def add(
+        self, name: str, function: Verb, help_line: str, *examples: tuple[str, str], exit_codes: str = EXIT_CODES
+    ) -> argparse.ArgumentParser:
+        """Adds one verb. `help_line` is an imperative sentence; each example is a command line and its effect."""
+        self.help_lines[name] = help_line
+        shown = [f"  # {effect}\n  selftrain {words}" for words, effect in examples]
+        epilog = "\n".join(["examples:", *shown, "", f"exit codes: {exit_codes}"])
+        parser = self.parsers.add_parser(name, description=help_line, epilog=epilog, formatter_class=Formatter)
         parser.set_defaults(verb=function)
         add_workspace(parser)
         return parser
 
 
-LEEWAY_GB = 3.0  # for the process beside the query's own memory
-LEEWAY_SECONDS = 10.0  # for a query to notice that its time is over: a function of one huge value does not
+LEEWAY_GB = 3.0  # memory of the process in addition to the query's own
+LEEWAY_SECONDS = 10.0  # time for a query to stop by itself; a function of one huge value does not
 
 
 def show_answer(tables: "RunTables", options: Namespace, most_rows: int) -> None:
-    """The answer to a query where the options want it: a table of at most `most_rows` rows, or a file."""
+    """Shows the result of a query as the options say: a table of at most `most_rows` rows, or a file."""
     from selftrain.ssl_tasks.pseudo_labels.views import Answer, open_answer
 
     timeout = options.timeout or None
@@ -84,12 +110,12 @@ def show_answer(tables: "RunTables", options: Namespace, most_rows: int) -> None
         first = _First(whole.batches, options.limit if to_file else most_rows)
         _write(Answer(whole.schema, iter(first)), options)
     if first.more:
-        print(f"the first {first.most:,} rows; there are more: --limit N shows more, --csv FILE all", file=sys.stderr)
+        print(f"the first {first.most:,} rows are shown. More: --limit N. All: --csv FILE", file=sys.stderr)
 
 
 @dataclass
 class _First:
-    """The first rows of batches, and whether there are more."""
+    """Iterates over the first rows of batches, and notes whether there are more."""
 
     batches: "Iterator[pa.RecordBatch]"
     most: int | None
@@ -142,7 +168,7 @@ def _say_written(path: Path, rows: int) -> None:
 
 @contextlib.contextmanager
 def _memory_limit() -> Iterator[None]:
-    """A limit for the process: DuckDB does not count the values that a function makes, nor Arrow its batches."""
+    """Limits the memory of the process, because DuckDB counts neither values made by functions nor Arrow's batches."""
     try:
         used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     except OSError:  # not Linux
@@ -160,10 +186,13 @@ def _memory_limit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_by_force(timeout: float | None) -> Iterator[None]:
-    """Ends the command where a query does not notice that its time is over."""
+    """Ends the command if a query does not stop at its time limit."""
 
     def end() -> None:
-        print(f"selftrain: the query took longer than {timeout:g} s and did not stop; ended", file=sys.stderr)
+        print(
+            f"selftrain: the query took longer than {timeout:g} s and was ended. Allow more: --timeout SECONDS",
+            file=sys.stderr,
+        )
         os._exit(3)
 
     if timeout is None or not is_own_process():

@@ -15,7 +15,8 @@ from contextlib import closing
 from pathlib import Path
 
 from selftrain.ssl_tasks.errors import SelftrainError
-from selftrain.ssl_tasks.store.artifacts import file_lock, write_atomically
+from selftrain.ssl_tasks.store.artifacts import write_atomically
+from selftrain.ssl_tasks.store.locks import file_lock
 
 log = logging.getLogger("selftrain")
 SQLITE = "sqlite+aiosqlite:///"
@@ -25,7 +26,8 @@ PARTS = ("", "-wal", "-shm", "-journal")  # the files of a database
 
 
 def prepare_database() -> None:
-    """Leaves the database of Prefect's settings whole and of Prefect's version, whoever else starts at this moment.
+    """Leaves the database of Prefect's settings whole and of Prefect's version, even if other processes start at the
+    same time.
 
     A broken one is set aside: it holds what Prefect's pages show of earlier runs; the runs are in the workspace.
     """
@@ -44,15 +46,16 @@ def prepare_database() -> None:
             _migrate(database)
             if _revision(database) == newest:
                 return
-            reason = f"it came to revision {_revision(database)}, expected {newest}"
+            reason = f"found revision {_revision(database)}, expected {newest}"
         except Exception as error:  # whatever a migration raises: the file that it met is as before
             reason = _line(error)
             if not database.exists() or isinstance(error, OSError) or any(word in reason for word in NOT_ITS_FAULT):
                 raise SelftrainError(f"Prefect's database {database} cannot be set up: {reason}") from error
         aside = _set_aside(database)
         log.warning(
-            "Prefect's database was broken (%s) and is now %s; a new one begins. Prefect's pages do not show earlier "
-            "runs any more; `selftrain status` and `report` do.",
+            "Prefect's database was broken (%s). It was moved to %s, and a new one is used. Prefect's "
+            "pages no longer show "
+            "earlier runs; `selftrain status --all` does.",
             reason,
             aside,
         )
@@ -94,7 +97,7 @@ def _alone(database: Path) -> None:
 
 
 def _revision(database: Path) -> str:
-    """Which version its tables are of; empty where it has none."""
+    """Returns the version of the database's tables; empty if it has none."""
     with closing(sqlite3.connect(database)) as connection:
         names = [
             name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'")

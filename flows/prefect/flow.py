@@ -1,44 +1,77 @@
-"""The pipeline as a Prefect flow."""
+"""The pipeline, and a comparison of several runs of it, as Prefect flows; their names, and what their pages show."""
 
-import contextvars
+import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from coolname.data import config as coolname
 from prefect import flow, tags
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.context import TagsContext
+from prefect.context import FlowRunContext, TagsContext
 from prefect.events import emit_event
+from prefect.results import get_result_store
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from selftrain.flows.environment import set_environment, workspace_folder
-from selftrain.flows.prefect.events import CHAMPION, NOTHING_NEW, RESTARTED
-from selftrain.flows.prefect.holding import paused, wait_while_paused
-from selftrain.flows.prefect.local_api import check_reachable, server_in_use
-from selftrain.flows.prefect.names import flow_run_name
-from selftrain.flows.prefect.page import publish
-from selftrain.flows.prefect.tasks import as_task, gpu_slots
-from selftrain.flows.rounds.conductor import Conductor
+from selftrain.flows.prefect.server import CHAMPION, NOTHING_NEW, RESTARTED, check_reachable
+from selftrain.flows.prefect.tasks import PrefectOrchestrator, process_tag
 from selftrain.flows.rounds.pipeline import run_pipeline
-from selftrain.flows.rounds.reaper import process_tag
+from selftrain.flows.tables import share
 from selftrain.ssl_tasks.errors import SelftrainError
-from selftrain.ssl_tasks.execution.execute import Outcome, Request
-from selftrain.ssl_tasks.execution.parent import die_with_parent
+from selftrain.ssl_tasks.execution.startup import die_with_parent
 from selftrain.ssl_tasks.settings.run_config import RunConfig
+from selftrain.ssl_tasks.store.artifacts import Store
 from selftrain.ssl_tasks.store.runs import Run, all_runs
+from selftrain.ssl_tasks.tracking.lineage import as_mermaid, as_tree
+from selftrain.ssl_tasks.tracking.spool import without_password
+
+if TYPE_CHECKING:
+    from selftrain.ssl_tasks.report.page import Comparison
 
 die_with_parent()  # of `selftrain up`, where its runner started us
 log = logging.getLogger("selftrain")
+WORDS: dict[str, Any] = dict(coolname)  # coolname has no types
+HEAD = ("round", "model", "labels", "pseudo-labels", "pseudo-label accuracy", "validation", "test", "decision")
 # The recipe of the run that this process was asked for; a deployment's runs have their configuration alone.
 WRITTEN: ContextVar[Mapping[str, Any] | None] = ContextVar("written", default=None)
 RETRIES = 4  # of a request, with growing pauses: a server that restarts has half a minute
+
+
+def flow_run_name() -> str:
+    """Prefect asks for it within the flow run's context; it replaces the name that the run has been made with."""
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    assert context.parameters is not None
+    given = context.flow_run.name
+    return str(context.parameters["config"].name) if is_generated(given) else given
+
+
+def is_generated(name: str) -> bool:
+    """Whether Prefect made it up, as it does where a name was not given: an adjective and an animal of its lists."""
+    adjective, dash, animal = name.partition("-")
+    return not name or (bool(dash) and adjective in _words("adj_any") and animal in _words("subj"))
+
+
+@functools.cache
+def _words(kind: str) -> frozenset[str]:
+    rule = WORDS[kind]
+    if rule["type"] == "words":
+        return frozenset(rule["words"])
+    return frozenset().union(*(_words(part) for part in rule["lists"]))
 
 
 @flow(name="self-training", flow_run_name=flow_run_name, persist_result=False, validate_parameters=True)
@@ -48,7 +81,7 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
     Args:
         config: the recipe; the form edits it, a YAML file is its home
         workspace: the folder of the store, the tracking and the runs
-        force: names of stages to compute anew
+        force: names of stages to recompute
     """
     folder = workspace_folder(workspace)
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,8 +95,7 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
             config,
             folder,
             frozenset(force),
-            prepare=_within_prefect,
-            own_signals=own_signals,
+            PrefectOrchestrator(config.runtime.retries, own_signals),
             written=WRITTEN.get(),
         )
     _publish(run)
@@ -71,7 +103,7 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
         _tell_champion(run)
     answer = {"run": run.id, **run.summary}
     if run.nothing_new and flow_run.run_count < 2:  # a run that was started again met what it had made itself
-        return Completed(name=NOTHING_NEW, message="nothing new: every stage was answered before", data=answer)
+        return Completed(name=NOTHING_NEW, message="every stage was reused; nothing was recomputed", data=answer)
     return Completed(message=run.summary["stopped"], data=answer)
 
 
@@ -91,7 +123,9 @@ def run_as_flow(
         run = _ours(folder, before)
         if run is None or run.info["state"] != "done":
             raise first_of_ours(error) from None
-        log.warning("Prefect did not hear how %s ended (%s); the next run tells it", run.id, type(error).__name__)
+        log.warning(
+            "Prefect could not be told how %s ended (%s); the next run will tell it", run.id, type(error).__name__
+        )
     finally:
         WRITTEN.reset(token)
         if told and (run := _ours(folder, before)) is not None:
@@ -108,27 +142,11 @@ def _ours(folder: Path, before: set[str]) -> Run | None:
 
 
 def first_of_ours(error: BaseException) -> BaseException:
-    """What went wrong before Prefect could not be told of it, else the error itself."""
+    """Returns our own error behind one of Prefect's, else the error itself."""
     at: BaseException | None = error
     while at is not None and not isinstance(at, SelftrainError):
         at = at.__context__
     return at or error
-
-
-def _within_prefect(conductor: Conductor) -> None:
-    """Every stage becomes a task of the flow run that we are in."""
-    context = contextvars.copy_context()
-    runtime = conductor.config.runtime
-    server = server_in_use(conductor.run_record.workspace)
-    conductor.run_record.update(prefect_flow_run=str(flow_run.get_id() or ""), prefect_server=server)
-
-    def around(request: Request, round_number: int, answer: Callable[[], Outcome]) -> Outcome:
-        # Stages that run at the same time do so in threads, which must find the flow run too.
-        context.copy().run(wait_while_paused, conductor.run_record)
-        return context.copy().run(as_task, request, round_number, answer, runtime.retries)
-
-    conductor.around, conductor.paused = around, paused
-    conductor.slots = lambda request: gpu_slots(request.stage, runtime)
 
 
 def _refuse_endless_crashes(restarts: int) -> None:
@@ -137,12 +155,13 @@ def _refuse_endless_crashes(restarts: int) -> None:
         states = client.read_flow_run_states(UUID(flow_run.get_id()))
     if (crashes := crashes_in_a_row(states)) > restarts:
         raise SelftrainError(
-            f"crashed {crashes} times in a row, and runtime.restarts is {restarts}: find out why, then `Retry` it"
+            f"crashed {crashes} times in a row, more than runtime.restarts = {restarts}. Find the cause in "
+            "its log, then press Retry"
         )
 
 
 def crashes_in_a_row(states: Sequence[State[Any]]) -> int:
-    """How often a run crashed since a person or a schedule asked for it; from all states that it has been in."""
+    """Counts the crashes of a run since a person or a schedule started it, from the history of its states."""
     ordered = sorted(states, key=lambda state: state.timestamp)
     asked = [
         at
@@ -160,9 +179,9 @@ def _publish(run: Run) -> None:
     try:
         if url := os.environ.get("PREFECT_API_URL"):
             check_reachable(url)  # Prefect's client alone would try for half a minute
-        publish(run)
+        _publish_page(run)
     except Exception as error:  # noqa: BLE001 - the numbers are safe; `selftrain report` shows more
-        log.warning("Prefect has no page about %s: %s", run.id, error)
+        log.warning("the page about %s could not be sent to Prefect: %s", run.id, error)
 
 
 def _tell_champion(run: Run) -> None:
@@ -173,3 +192,95 @@ def _tell_champion(run: Run) -> None:
         resource={"prefect.resource.id": f"selftrain.model.{name}", "prefect.resource.name": name},
         payload={"model": name, "verdict": run.info["champion"], "run": run.id},
     )
+
+
+def _publish_page(run: Run) -> None:
+    """Publishes an artifact of the current flow run; Prefect lists the newest of a name under Artifacts."""
+    key = re.sub(r"[^a-z0-9]+", "-", run.info["name"].lower()).strip("-")
+    create_markdown_artifact(page_of(run), key=f"{key}-rounds", description=f"rounds and lineage of {run.id}")
+
+
+def page_of(run: Run) -> str:
+    """The rounds as a table, and the best model's lineage as a tree and as a diagram, in Markdown.
+
+    Prefect's second UI draws Mermaid diagrams, its first one shows their text; both can show the tree.
+    """
+    summary = run.summary
+    lines = [f"**{run.id}** · {_plain(summary['stopped'])}", "", _row(HEAD), _row(["---"] * len(HEAD))]
+    for line in summary["rounds"]:
+        mark = " ← best" if line["round"] == summary["best_round"] else ""
+        accepted = "" if line["selected"] is None else f"{line['selected']:,}"
+        shares = [share(line[name]) for name in ("pseudo_label_precision", "validation_accuracy", "test_accuracy")]
+        name = "teacher" if line["round"] == 0 else str(line["round"])
+        lines.append(_row([name + mark, line["model"], line["labeled"], accepted, *shares, line["decision"]]))
+    if (server := without_password(os.environ.get("MLFLOW_TRACKING_URI", ""))).startswith("http"):
+        lines += ["", f"MLflow: {server}, run `{run.id}` of the experiment `selftrain`"]
+    lines += ["", f"Look further on the worker: `selftrain report {run.id}`, `selftrain labels {run.id}`"]
+    if (best := run.rounds()[summary["best_round"]].model) is not None:
+        from selftrain.ssl_tasks.tracking.trace import store_lineage  # with pandas: a run that is reused needs none
+
+        names = {stage.key: stage.name for stage in run.stages()}
+        lineage = store_lineage(Store(run.workspace / "store"), best, names)
+        tree = indent(as_tree(lineage), "    ")  # indented, because a name could end a fenced block
+        lines += ["", "### Lineage of the best model", "", tree, "", "### The lineage as a diagram", ""]
+        lines += ["```mermaid", as_mermaid(lineage) + "```"]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(_plain(str(cell)) for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Escapes Markdown in names, which come from recipes and data."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", " ".join(text.split()))
+
+
+def compare_as_flow(answer: "Callable[[], Comparison]", title: str, asked: Mapping[str, str]) -> "Comparison":
+    """`answer` within a flow run; every run that it starts is a child of it. Prefect shows and never decides."""
+    found: list[Comparison] = []
+
+    @flow(name="compare", flow_run_name=title, persist_result=False)
+    def compare(asked: dict[str, str]) -> State[Any]:
+        found.append(answer())
+        _publish_table(found[0])
+        return Completed(message=f"{sum(map(len, found[0].points))} runs, {len(found[0].points)} rows")
+
+    try:
+        with tags(process_tag()):
+            state: Any = compare(dict(asked), return_state=True)
+        state.result()
+    except Exception as error:  # noqa: BLE001 - whatever Prefect raises where its server is away
+        if not found:
+            raise first_of_ours(error) from None
+        log.warning(
+            "Prefect could not be told how the comparison ended (%s); its result is complete", type(error).__name__
+        )
+    return found[0]
+
+
+def _publish_table(comparison: "Comparison") -> None:
+    """The table, on the flow run's page. A comparison that succeeded does not fail for it."""
+    from selftrain.flows.rounds.comparison_record import as_markdown, shown_rows  # with pandas, which a run needs not
+
+    key = re.sub(r"[^a-z0-9]+", "-", comparison.title.lower()).strip("-")
+    try:
+        create_markdown_artifact(as_markdown(shown_rows(comparison)), key=f"{key}-comparison")
+    except Exception as error:  # noqa: BLE001 - it is on file and in MLflow too
+        log.warning("the table of the comparison could not be sent to Prefect: %s", error)
+
+
+@contextmanager
+def child_of(number: str) -> Iterator[None]:
+    """On another machine: flow runs that start in this block are children of that flow run."""
+    with get_client(sync_client=True) as client:
+        context = FlowRunContext(
+            flow_run=client.read_flow_run(UUID(number)),
+            client=client,
+            task_runner=ThreadPoolTaskRunner[Any](),
+            result_store=get_result_store(),
+            persist_result=False,
+            detached=True,
+        )
+        with context:
+            yield

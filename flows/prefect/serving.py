@@ -1,10 +1,11 @@
-"""`selftrain up`: the UIs of Prefect and MLflow over the local workspace, and schedules that fire, without Docker.
+"""Recipes that run by a schedule: on this machine (`selftrain up`), or on the workers of a team's server (`deploy`).
 
-One foreground process: Prefect's API and services in a thread, MLflow as a child, and a runner that starts a process
-for every scheduled run. Ctrl-C, SIGTERM or the end of the terminal ends them all.
+`up` is one foreground process without Docker: Prefect's API and services in a thread, MLflow as a child, and a runner
+that starts a process for every scheduled run. Ctrl-C, SIGTERM or the end of the terminal ends them all.
 """
 
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -12,19 +13,21 @@ import signal
 import subprocess
 import sys
 import threading
+import zoneinfo
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from selftrain.flows.environment import make_workspace, set_environment
-from selftrain.flows.prefect.local_api import prefect_api, server_in_use
+from selftrain.flows.prefect.server import check_reachable, ensure_pool, prefect_api, server_in_use
 from selftrain.flows.rounds.interruption import interruptible
-from selftrain.flows.rounds.reaper import mend_dead_runs, tell_prefect
+from selftrain.flows.rounds.pipeline import mend_dead_runs
 from selftrain.ssl_tasks.errors import ConfigError, cut
 from selftrain.ssl_tasks.execution.listening import HOST, entrance, listen, own_password
-from selftrain.ssl_tasks.execution.parent import parent_of_mine
-from selftrain.ssl_tasks.execution.safe_path import folder_hides_us, safe_path
+from selftrain.ssl_tasks.execution.startup import folder_hides_us, parent_of_mine, safe_path
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.tracking.client import artifact_folder, connect, default_uri
 from selftrain.ssl_tasks.tracking.lineage import announced
@@ -44,28 +47,57 @@ GRACE_SECONDS = 10.0  # between asking MLflow's server to end and killing it
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a recipe runs: one of the three, or never by itself."""
+    """When a recipe runs: by one of cron, interval and rrule, or only on demand."""
 
     cron: str | None = None
     interval: float | None = None  # seconds
     rrule: str | None = None
+    timezone: str | None = None  # an IANA name; UTC by default
 
     def __post_init__(self) -> None:
         given = [value for value in (self.cron, self.interval, self.rrule) if value is not None]
         if len(given) > 1:
-            raise ConfigError("give one of --cron, --interval and --rrule")
+            raise ConfigError("found several schedules; expected one of --cron, --interval and --rrule")
         if self.interval is not None and not SHORTEST_SECONDS <= self.interval <= LONGEST_SECONDS:
             raise ConfigError(
-                f"--interval {self.interval:g}: expected seconds, {SHORTEST_SECONDS} to {LONGEST_SECONDS:,} (a year)"
+                f"--interval is {self.interval:g}; expected {SHORTEST_SECONDS} to {LONGEST_SECONDS:,} seconds (a year)"
             )
         for option, text in (("cron", self.cron), ("rrule", self.rrule)):
             if text is not None and not _known_to_prefect(option, text):
                 raise ConfigError(f"--{option} '{cut(text)}' is not a schedule; expected {SCHEDULES[option]}")
+        if self.timezone is not None:
+            if not given:
+                raise ConfigError("--timezone is given without a schedule; add --cron, --interval or --rrule")
+            _require_zone(self.timezone)
+
+    def __str__(self) -> str:
+        parts = {"cron": self.cron, "every": self.interval and f"{self.interval:g} s", "rrule": self.rrule}
+        words = [f"{name} {value}" for name, value in parts.items() if value is not None]
+        return f"{words[0]} ({self.timezone or 'UTC'})" if words else "on demand"
 
     def as_options(self) -> dict[str, Any]:
-        """What Prefect's deployments take."""
-        options = {"cron": self.cron, "interval": self.interval, "rrule": self.rrule}
-        return {name: value for name, value in options.items() if value is not None}
+        """The schedule as Prefect's deployments take it; empty where the recipe runs on demand."""
+        if self.cron is None and self.interval is None and self.rrule is None:
+            return {}
+        from prefect.schedules import Schedule as PrefectSchedule
+
+        interval = None if self.interval is None else timedelta(seconds=self.interval)
+        return {"schedule": PrefectSchedule(interval, self.cron, self.rrule, self.timezone)}
+
+
+def _require_zone(name: str) -> None:
+    """ConfigError unless Prefect knows a time zone of this name; the message names the nearest one."""
+    from prefect.client.schemas.schedules import is_valid_timezone
+
+    if is_valid_timezone(name):
+        return
+    zones = zoneinfo.available_timezones()
+    known = {zone.rpartition("/")[2].casefold(): zone for zone in zones} | {zone.casefold(): zone for zone in zones}
+    close = difflib.get_close_matches(name.casefold(), known, n=1)
+    tail = f" Did you mean '{known[close[0]]}'?" if close else ""
+    raise ConfigError(
+        f"--timezone '{cut(name)}' is not a time zone; expected an IANA name, for example Europe/Berlin or UTC.{tail}"
+    )
 
 
 def _known_to_prefect(option: str, text: str) -> bool:
@@ -93,6 +125,8 @@ def up(
         mlflow_ui(workspace, mlflow_port) as ui,
         announced(workspace, ui),
     ):
+        from selftrain.flows.prefect.tasks import tell_prefect
+
         tell_prefect(workspace, server_in_use(workspace))
         known = os.environ.get("PREFECT_API_AUTH_STRING") == own_password()  # else the password is the person's own
         prefect = api.removesuffix("/api")
@@ -109,7 +143,7 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
     from selftrain.flows.prefect.flow import self_training_flow
 
     if not recipes:
-        print("no recipes to schedule; Ctrl-C ends", flush=True)
+        print("no recipe to run; press Ctrl-C to stop", flush=True)
         with interruptible():
             threading.Event().wait()
     deployments = [
@@ -124,7 +158,7 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
         for config in recipes
     ]
     for config in recipes:
-        print(f"serving  {config.name}  {schedule.as_options() or 'on demand'}", flush=True)
+        print(f"serving  {config.name}  {schedule}", flush=True)
     os.environ.update({**safe_path(), **parent_of_mine()})  # of the processes that it starts
     if folder_hides_us():  # Prefect looks into the current folder first all the same
         make_workspace(workspace)
@@ -195,3 +229,70 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
             child.wait(GRACE_SECONDS)
         os.killpg(child.pid, signal.SIGKILL)
     child.communicate()
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment on the server, and the flow run that was asked for at once, if any."""
+
+    name: str  # self-training/NAME, as Prefect's commands take it
+    id: str
+    flow_run: str = ""
+
+
+def deploy(
+    config: RunConfig,
+    name: str,
+    pool: str,
+    schedule: Schedule | None = None,
+    workspace: Path | None = None,
+    now: bool = False,
+) -> Deployed:
+    """Creates or updates the deployment. Workers import the flow from the installed package: no code is sent.
+
+    Without a workspace, each worker uses its own (SELFTRAIN_HOME).
+    """
+    require_server()
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.types.entrypoint import EntrypointType
+
+    from selftrain.flows.prefect.flow import self_training_flow
+
+    with get_client(sync_client=True) as client:
+        ensure_pool(client, pool)
+    schedule = schedule or Schedule()
+    deployment = RunnerDeployment.from_flow(
+        self_training_flow,
+        name=name,
+        parameters={
+            "config": config.model_dump(mode="json"),
+            **({"workspace": str(workspace)} if workspace is not None else {}),
+        },
+        work_pool_name=pool,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        # One run per data set at a time; the next one waits.
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+        **schedule.as_options(),
+    )
+    identity = deployment.apply()
+    assert isinstance(identity, UUID), "outside of an event loop Prefect answers at once"
+    with get_client(sync_client=True) as client:
+        if not schedule.as_options():  # an update without a schedule would keep the old one
+            for old in client.read_deployment_schedules(identity):
+                client.delete_deployment_schedule(identity, old.id)
+        flow_run = client.create_flow_run_from_deployment(identity).id if now else ""
+    return Deployed(deployment.full_name, str(identity), str(flow_run))
+
+
+def require_server() -> None:
+    """ConfigError unless PREFECT_API_URL names a server; an error in one sentence where it does not answer."""
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        raise ConfigError(
+            "found no Prefect server: PREFECT_API_URL is not set. With docker-compose.yml: "
+            "export PREFECT_API_URL=http://127.0.0.1:4200/api. "
+            "Without a server, `selftrain up CONFIG --cron …` runs schedules on this machine."
+        )
+    check_reachable(url)

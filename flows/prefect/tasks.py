@@ -1,29 +1,86 @@
-"""Stages as Prefect tasks: order, names, retries and states. The store alone decides what is done."""
+"""Shows a run in Prefect: its stages as tasks, its pauses, and its end.
 
+Prefect orders, names, retries and shows; only the store decides what is done. A run that waits for approval is Paused
+in Prefect, and `Resume` there approves it as `selftrain approve` does.
+"""
+
+import contextlib
+import contextvars
+import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-from httpx import HTTPError
+import httpx
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas import OrchestrationResult
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
-from prefect.states import Completed
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.states import Completed, Crashed, Failed, Paused
 from prefect.tasks import Task, exponential_backoff
 
+from selftrain.flows.prefect.server import server_in_use
+from selftrain.flows.rounds.conductor import Orchestrator
 from selftrain.ssl_tasks.errors import Transient
-from selftrain.ssl_tasks.execution.execute import Outcome, Request
-from selftrain.ssl_tasks.execution.gpus import needed, visible_gpus
+from selftrain.ssl_tasks.execution.devices import needed, visible_gpus
+from selftrain.ssl_tasks.execution.stage import Outcome, Request
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSettings, TunedSettings
+from selftrain.ssl_tasks.store.runs import Run, alive, all_runs, owner
 
 log = logging.getLogger("selftrain")
-GPU_LIMIT = "gpu"  # the server's count of GPUs; workers obey it where SELFTRAIN_GPU_LIMIT names it
 LEASE_SECONDS = 60  # a killed holder's slots are free again after about that long
+PAUSE_SECONDS = 2.0  # between two looks at a paused run
+PAUSED = "paused in Prefect; press Resume there to continue"
+OVER = ("done", "failed", "interrupted", "crashed")
+FLOWS = ("self-training", "compare")  # whose runs are marked with their process
 VERBS = {"dataset": "read the data", "train": "train", "given": "take", "predict": "label", "select": "select"}
+
+
+class PrefectOrchestrator(Orchestrator):
+    """Runs every stage as a task of the current flow run."""
+
+    def __init__(self, retries: int, own_signals: bool) -> None:
+        self.retries, self.own_signals = retries, own_signals
+        self.context = contextvars.copy_context()  # stages that run in threads must find the flow run too
+
+    def details(self, workspace: Path) -> dict[str, Any]:
+        """Returns the id of the flow run and the address of its server."""
+        return {"prefect_flow_run": str(flow_run.get_id() or ""), "prefect_server": server_in_use(workspace)}
+
+    def run_task(self, run: Run, request: Request, round_number: int, stage: Callable[[], Outcome]) -> Outcome:
+        """Runs a stage as a task, when the flow run is not paused."""
+        self.context.copy().run(wait_while_paused, run)
+        return self.context.copy().run(as_task, request, round_number, stage, self.retries)
+
+    def gpu_slots(self, request: Request, runtime: RuntimeSettings) -> AbstractContextManager[None]:
+        """Holds a share of the GPUs that the hosts of a server have; on one host the kernel's locks decide which."""
+        limit, count = os.environ.get("SELFTRAIN_GPU_LIMIT"), needed(request.stage, runtime)
+        if not limit or not count or runtime.device == "cpu" or not visible_gpus():
+            return contextlib.nullcontext()
+        return _slots(limit, count)
+
+    def paused(self, round_number: int) -> AbstractContextManager[Callable[[], bool]]:
+        """Pauses the flow run; yields whether a person has pressed Resume."""
+        return paused(round_number)
 
 
 def person_name(request: Request, round_number: int) -> str:
@@ -41,7 +98,7 @@ def person_name(request: Request, round_number: int) -> str:
     return " · ".join(words)
 
 
-def as_task(request: Request, round_number: int, answer: Callable[[], Outcome], retries: int) -> Outcome:
+def as_task(request: Request, round_number: int, run: Callable[[], Outcome], retries: int) -> Outcome:
     """Runs a stage as a Prefect task; a reused stage ends in a state named Cached that carries its key."""
     outcomes: list[Outcome] = []
 
@@ -56,7 +113,7 @@ def as_task(request: Request, round_number: int, answer: Callable[[], Outcome], 
         retry_condition_fn=_can_be_cured,
     )
     def stage() -> State[Any]:
-        outcomes.append(answer())
+        outcomes.append(run())
         reused = outcomes[-1].reused
         return Completed(name="Cached" if reused else "Completed", message=f"{request.name} {request.key[:12]}")
 
@@ -65,22 +122,16 @@ def as_task(request: Request, round_number: int, answer: Callable[[], Outcome], 
     return outcomes[-1]
 
 
-def gpu_slots(stage: str, runtime: RuntimeSettings) -> AbstractContextManager[None]:
-    """A share of the GPUs that the hosts of a server have; on one host the kernel's locks decide which."""
-    limit = os.environ.get("SELFTRAIN_GPU_LIMIT")
-    if not limit or not needed(stage, runtime) or runtime.device == "cpu" or not visible_gpus():
-        return nullcontext()
-    return _slots(limit, needed(stage, runtime))
-
-
-@contextmanager
+@contextlib.contextmanager
 def _slots(limit: str, count: int) -> Iterator[None]:
     """Holds slots of a limit. A stage does not fail for a server that is away just then: its host's locks hold."""
     slots = concurrency(limit, occupy=count, lease_duration=LEASE_SECONDS)
     try:
         slots.__enter__()
     except ConcurrencySlotAcquisitionError as error:
-        log.warning("computing without a slot of the limit '%s', which Prefect did not give: %s", limit, error)
+        log.warning(
+            "the stage runs without a slot of the concurrency limit '%s', because Prefect gave none: %s", limit, error
+        )
         yield
         return
     try:
@@ -88,10 +139,157 @@ def _slots(limit: str, count: int) -> Iterator[None]:
     finally:
         try:
             slots.__exit__(None, None, None)
-        except HTTPError as error:
-            log.warning("Prefect takes back a slot of '%s' when its lease ends: %s", limit, error)
+        except httpx.HTTPError as error:
+            log.warning("a slot of '%s' could not be returned to Prefect; its lease will end: %s", limit, error)
 
 
 def _can_be_cured(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     error = state.result(raise_on_failure=False)
     return isinstance(error, Transient) or isinstance(getattr(error, "__cause__", None), Transient)
+
+
+@contextlib.contextmanager
+def paused(round_number: int) -> Iterator[Callable[[], bool]]:
+    """Pauses our flow run for the time of the block; yields whether a person has pressed Resume.
+
+    The process stays, and so does the pause: without a limit of time it never expires. A block that ends by an error
+    (a cancellation, a stopped process) does not change the state.
+    """
+    identity = UUID(flow_run.get_id())
+    message = (
+        f"round {round_number} waits for approval. Review its pseudo-labels, then press Resume, or "
+        "run `selftrain approve` on its worker"
+    )
+    with get_client(sync_client=True) as client:
+        pause: State[Any] | None = None
+        with _patient("cannot be paused"):
+            answer: OrchestrationResult[Any] = client.set_flow_run_state(identity, Paused(message=message))
+            pause = answer.state if answer.status is SetStateStatus.ACCEPT else None
+
+        def resumed() -> bool:
+            with _patient("cannot be read"):
+                return pause is not None and followed_by_running(client.read_flow_run_states(identity), pause)
+            return False
+
+        yield resumed
+        with _patient("cannot be resumed"):
+            if pause is not None and not resumed():
+                client.resume_flow_run(identity)
+
+
+def wait_while_paused(run: Run) -> None:
+    """Begins no stage while a person has paused the flow run; a stage that computes already ends first.
+
+    The run's own pause, for a round that waits for approval, is left to `paused`.
+    """
+    identity, told = UUID(flow_run.get_id()), False
+    with get_client(sync_client=True) as client:
+        while (state := _state(client, identity)) is not None and state.is_paused() and not run.info.get("waits_for"):
+            if not told:
+                told = True
+                log.warning("%s is paused in Prefect; press Resume there to start the next stage", run.id)
+                run.update(state="waiting", stopped=PAUSED)
+                with _patient("cannot be updated"):  # the person sees it on the run's page
+                    message = f"{PAUSED}; no stage is running"
+                    client.set_flow_run_state(identity, state.model_copy(update={"message": message}), force=True)
+            time.sleep(PAUSE_SECONDS)
+    if told:
+        run.update(state="running", stopped="")
+
+
+def _state(client: SyncPrefectClient, identity: UUID) -> State[Any] | None:
+    """Returns the flow run's state, or None if the server is away."""
+    with _patient("cannot be asked for its state"):
+        return client.read_flow_run(identity).state
+    return None
+
+
+def followed_by_running(states: Sequence[State[Any]], pause: State[Any]) -> bool:
+    """Returns whether Resume was pressed. A run that crashed or was cancelled, and runs again, was not approved."""
+    after = sorted((one for one in states if one.timestamp > pause.timestamp), key=lambda one: one.timestamp)
+    return bool(after) and after[0].is_running()
+
+
+@contextlib.contextmanager
+def _patient(what: str) -> Iterator[None]:
+    """Calls again while the server is away: that must not end a run that may wait for days."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        log.warning(
+            "Prefect's flow run %s: %s. To approve a round without Prefect: selftrain approve",
+            what,
+            type(error).__name__,
+        )
+
+
+def tell_prefect(workspace: Path, server: str) -> None:
+    """Tells Prefect how those runs ended of which it did not hear: their process died, or the server was away.
+
+    `server` is the address of the user's server, empty for the API of the workspace. Each run is told of once.
+    """
+    # Of attempts at one flow run, the newest tells how it stands.
+    latest = {run.info.get("prefect_flow_run"): run for run in all_runs(workspace)}
+    silent = [run for run in latest.values() if _is_silent(run.info, server)]
+    with get_client(sync_client=True) as client:
+        for run in silent:
+            _tell(client, run, server)
+            run.update(prefect_told=True)
+        _end_orphans(client)
+
+
+def process_tag() -> str:
+    """Marks a flow run with its process: of one that died before it had a record, nothing else is known."""
+    return "process:" + json.dumps(owner())
+
+
+def _end_orphans(client: SyncPrefectClient) -> None:
+    """Ends flow runs that are recorded as running, but whose process on this host is gone."""
+    unended = FlowRunFilterState(
+        type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.PAUSED])
+    )
+    ours = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
+    for one in client.read_flow_runs(flow_filter=ours, flow_run_filter=FlowRunFilter(state=unended)):
+        marks = [json.loads(tag.removeprefix("process:")) for tag in one.tags if tag.startswith("process:")]
+        if marks and not alive(marks[0]):
+            died: State[None] = Crashed(message="its process died and left no record; run it again")
+            _end(client, one, died, died)
+
+
+def _is_silent(info: dict[str, Any], server: str) -> bool:
+    asked = info.get("prefect_flow_run") and info.get("prefect_server", "") == server
+    return bool(asked) and info["state"] in OVER and not info.get("prefect_told")
+
+
+def _tell(client: SyncPrefectClient, run: Run, server: str) -> None:
+    """Ends a run's flow run, and the task runs that it left open."""
+    number = UUID(run.info["prefect_flow_run"])
+    try:
+        one = client.read_flow_run(number)
+    except ObjectNotFound:
+        log.debug("Prefect does not know the flow run of %s", run.id)
+        return
+    if one.deployment_id is not None and server:  # a server's workers and automations look after their own
+        return
+    _end(client, one, _ending(run), _ending(run, task=True))
+
+
+def _end(client: SyncPrefectClient, one: FlowRun, state: State[None], of_tasks: State[None]) -> None:
+    """Sets the state of a flow run, and of its task runs, where they have not ended."""
+    for task_run in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[one.id]))):
+        if task_run.state is None or not task_run.state.is_final():
+            client.set_task_run_state(task_run.id, of_tasks, force=True)
+    if one.state is None or not one.state.is_final():
+        client.set_flow_run_state(one.id, state, force=True)
+
+
+def _ending(run: Run, task: bool = False) -> State[None]:
+    """Returns the end of a run as one of Prefect's states."""
+    info = run.info
+    match info["state"]:
+        case "done":
+            return Completed(message="" if task else info["stopped"])
+        case "failed" if not task:
+            return Failed(message=info["stopped"])
+        case _:
+            return Crashed(message="its process died; run it again to resume")

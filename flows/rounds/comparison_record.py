@@ -36,7 +36,7 @@ def shown_row(row: dict[str, Any]) -> dict[str, str]:
     points = ""
     if row["difference"] is not None:
         points = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} … {100 * row['high']:+.1f})"
-    shown |= {"points against the first": points, "McNemar p": "" if row["p"] is None else f"{row['p']:.3g}"}
+    shown |= {"difference to the first, points": points, "McNemar p": "" if row["p"] is None else f"{row['p']:.3g}"}
     return {**shown, "time": seconds(row["seconds"]), **({"note": row["note"] or ""} if "note" in row else {})}
 
 
@@ -77,5 +77,5 @@ def record(comparison: Comparison, workspace: Workspace = None) -> Path:
     tracker.finish_run(run)
     sent = tracker.close()
     if sent.left:
-        log.warning("MLflow does not have %d entries yet (%s)", sent.left, sent.reason)
+        log.warning("%d records are not yet in MLflow (%s). Send them later: selftrain sync", sent.left, sent.reason)
     return place

@@ -1,106 +1,153 @@
-"""Answers stages for one run: executes or reuses, writes the record, tells the tracker, shows progress."""
+"""Runs the stages of a run: each from its request to its artifact, its record and the tracker."""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore
+from typing import Any
 
-from selftrain.flows.rounds.progress import Show, display
 from selftrain.flows.rounds.self_training import Pending
-from selftrain.ssl_tasks.errors import Interrupted, StageFailed, UserError
-from selftrain.ssl_tasks.execution.execute import Outcome, Request, execute, run_inline
-from selftrain.ssl_tasks.execution.process import describe, run_isolated, stop_all
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
-from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.store.advice import advice
+from selftrain.ssl_tasks.errors import Interrupted, StageFailed, UserError, describe
+from selftrain.ssl_tasks.execution.process import run_isolated, stop_all
+from selftrain.ssl_tasks.execution.progress import Display
+from selftrain.ssl_tasks.execution.stage import Outcome, Request, StageContext, begin_attempt, commit, look_up
+from selftrain.ssl_tasks.settings.run_config import RunConfig, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store, write_atomically
-from selftrain.ssl_tasks.store.runs import Run, RunState, StageRecord, StageState, approval_file, corrections_file
+from selftrain.ssl_tasks.store.runs import (
+    Run,
+    RunState,
+    StageRecord,
+    StageState,
+    advice,
+    approval_file,
+    corrections_file,
+)
 from selftrain.ssl_tasks.tracking.tracker import Tracker
 
 log = logging.getLogger("selftrain")
 APPROVAL_SECONDS = 0.5  # between two looks for a person's approval
-Around = Callable[[Request, int, Callable[[], Outcome]], Outcome]
+
+
+def never() -> bool:
+    """Returns False: without an orchestrator, nothing can ask for a stop or an approval."""
+    return False
+
+
+class Orchestrator:
+    """Starts the stages of a run and shows them; this default does neither. (For Prefect: `flows/prefect/tasks.py`.)"""
+
+    own_signals = True  # False: the caller has a handler of SIGTERM that raises
+
+    def details(self, workspace: Path) -> dict[str, Any]:
+        """Returns entries for the run's record."""
+        return {}
+
+    def run_task(self, run: Run, request: Request, round_number: int, stage: Callable[[], Outcome]) -> Outcome:
+        """Calls `stage` when nothing delays it, and again after a temporary error."""
+        return stage()
+
+    def gpu_slots(self, request: Request, runtime: RuntimeSettings) -> AbstractContextManager[None]:
+        """Holds the stage's share of the GPUs that several hosts have."""
+        return nullcontext()
+
+    def paused(self, round_number: int) -> AbstractContextManager[Callable[[], bool]]:
+        """Shows that a round waits for approval; yields whether a person has approved it there."""
+        return nullcontext(never)
 
 
 class Conductor:
-    """One run's answers. `around` lets Prefect wrap each stage in a task; `force` names stages to compute anew."""
+    """Runs the stages of one run, with their records, logs and tracking; `force` names stages to recompute.
+
+    Without a `run`, stages are neither recorded nor tracked, and their logs are in the workspace's folder `logs`.
+    """
 
     def __init__(
         self,
-        run: Run,
         config: RunConfig,
+        workspace: Path,
+        run: Run | None = None,
+        *,
         tracker: Tracker | None = None,
         tracked: str = "",
         force: frozenset[str] = frozenset(),
-        isolate: bool = True,
+        orchestrator: Orchestrator | None = None,
+        display: Display | None = None,
+        asked_to_stop: Callable[[], bool] = never,
     ) -> None:
-        self.run_record, self.config, self.force, self.isolate = run, config, force, isolate
+        self.config, self.workspace, self.run_record = config, workspace, run
         self.tracker, self.tracked = tracker, tracked  # tracked: the pipeline run's id
-        self.store = Store(run.workspace / "store")
+        self.force, self.orchestrator, self.display = force, orchestrator or Orchestrator(), display
+        self.asked_to_stop = asked_to_stop  # whether a signal has asked, where its exception was swallowed
+        self.level = logging.DEBUG if run is None else logging.INFO
+        self.store = Store(workspace / "store")
         self.pool = ThreadPoolExecutor(max_workers=config.runtime.parallel, thread_name_prefix="stage")
         self.room = BoundedSemaphore(config.runtime.parallel)  # for the pool's stages, and for one beside them
         self.stopping = False
-        self.asked: Callable[[], bool] = _nobody  # whether a signal asked us to stop
         self.orders: dict[str, int] = {}
-        self.around: Callable[[Request, int, Callable[[], Outcome]], Outcome] = lambda _request, _round, answer: (
-            answer()
-        )
-        self.slots: Callable[[Request], AbstractContextManager[None]] = lambda _request: nullcontext()
-        self.display = display()
-        self.paused: Callable[[int], AbstractContextManager[Callable[[], bool]]] = lambda _round: nullcontext(_nobody)
 
-    def fingerprint(self, config: RunConfig) -> str:
-        from selftrain.ssl_tasks.data.sources import fingerprint
+    def run_stage(self, request: Request, round_number: int = 0) -> Outcome:
+        """Lock → look up → run in a process of its own → commit → record → tell the tracker.
 
-        def say(note: str) -> None:
-            log.warning("data: %s", note)
-
-        return fingerprint(config.data, self.run_record.workspace / "cache", say)
-
-    def run(self, request: Request, round_number: int) -> Artifact:
-        order = self.orders.setdefault(request.name, len(self.orders))
-        return self.around(request, round_number, lambda: self.answer(request, round_number, order)).artifact
-
-    def submit(self, request: Request, round_number: int) -> Pending:
-        if self.config.runtime.parallel == 1:
-            artifact = self.run(request, round_number)
-            return lambda: artifact
-        order = self.orders.setdefault(request.name, len(self.orders))
-        future = self.pool.submit(self.around, request, round_number, lambda: self.answer(request, round_number, order))
-        return lambda: future.result().artifact
-
-    def corrections(self) -> Path | None:
-        return corrections_file(self.run_record.workspace, self.config.name)
-
-    def hold(self, round_number: int, selection: Artifact) -> None:
-        """Waits for the mark that `selftrain approve` leaves; it stays, so a run that died while waiting goes on.
-
-        `paused` shows the wait elsewhere, and says whether somebody has approved there.
+        A failure is recorded, and becomes StageFailed with the stage's name and log.
         """
-        approval = approval_file(self.run_record.workspace, selection)
-        if approval.exists():
-            return
-        self.run_record.update(state="waiting", waits_for={"round": round_number, "selection": selection.digest})
-        log.warning("round %d waits: %s", round_number, advice(self.run_record))
-        with self.paused(round_number) as approved:
-            while not approval.exists():
-                if approved():
-                    self.approve(selection)
-                time.sleep(APPROVAL_SECONDS)
-        self.run_record.update(state="running", waits_for=None)
+        started, runtime, force = time.monotonic(), self.config.runtime, request.name in self.force
+        record = self._began(request, round_number)
+        attempt = ""
+        try:
+            self._write(record)
+            if self.asked_to_stop():
+                raise Interrupted("asked to stop")
+            with self.store.lock(request.stage, request.key):
+                artifact, replaced = look_up(request, self.store, runtime, force)
+                seconds, reused = time.monotonic() - started, artifact is not None
+                if artifact is None:
+                    context = begin_attempt(request, self.store, runtime)
+                    with (
+                        self._followed(request, context) as attempt,
+                        self.room,
+                        self.orchestrator.gpu_slots(request, runtime),
+                    ):
+                        if self.stopping:
+                            raise Interrupted("the run ended before this stage could start")
+                        result = run_isolated(request, context, Path(record.log))
+                    provenance = {"run": self.run_record.id} if self.run_record is not None else {}
+                    seconds = time.monotonic() - started
+                    artifact = commit(request, result, self.store, runtime, seconds, provenance, force)
+            self._write(
+                replace(
+                    record,
+                    state="reused" if reused else "computed",
+                    reason=replaced,
+                    artifact=str(artifact.path),
+                    digest=artifact.digest,
+                    seconds=round(seconds, 3),
+                )
+            )
+            if self.tracker is not None and reused:
+                self.tracker.link_reused(self.tracked, request.name, artifact, round_number)
+            elif self.tracker is not None:
+                self.tracker.finish_stage(attempt, artifact, round_number)
+        except BaseException as error:
+            self._failed(record, error)
+            if isinstance(error, (StageFailed, UserError, Interrupted)) or not isinstance(error, Exception):
+                raise
+            raise StageFailed(request.name, reason_of(error), record.log) from error
+        log.log(self.level, "%s %s in %.1f s", request.name, "reused" if reused else "computed", seconds)
+        return Outcome(artifact, reused, seconds, replaced)
 
-    def approve(self, selection: Artifact) -> None:
-        approval = approval_file(self.run_record.workspace, selection)
-        if not approval.exists():
-            write_atomically(approval, f"{self.run_record.id} {time.time():.0f}\n")
-
-    def answer(self, request: Request, round_number: int, order: int) -> Outcome:
-        """Executes one stage and writes down how it went; errors become StageFailed with name and log."""
-        record = StageRecord(
+    def _began(self, request: Request, round_number: int) -> StageRecord:
+        """The record of a stage that begins."""
+        log.log(self.level, "%s …", request.name)
+        if self.run_record is not None:
+            log_file = self.run_record.path / "logs" / f"{request.name}.log"
+        else:
+            log_file = self.workspace / "logs" / f"{request.name}-{request.key[:12]}.log"
+        return StageRecord(
             name=request.name,
             stage=request.stage,
             state="running",
@@ -108,83 +155,92 @@ class Conductor:
             key_parts=request.key_parts(),
             round=round_number,
             started=time.time(),
-            order=order,
-            log=str(self.run_record.path / "logs" / f"{request.name}.log"),
+            order=self._order(request),
+            log=str(log_file),
         )
-        log.info("%s …", request.name)
-        try:
+
+    def _order(self, request: Request) -> int:
+        """The place of a stage among those of the run, counted as they are asked for."""
+        return self.orders.setdefault(request.name, len(self.orders))
+
+    def _write(self, record: StageRecord) -> None:
+        if self.run_record is not None:
             self.run_record.record(record)
-            if self.asked():
-                raise Interrupted("asked to stop")
-            outcome = self._execute(request, record)
-        except BaseException as error:
-            state: StageState = "interrupted" if interrupted(error) else "failed"
-            reason = reason_of(error)
-            self._note(replace(record, state=state, reason=reason, seconds=time.time() - record.started))
-            if isinstance(error, (StageFailed, UserError, Interrupted)) or not isinstance(error, Exception):
-                raise
-            raise StageFailed(request.name, reason, record.log) from error
-        self.run_record.record(
-            replace(
-                record,
-                state="reused" if outcome.reused else "computed",
-                reason=outcome.replaced,
-                artifact=str(outcome.artifact.path),
-                digest=outcome.artifact.digest,
-                seconds=round(outcome.seconds, 3),
-            )
-        )
-        log.info("%s %s in %.1f s", request.name, "reused" if outcome.reused else "computed", outcome.seconds)
-        return outcome
 
-    def _execute(self, request: Request, record: StageRecord) -> Outcome:
-        attempts: list[str] = []
-
-        def runner(request: Request, context: StageContext) -> StageResult:
-            with self.display.stage(request.name) as show:
-                return self._tracked(request, context, record, attempts, show)
-
-        provenance = {"run": self.run_record.id}
-        workspace, runtime = self.run_record.workspace, self.config.runtime
-        outcome = execute(request, workspace, runtime, runner, request.name in self.force, provenance)
-        if self.tracker is not None and outcome.reused:
-            self.tracker.link_reused(self.tracked, request.name, outcome.artifact, record.round)
-        elif self.tracker is not None:
-            self.tracker.finish_stage(attempts[-1], outcome.artifact, record.round)
-        return outcome
-
-    def _tracked(
-        self, request: Request, context: StageContext, record: StageRecord, attempts: list[str], show: Show
-    ) -> StageResult:
-        """One attempt, which the tracker follows."""
-        if self.tracker is None:
-            return self._work(request, context, record)
-        attempts.append(self.tracker.start_stage(self.tracked, request.name, {"selftrain.key": request.key}))
-        follower = self.tracker.follow(attempts[-1], context.events) if context.events else None
-        if follower is not None:
-            follower.show = show
+    def _failed(self, record: StageRecord, error: BaseException) -> None:
+        """Writes down how a stage failed; a full disk must not hide why."""
+        state: StageState = "interrupted" if interrupted(error) else "failed"
         try:
-            return self._work(request, context, record)
-        except BaseException as error:
-            self.run_record.free_reserve()
-            self.tracker.fail_stage(attempts[-1], reason_of(error), interrupted(error))
-            raise
-        finally:
-            if follower is not None:
+            self._write(replace(record, state=state, reason=reason_of(error), seconds=time.time() - record.started))
+        except OSError as full:
+            log.error("the record that %s is %s cannot be written: %s", record.name, state, full)
+
+    @contextmanager
+    def _followed(self, request: Request, context: StageContext) -> Iterator[str]:
+        """While a stage computes: its progress is shown, and the tracker follows the attempt, whose id this yields."""
+        with self.display.stage(request.name) if self.display is not None else nullcontext() as show:
+            if self.run_record is None or self.tracker is None:
+                yield ""
+                return
+            attempt = self.tracker.start_stage(self.tracked, request.name, {"selftrain.key": request.key})
+            assert context.events is not None
+            follower = self.tracker.follow(attempt, context.events, show)
+            try:
+                yield attempt
+            except BaseException as error:
+                self.run_record.free_reserve()
+                self.tracker.fail_stage(attempt, reason_of(error), interrupted(error))
+                raise
+            finally:
                 follower.stop()
 
-    def _note(self, record: StageRecord) -> None:
-        """Writes down how a stage failed; a full disk must not hide why."""
-        try:
-            self.run_record.record(record)
-        except OSError as error:
-            log.error("that %s %s cannot be written down: %s", record.name, record.state, error)
+    def fingerprint(self, config: RunConfig) -> str:
+        """Returns the digest of the source's contents."""
+        from selftrain.ssl_tasks.data.sources import fingerprint
 
-    def _work(self, request: Request, context: StageContext, record: StageRecord) -> StageResult:
-        with self.room, self.slots(request):
-            if self.stopping:
-                raise Interrupted("the run ended before there was room for this stage")
-            return run_isolated(request, context, Path(record.log)) if self.isolate else run_inline(request, context)
+        def say(note: str) -> None:
+            log.warning("data: %s", note)
+
+        return fingerprint(config.data, self.workspace / "cache", say)
+
+    def run(self, request: Request, round_number: int) -> Artifact:
+        """Returns the stage's artifact."""
+        stage = partial(self.run_stage, request, round_number)
+        if self.run_record is None:
+            return stage().artifact
+        return self.orchestrator.run_task(self.run_record, request, round_number, stage).artifact
+
+    def submit(self, request: Request, round_number: int) -> Pending:
+        """Begins a stage beside others where there is room."""
+        self._order(request)  # the threads of the pool may begin in another one
+        if self.config.runtime.parallel == 1:
+            artifact = self.run(request, round_number)
+            return lambda: artifact
+        return self.pool.submit(self.run, request, round_number).result
+
+    def corrections(self) -> Path | None:
+        """Returns the file of corrections of this run's labels as it is now."""
+        return corrections_file(self.workspace, self.config.name)
+
+    def hold(self, round_number: int, selection: Artifact) -> None:
+        """Waits for the mark that `selftrain approve` leaves; it stays, so a run that died while waiting continues."""
+        approval = approval_file(self.workspace, selection)
+        if self.run_record is None or approval.exists():
+            return
+        self.run_record.update(state="waiting", waits_for={"round": round_number, "selection": selection.digest})
+        log.warning("round %d waits for approval. %s", round_number, advice(self.run_record))
+        with self.orchestrator.paused(round_number) as approved:
+            while not approval.exists():
+                if approved():
+                    self.approve(selection)
+                time.sleep(APPROVAL_SECONDS)
+        self.run_record.update(state="running", waits_for=None)
+
+    def approve(self, selection: Artifact) -> None:
+        """Leaves the mark, with the corrections that came in while the selection was held."""
+        approval = approval_file(self.workspace, selection)
+        if self.run_record is not None and not approval.exists():
+            write_atomically(approval, f"{self.run_record.id} {time.time():.0f}\n")
 
     def stop(self) -> None:
         """Ends the stages that run; those that wait for room do not begin."""
@@ -192,24 +248,21 @@ class Conductor:
         stop_all()
 
     def close(self) -> None:
-        """No more stages."""
+        """Ends the pool; no further stage can begin."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a stage failed, in one line, for a place that has the stage's name already."""
+    """Returns why a stage failed, in one line without the stage's name."""
     if interrupted(error):
         return str(error) if isinstance(error, Interrupted) else "asked to stop"
-    reason = error.reason if isinstance(error, StageFailed) else str(describe(error)["message"])
+    reason = error.reason if isinstance(error, StageFailed) else describe(error)["message"]
     return (reason.splitlines() or [""])[0]
 
 
-def _nobody() -> bool:
-    return False
-
-
 def interrupted(error: BaseException) -> bool:
-    """Whether somebody asked us to stop: our own error, Ctrl-C, or the signal that Prefect raises as an exception."""
+    """Returns whether the stage was interrupted: by our own error, Ctrl-C, or the signal that Prefect raises as an
+    exception."""
     return isinstance(error, Interrupted) or not isinstance(error, Exception)
 
 
@@ -217,13 +270,13 @@ def finished(run: Run, error: BaseException | None, stopped: str = "") -> None:
     """Writes how the run ended."""
     state: RunState = "done" if error is None else "interrupted" if interrupted(error) else "failed"
     if state == "interrupted":
-        stopped = "interrupted"
+        stopped = "asked to stop by Ctrl-C, a signal or Prefect"
     elif error is not None:
-        stopped = (str(describe(error)["message"]).splitlines() or [""])[0]
+        stopped = (describe(error)["message"].splitlines() or [""])[0]
     try:
         run.free_reserve()
         run.update(state=state, stopped=stopped, finished=time.time())
     except OSError as full:
         if error is None:
             raise
-        log.error("that %s %s cannot be written down: %s", run.id, state, full)
+        log.error("the record that %s is %s cannot be written: %s", run.id, state, full)

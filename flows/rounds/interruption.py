@@ -35,7 +35,7 @@ def end_on_signals() -> None:
 
 @contextlib.contextmanager
 def interruptible(message: str = "asked to stop") -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGHUP become Interrupted in the main thread. Elsewhere, whoever owns it handles signals.
+    """SIGTERM and SIGHUP become Interrupted in the main thread. In other threads, signals are left to the main thread.
 
     Yields whether a signal has come: where the exception was swallowed, the next look at this still ends the work.
     """
@@ -72,7 +72,7 @@ def leave() -> None:
     """Ends the process now."""
     with contextlib.suppress(OSError):
         os.write(2, f"selftrain: {SAID}\n".encode())
-    if (locks := sys.modules.get("selftrain.ssl_tasks.store.process_lock")) is not None:
+    if (locks := sys.modules.get("selftrain.ssl_tasks.store.locks")) is not None:
         locks.release()
     os._exit(EXIT_CODE)
 

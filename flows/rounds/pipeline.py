@@ -1,55 +1,115 @@
-"""A run from its configuration to its summary: plain functions, or the same within a Prefect flow."""
+"""A run from its recipe to its summary: its paths are checked, what it needs is started, its rounds are run."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from selftrain.flows.rounds.conductor import Conductor, finished, interrupted
+from selftrain.flows.rounds.conductor import Conductor, Orchestrator, finished, interrupted, never
 from selftrain.flows.rounds.interruption import interruptible
-from selftrain.flows.rounds.reaper import mend_dead_runs
 from selftrain.flows.rounds.self_training import Summary, self_training
+from selftrain.models.settings import check_safetensors, weights_file
+from selftrain.ssl_tasks.data.sources import open_source
+from selftrain.ssl_tasks.errors import ConfigError, UserError
+from selftrain.ssl_tasks.execution.process import start_fork_server
+from selftrain.ssl_tasks.execution.progress import display
 from selftrain.ssl_tasks.settings.recipe import leaves
-from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.store.occupancy import at_work
-from selftrain.ssl_tasks.store.runs import Run, all_runs
+from selftrain.ssl_tasks.settings.run_config import RunConfig, learners
+from selftrain.ssl_tasks.settings.section import existing_file
+from selftrain.ssl_tasks.store.locks import at_work
+from selftrain.ssl_tasks.store.runs import Run, all_runs, dumped
 from selftrain.ssl_tasks.tracking.client import default_uri
-from selftrain.ssl_tasks.tracking.tracker import Ending, Tracker
+from selftrain.ssl_tasks.tracking.tracker import Ending, Tracker, start_ahead
+from selftrain.ssl_tasks.trained.files import require_trained
 
 log = logging.getLogger("selftrain")
 REPORT = "report.html"
-Prepare = Callable[[Conductor], None]
+
+
+def check_paths(config: RunConfig, cache: Path) -> None:
+    """Raises the error of a path that is not there or is not what it should be; of several, all at once."""
+    problems: list[UserError] = []
+    for look in _looks(config, cache):
+        try:
+            look()
+        except UserError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ConfigError("\n".join([f"{len(problems)} paths cannot be used:", *(f"  {one}" for one in problems)]))
+
+
+def _looks(config: RunConfig, cache: Path) -> Iterator[Callable[[], object]]:
+    yield open_source(config.data.source, cache).check
+    if config.given_teacher is not None:
+        yield partial(require_trained, config.given_teacher)
+    for name, learner in learners(config):
+        if (file := weights_file(learner.model)) is not None:
+            yield partial(check_safetensors, file, f"{name}.model.pretrained")
+    for number, settings in enumerate(config.rounds, 1):
+        if settings.select.overrides is not None:
+            what = f"rounds.{number}.select.overrides"
+            yield partial(existing_file, settings.select.overrides, what, "a CSV or Parquet file")
+
+
+def mend_dead_runs(workspace: Path) -> None:
+    """Corrects the records of runs whose process died; the next run resumes at their checkpoints."""
+    for run in all_runs(workspace):
+        if run.mend():
+            log.info(
+                "the process of run %s had died; its finished stages are reused and its checkpoints resumed", run.id
+            )
+
+
+def warm_up(config: RunConfig, workspace: Path, force: Collection[str] = ()) -> None:
+    """Starts what takes seconds to import, on another core, while Prefect is imported here.
+
+    That is the process that speaks with MLflow, and the one that starts stages where any is likely to be computed.
+    """
+    start_ahead(workspace, default_uri(workspace))
+    if force or not _is_done(config, workspace):
+        start_fork_server()
+
+
+def _is_done(config: RunConfig, workspace: Path) -> bool:
+    """Whether a run of the same settings is done. A guess at what the store will say: it costs no look at the data."""
+    text = dumped(config)
+    done = (run for run in all_runs(workspace) if run.info["state"] == "done")
+    return any((run.path / "config.yaml").read_bytes() == text.encode() for run in done)
 
 
 def run_pipeline(
     config: RunConfig,
     workspace: Path,
     force: frozenset[str] = frozenset(),
-    isolate: bool = True,
-    prepare: Prepare | None = None,
-    command: str = "",
-    own_signals: bool = True,
+    orchestrator: Orchestrator | None = None,
     written: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Runs the rounds and returns the run's record. `prepare` may wrap the stages (Prefect does).
-
-    `written` is the recipe as it was written, which `rerun` changes.
-    Without `own_signals`, whoever called us has a handler of SIGTERM that raises.
-    """
+    """Runs the rounds and returns the run's record. `rerun` changes the recipe as it was `written`."""
     mend_dead_runs(workspace)
-    run = Run.create(workspace, config, written, command=command)
+    orchestrator = orchestrator or Orchestrator()
+    run = Run.create(workspace, config, written, **orchestrator.details(workspace))
     tracker = Tracker(default_uri(workspace), workspace)
     settings, text = leaves(config.model_dump(mode="json")), (run.path / "config.yaml").read_text()
     tracked = tracker.start_run(run.id, settings, text, {"selftrain.run": run.id})
     run.update(tracked=tracked)
-    conductor = Conductor(run, config, tracker, tracked, force, isolate)
-    if prepare is not None:
-        prepare(conductor)
-    stopped = "asked to stop"
-    with at_work(workspace), interruptible(stopped) if own_signals else nullcontext(conductor.asked) as asked:
+    shown = display()
+    with at_work(workspace), interruptible() if orchestrator.own_signals else nullcontext(never) as asked:
+        conductor = Conductor(
+            config,
+            workspace,
+            run,
+            tracker=tracker,
+            tracked=tracked,
+            force=force,
+            orchestrator=orchestrator,
+            display=shown,
+            asked_to_stop=asked,
+        )
         try:
-            conductor.asked = asked
             summary = self_training(config, conductor)
             run.write_summary({**summary.as_json(), "nothing_new": run.nothing_new})
             finished(run, None, summary.stopped)
@@ -67,7 +127,9 @@ def run_pipeline(
             report = tracker.close()
             run.update(champion=report.champion)
             if report.left:
-                log.warning("MLflow does not have %d entries yet (%s)", report.left, report.reason)
+                log.warning(
+                    "%d records are not yet in MLflow (%s). Send them later: selftrain sync", report.left, report.reason
+                )
     return run
 
 
@@ -94,7 +156,7 @@ def _report(run: Run, tracker: Tracker, tracked: str) -> None:
     try:
         tracker.log_file(tracked, write_report(run, run.path / REPORT, run_links(run, patience=5)))
     except Exception:  # the numbers are safe; the page can be written again with `selftrain report`
-        log.exception("the report of %s could not be written", run.id)
+        log.exception("the report of %s could not be written. Write it again: selftrain report", run.id)
 
 
 def _reported(run: Run) -> Run | None:

@@ -1,4 +1,4 @@
-"""What a run would do, before it does it; and why a stage ran again, after it did."""
+"""Plans a run before it starts, and explains afterwards why a stage was computed."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,12 +6,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from selftrain.flows.rounds.self_training import Pending, member_names, self_training
+from selftrain.flows.rounds.self_training import Pending, self_training
 from selftrain.ssl_tasks.errors import DamagedArtifact, NotFound
-from selftrain.ssl_tasks.execution.execute import Request
-from selftrain.ssl_tasks.settings.run_config import RunConfig, checks
+from selftrain.ssl_tasks.execution.stage import Request
+from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store
 from selftrain.ssl_tasks.store.runs import Run, StageRecord, all_runs, corrections_file
+from selftrain.ssl_tasks.store.stage_names import stage_names
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class _Planner:
             self.stages.append(PlannedStage(request.name, "reuse", request.key, "in the store"))
             return found
         if found is not None:
-            why = "asked for"
+            why = "named to be recomputed"
         elif (before := last_record(self.workspace, request.name, request.key)) is not None:
             why = "; ".join(differences(before.key_parts, request.key_parts())) or why
         self.stages.append(PlannedStage(request.name, "compute", request.key, why))
@@ -81,38 +82,11 @@ def plan(config: RunConfig, workspace: Path, force: frozenset[str] = frozenset()
         waits_for = planner.stages[-1].name
         met = {stage.name for stage in planner.stages}
         planner.stages += [
-            PlannedStage(name, "unknown", "", f"depends on what {waits_for} gives")
+            PlannedStage(name, "unknown", "", f"depends on the result of {waits_for}")
             for name in stage_names(config)
             if name not in met
         ]
     return planner.stages
-
-
-def stage_names(config: RunConfig) -> Iterator[str]:
-    """The stages of a run that goes through all of its rounds, in order."""
-    yield "dataset"
-    met = {""}
-    for check, weights, _ in checks(config):
-        if weights not in met:
-            met.add(weights)
-            yield weights
-        yield check
-    if config.pretrain is not None and config.given_teacher is None:
-        yield "pretrain"
-    members = 1 if config.given_teacher is not None else config.teacher.members
-    yield from member_names("teacher", members)
-    yield from member_names("evaluate-teacher", members)
-    for number, settings in enumerate(config.rounds, 1):
-        members = settings.student.members
-        yield f"predict-{number}"
-        yield f"select-{number}"
-        yield from member_names(f"student-{number}", members)
-        if settings.finetune is not None:
-            yield f"evaluate-student-{number}"
-            yield f"dataset-{number}"
-            yield from member_names(f"finetune-{number}", members)
-        yield from member_names(f"evaluate-{number}", members)
-        yield f"gate-{number}"
 
 
 def last_record(workspace: Path, stage: str, other_than: str = "", before: Run | None = None) -> StageRecord | None:
@@ -140,20 +114,24 @@ class Explanation:
 
 
 def explain(run: Run, stage: str) -> Explanation:
-    """Which part of the stage's key differs from the run before."""
+    """Explains why a stage was computed or reused: which parts of its key differ from the previous run's."""
     record = run.stage(stage)
     if not record.key:
-        raise NotFound(f"stage '{stage}' of run {run.id} has not begun, so it has no key yet")
+        raise NotFound(
+            f"stage '{stage}' of run {run.id} has not started, so it has no key yet. See: selftrain status {run.id}"
+        )
     before = last_record(run.workspace, stage, before=run)
     found = tuple(differences(before.key_parts, record.key_parts)) if before else ()
     if record.state == "reused":
-        sentence = "reused: the store had the answer to the same question"
+        sentence = "reused: the store has an artifact with the same key"
     elif before is None:
-        sentence = f"{record.state}: no earlier run of this workspace asked for this stage"
+        sentence = f"{record.state}: no earlier run of this workspace has this stage"
     elif found:
-        sentence = f"{record.state}: its key differs from the run before"
+        sentence = f"{record.state}: its key differs from the previous run's"
     else:
-        sentence = f"{record.state}: same question as before, but its artifact was missing, damaged or asked for anew"
+        sentence = (
+            f"{record.state}: its key is the same as before, but its artifact was missing, damaged or named in a rerun"
+        )
     return Explanation(stage, record.state, record.key, before.key if before else "", found, sentence)
 
 
@@ -164,7 +142,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
         if old.get(name) != new.get(name):
             label = name.removeprefix("section.")
             if name.startswith("inputs."):
-                yield f"input {name.removeprefix('inputs.')} has other contents"
+                yield f"input {name.removeprefix('inputs.')} has changed"
             else:
                 yield f"{label}: {old.get(name, 'absent')} → {new.get(name, 'absent')}"
 

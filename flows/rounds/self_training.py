@@ -1,6 +1,6 @@
-"""The rounds: data → teacher → (predict → select → student (→ fine-tuning) → evaluate → gate) → …, whoever answers.
+"""The rounds: data → teacher → (predict → select → student (→ fine-tuning) → evaluate → gate) → …
 
-Nothing here knows Prefect: `answer` turns a request into its artifact, as plain functions, as Prefect tasks or both.
+Nothing here knows how a stage is run, or Prefect: `Answers` turns each request into an artifact.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,7 @@ from selftrain.flows.rounds.stages import (
 )
 from selftrain.ssl_tasks.data.splits import warn_of_earlier_labels
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.evaluation.metrics import true_precision
-from selftrain.ssl_tasks.execution.execute import Request
-from selftrain.ssl_tasks.execution.seeds import derive_seed
+from selftrain.ssl_tasks.execution.stage import Request, derive_seed
 from selftrain.ssl_tasks.settings.run_config import (
     LearnerSettings,
     RoundSettings,
@@ -32,13 +30,14 @@ from selftrain.ssl_tasks.settings.run_config import (
     in_need_of_validation,
 )
 from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.stage_names import FIRST, PRETRAIN, RoundNames, member_names
 
 Pending = Callable[[], Artifact]
 Weights = dict[tuple[str, bool | str | None], Artifact]  # pretrained weights, by network and place
 
 
 class Answers(Protocol):
-    """How stages are answered, and what happens between them."""
+    """The interface to running stages, and to what happens between them."""
 
     def fingerprint(self, config: RunConfig) -> str:
         """The digest of the source's contents."""
@@ -85,7 +84,7 @@ class RoundSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run made of its data, and why it stopped."""
+    """The result of a run: its rounds, and why it stopped."""
 
     stopped: str
     best_round: int
@@ -100,7 +99,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Taught:
-    """What a round has made; round 0 is the teacher. A first model of several carries the round."""
+    """The models of a round; round 0 is the teacher. Of several models, the first represents the round."""
 
     number: int
     name: str
@@ -119,31 +118,31 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
     _refuse_without_validation(config, dataset)
     weights = _first_weights(config, dataset, answers)
     teachers = _first_teachers(config, dataset, answers, weights)
-    evaluations = _evaluate("evaluate-teacher", 0, config, dataset, teachers, answers)
+    evaluations = _evaluate(FIRST, config, dataset, teachers, answers)
     rounds = [Taught(0, _teacher_name(config), teachers, dataset, evaluations, (teachers[0],))]
     selection: Artifact | None = None
     stopped = (
-        f"all {len(config.rounds)} rounds done" if config.rounds else "one model trained: the recipe has no rounds"
+        f"{len(config.rounds)} round{'s' if len(config.rounds) > 1 else ''} done"
+        if config.rounds
+        else "teacher trained; the recipe has no rounds"
     )
     for number, settings in enumerate(config.rounds, 1):
-        teacher = rounds[-1]
-        request = predict_request(f"predict-{number}", settings.predict, teacher.dataset, teacher.models)
+        names, teacher = RoundNames(number), rounds[-1]
+        request = predict_request(names.predict, settings.predict, teacher.dataset, teacher.models)
         predictions = answers.run(request, number)
-        selection = _select(number, settings, teacher.dataset, predictions, selection, answers)
+        selection = _select(names, settings, teacher.dataset, predictions, selection, answers)
         if not selection.summary["kept"]:
             stopped = f"round {number}: no unlabelled image passed the selection"
             break
         init = teacher.models[0] if settings.student.init == "teacher" else None
         students = _members(
-            f"student-{number}", settings.student, dataset, config.seed, number, answers, weights, selection, init
+            names.model, settings.student, dataset, config.seed, number, answers, weights, selection, init
         )
         taught = Taught(number, settings.student.model.label, students, dataset, [], (students[0],), selection)
         if settings.finetune is not None:
             taught = _fine_tuned(taught, settings, config, fingerprint, answers)
-        evaluations = _evaluate(f"evaluate-{number}", number, config, taught.dataset, taught.models, answers)
-        judged = gate_request(
-            f"gate-{number}", settings.gate, dataset, teacher.evaluations[0](), evaluations[0](), selection
-        )
+        evaluations = _evaluate(names, config, taught.dataset, taught.models, answers)
+        judged = gate_request(names.gate, settings.gate, dataset, teacher.evaluations[0](), evaluations[0](), selection)
         gate = answers.run(judged, number)
         rounds.append(replace(taught, evaluations=[*evaluations, *taught.evaluations], gate=gate))
         if gate.summary["decision"] == "stop":
@@ -160,8 +159,8 @@ def _refuse_without_validation(config: RunConfig, dataset: Artifact) -> None:
     wanting = in_need_of_validation(config)
     if wanting and not dataset.summary["validation"]:
         raise ConfigError(
-            f"the data has no validation images, and {', '.join(wanting)} cannot act without them; "
-            f"set data.split.validation, or leave {'it' if len(wanting) == 1 else 'them'} at the default"
+            f"the data has no validation images, and these settings need them: {', '.join(wanting)}. "
+            f"Set data.split.validation, or leave {'it' if len(wanting) == 1 else 'them'} at the default"
         )
 
 
@@ -179,17 +178,17 @@ def _first_weights(config: RunConfig, dataset: Artifact, answers: Answers) -> We
 def _first_teachers(config: RunConfig, dataset: Artifact, answers: Answers, weights: Weights) -> list[Artifact]:
     if config.given_teacher is not None:
         warn_of_earlier_labels(config.given_teacher, dataset)
-        return [answers.run(given_request("teacher", config.given_teacher), 0)]
+        return [answers.run(given_request(FIRST.model, config.given_teacher), 0)]
     init = None
     if config.pretrain is not None:
-        seed = derive_seed(config.seed, "pretrain")
+        seed = derive_seed(config.seed, PRETRAIN)
         given = _weights_of(config.pretrain, weights)
-        init = answers.run(train_request("pretrain", config.pretrain, dataset, seed, weights=given), 0)
-    return _members("teacher", config.teacher, dataset, config.seed, 0, answers, weights, init=init)
+        init = answers.run(train_request(PRETRAIN, config.pretrain, dataset, seed, weights=given), 0)
+    return _members(FIRST.model, config.teacher, dataset, config.seed, 0, answers, weights, init=init)
 
 
 def _select(
-    number: int,
+    names: RoundNames,
     settings: RoundSettings,
     dataset: Artifact,
     predictions: Artifact,
@@ -199,15 +198,13 @@ def _select(
     """The round's selection, with people's corrections as they are now; and again after a person has looked."""
 
     def ask() -> Artifact:
-        request = select_request(
-            f"select-{number}", settings.select, dataset, predictions, previous, answers.corrections()
-        )
-        return answers.run(request, number)
+        request = select_request(names.select, settings.select, dataset, predictions, previous, answers.corrections())
+        return answers.run(request, names.number)
 
     selection = ask()
     if settings.hold:
-        answers.hold(number, selection)
-        selection = ask()  # the same question, answered from the store, unless corrections came in
+        answers.hold(names.number, selection)
+        selection = ask()  # reused, unless corrections came in
         answers.approve(selection)
     return selection
 
@@ -217,17 +214,17 @@ def _fine_tuned(
 ) -> Taught:
     """The students after they have seen larger images; as they were before, the first is evaluated too."""
     assert settings.finetune is not None
-    number = taught.number
-    before = evaluate_request(f"evaluate-student-{number}", config.evaluate, taught.dataset, taught.models[0])
+    number, names = taught.number, RoundNames(taught.number)
+    before = evaluate_request(names.evaluate_before_finetuning, config.evaluate, taught.dataset, taught.models[0])
     evaluation = answers.submit(before, number)
     data = config.data.model_copy(update={"image_size": settings.finetune.image_size})
-    larger = answers.run(dataset_request(data, fingerprint, f"dataset-{number}"), number)
-    learner, names = settings.finetune.of(settings.student), member_names(f"finetune-{number}", len(taught.models))
+    larger = answers.run(dataset_request(data, fingerprint, names.dataset), number)
+    learner, tuned = settings.finetune.of(settings.student), member_names(names.finetune, len(taught.models))
     pending = [
         answers.submit(
             train_request(name, learner, larger, derive_seed(config.seed, name), taught.selection, student), number
         )
-        for name, student in zip(names, taught.models, strict=True)
+        for name, student in zip(tuned, taught.models, strict=True)
     ]
     models = [result() for result in pending]
     return replace(
@@ -265,24 +262,21 @@ def _weights_of(learner: LearnerSettings, weights: Weights) -> Artifact | None:
     return weights.get((learner.model.name, learner.model.pretrained))
 
 
-def member_names(name: str, members: int) -> list[str]:
-    """The stages of an ensemble's members: the first has the plain name."""
-    return [name] + [f"{name}-member-{number}" for number in range(2, members + 1)]
-
-
 def _evaluate(
-    name: str, round_number: int, config: RunConfig, dataset: Artifact, models: list[Artifact], answers: Answers
+    names: RoundNames, config: RunConfig, dataset: Artifact, models: list[Artifact], answers: Answers
 ) -> list[Pending]:
     """Every member; nothing waits for them that does not read them."""
     requests = [
         evaluate_request(one, config.evaluate, dataset, model)
-        for one, model in zip(member_names(name, len(models)), models, strict=True)
+        for one, model in zip(member_names(names.evaluate, len(models)), models, strict=True)
     ]
-    return [answers.submit(request, round_number) for request in requests]
+    return [answers.submit(request, names.number) for request in requests]
 
 
 def _summarise(made: Taught, dataset: Artifact) -> RoundSummary:
     """The line of a round, once all of its evaluations are there."""
+    from selftrain.ssl_tasks.evaluation.metrics import true_precision  # with scipy: verbs that only look need none
+
     evaluation, *_ = [one() for one in made.evaluations]
     selection, gate = made.selection, made.gate
     counted = (selection, *made.trained, evaluation, gate)

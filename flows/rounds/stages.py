@@ -11,8 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from selftrain.models.settings import ModelSettings, check_safetensors, weights_file
-from selftrain.ssl_tasks.execution.execute import Request
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult
 from selftrain.ssl_tasks.methods import LABELS_ONLY
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.settings.pseudo_labels import CorrectedSettings, PredictSettings, SelectSettings
@@ -25,13 +24,14 @@ from selftrain.ssl_tasks.settings.run_config import (
 )
 from selftrain.ssl_tasks.settings.section import RecipePath, Section, existing_file
 from selftrain.ssl_tasks.store.artifacts import Artifact, digest_file
+from selftrain.ssl_tasks.store.stage_names import FIRST
 from selftrain.ssl_tasks.trained.files import copy_trained, trained_digest
 
 VERSIONS = {
     **{"dataset": 2, "weights": 1, "check": 1, "train": 1, "given": 1},
     **{"predict": 1, "select": 1, "evaluate": 1, "gate": 1},
 }
-# How often one method alone came to answer otherwise: what the others have trained stays as it is.
+# Version of each method; raise it when the method's results change. Models of other methods stay valid.
 METHOD_CHANGES = {
     **{"dividemix": 1, "label_propagation": 1, "meta_pseudo_labels": 2},
     **{"freematch": 1, "uda": 1, "vat": 2},  # where their weight was 0
@@ -49,7 +49,7 @@ BODIES = {
 }
 
 
-def dataset_request(data: DataSettings, fingerprint: str, name: str = "dataset") -> Request:
+def dataset_request(data: DataSettings, fingerprint: str, name: str = FIRST.dataset) -> Request:
     """The source's contents, as `fingerprint` names them, become a manifest."""
     return _request(name, "dataset", data, {}, {"source": fingerprint})
 
@@ -81,7 +81,7 @@ def train_request(
 
 
 def weights_request(name: str, model: ModelSettings) -> Request:
-    """Pretrained weights become an artifact. What a library, a hub or a URL names is fetched once and then kept."""
+    """Pretrained weights become an artifact; those of a library, a hub or a URL are fetched only once."""
     assert model.pretrained is not None
     if (file := weights_file(model)) is not None:
         check_safetensors(file)
@@ -122,7 +122,7 @@ def select_request(
     previous: Artifact | None,
     corrections: Path | None = None,
 ) -> Request:
-    """Some of the pseudo-labels are believed. Corrections of the round before are carried on."""
+    """Some of the pseudo-labels are accepted. Corrections of the round before are carried on."""
     depends = {**dataset.parts, "predictions": predictions.digest}
     inputs = {"dataset": dataset, "predictions": predictions}
     if previous is not None:
@@ -154,7 +154,7 @@ def gate_request(
 
 
 class GivenSettings(Section):
-    """Where a trained model lies."""
+    """The folder of a trained model."""
 
     path: RecipePath = Field(json_schema_extra={"key": False})
 

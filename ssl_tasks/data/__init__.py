@@ -1,1 +1,1 @@
-"""From an image source to the batches of a training step."""
+"""Everything from an image source to the batches of a training step."""

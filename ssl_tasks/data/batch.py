@@ -1,4 +1,4 @@
-"""What a method asks of the data, and what it gets: the only words that methods and data share."""
+"""The interface between methods and data: the views that a method needs, and the batches that it gets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -28,9 +28,9 @@ class Views:
 class Batch:
     """One step's images. Every view is [n, C, H, W], float and normalised, in channels_last on any device.
 
-    `*_index` is the sample's position in its pool (0 … pool size - 1): what per-sample memory is indexed by.
+    `*_index` is the sample's position in its pool (0 … pool size - 1), the index of per-sample memory.
     `pseudo_targets` are rows of probabilities, one-hot where the selection keeps hard labels.
-    `unlabeled_truth` is for diagnosis alone (accuracy of pseudo-labels): -1 where unknown; no loss may read it.
+    `unlabeled_truth` is only for diagnosis (accuracy of pseudo-labels): -1 where unknown. No loss may read it.
     """
 
     labeled: tuple[Tensor, ...]
@@ -44,11 +44,11 @@ class Batch:
     unlabeled_truth: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     label_weights: Tensor | None = None  # [B] float, where imbalanced labels are weighted
     label_offsets: Tensor | None = None  # [B, K] float, what the labels' loss adds to the logits of imbalanced classes
-    probe: Tensor | None = None  # [B, …] labelled images by which a learnt augmentation judges its operations …
-    probe_choices: Tensor | None = None  # … and what was done to them; the engine's, as no method reads either
+    probe: Tensor | None = None  # [B, …] labelled images that a learnt augmentation judges its operations by …
+    probe_choices: Tensor | None = None  # … and the operations applied to them; only the engine reads both
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with `move` applied to every tensor (a device transfer, a pin)."""
+        """Returns the batch with `move` applied to every tensor, such as a transfer to a device."""
 
         def moved(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -58,5 +58,5 @@ class Batch:
         return replace(self, **{item.name: moved(getattr(self, item.name)) for item in fields(self)})
 
     def pin_memory(self) -> "Batch":
-        """What DataLoader calls on CUDA."""
+        """Pins every tensor; DataLoader calls this on CUDA."""
         return self.map(lambda tensor: tensor.pin_memory())

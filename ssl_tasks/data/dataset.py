@@ -29,7 +29,7 @@ PoolName = Literal["labeled", "unlabeled", "validation", "test"]
 
 
 class Dataset:
-    """What training and evaluation see of a data set."""
+    """A data set as training and evaluation use it."""
 
     def __init__(self, folder: Path, images: Images, info: dict) -> None:
         self.folder, self._images, self._info = folder, images, info
@@ -44,7 +44,7 @@ class Dataset:
 
     @classmethod
     def open(cls, artifact: Artifact, cache: Path, runtime: RuntimeSettings | None = None) -> "Dataset":
-        """Opens an artifact of the dataset stage. No column is read before a pool asks for it."""
+        """Opens an artifact of the dataset stage. Columns are read only when a pool needs them."""
         info = json.loads(artifact.file("info.json").read_text())
         source = parse_source(artifact.manifest["settings"]["source"])
         found = open_source(last_place(source, info["fingerprint"], cache), cache)
@@ -53,7 +53,7 @@ class Dataset:
         return cls(artifact.path, Images(found, decoder, cache, runtime or RuntimeSettings()), info)
 
     def pool(self, name: PoolName) -> "Pool":
-        """The readable images of a split; "unlabeled" has the labelled ones too where the settings say so."""
+        """Returns the readable images of a split; "unlabeled" includes the labelled ones if the settings say so."""
         table = self._rows(name, ["label", "content"], usable=True)
         labels = table["label"].to_numpy().astype(np.int64)
         if name == "unlabeled":
@@ -61,7 +61,7 @@ class Dataset:
         return Pool(self.folder, table["position"].to_numpy(), labels, self._images)
 
     def unreadable(self, name: PoolName) -> list[tuple[str, str]]:
-        """The samples of a split that its pool does not hold, and why."""
+        """Returns the samples of a split that are not in its pool, and why."""
         table = self._rows(name, ["sample_id", "error"], usable=False)
         return list(zip(table["sample_id"].to_pylist(), table["error"].to_pylist(), strict=True))
 
@@ -101,7 +101,7 @@ class Pool:
         return len(self._positions)
 
     def images(self, index: np.ndarray) -> np.ndarray:
-        """uint8 [n, S, S, C]. The first call puts into the decoded cache what it lost."""
+        """uint8 [n, S, S, C]. The first call decodes images that the cache has lost."""
         index = np.asarray(index, np.int64)
         kept = self._kept
         if kept is None or not (kept.pixels is None or kept.pixels.exists()):
@@ -109,15 +109,16 @@ class Pool:
         return self._images.load(kept, index, self._uris_of, self._contents_of)
 
     def sample_ids(self, index: np.ndarray | None = None) -> list[str]:
-        """The ids of `index`, or of all, in the pool's order."""
+        """Returns the ids of `index`, or of all, in the pool's order."""
         return self.column("sample_id", index).to_pylist()
 
     def contents(self) -> list[str]:
-        """What each image holds, as a digest: equal contents, equal images."""
+        """Returns the digest of each image's contents; equal digests mean equal images."""
         return self.column("content").to_pylist()
 
     def truth(self) -> np.ndarray:
-        """int64 [n]: labels that training must not know, -1 where nobody does. For audit and diagnosis alone."""
+        """Returns int64 [n]: the ground truth, -1 where unknown. Only for audits and diagnosis; training must not use
+        it."""
         known = self.column("label").to_numpy().astype(np.int64)
         truth = pq.read_table(self._folder / "truth.parquet")
         found = pc.fill_null(
@@ -137,7 +138,7 @@ class Pool:
         return self._held[name].take(pa.array(index)).to_pylist()
 
     def column(self, name: str, index: np.ndarray | None = None) -> pa.ChunkedArray:
-        """A column of the manifest at this pool's positions; no value is held as a Python object."""
+        """Returns a column of the manifest at this pool's positions; no value is held as a Python object."""
         positions = self._positions if index is None else self._positions[index]
         column = pq.read_table(self._folder / "manifest.parquet", columns=[name])[name]
         if pa.types.is_string(column.type):
@@ -145,12 +146,12 @@ class Pool:
         return column.take(pa.array(positions))
 
 
-STATISTICS_OF = 4096  # labelled images, the first in the keyed order, give mean and standard deviation
+STATISTICS_OF = 4096  # number of labelled images, first in the keyed order, that give mean and standard deviation
 BATCH = 256
 
 
 def build_dataset(context: StageContext) -> StageResult:
-    """Writes manifest, hidden truth and info; parts are the digests of the four splits."""
+    """Writes manifest, ground truth and info; parts are the digests of the four splits."""
     settings = context.section
     assert isinstance(settings, DataSettings)
     found = survey(settings, context.cache, context.runtime, context.progress)
@@ -187,12 +188,12 @@ def build_dataset(context: StageContext) -> StageResult:
 
 
 def unchanged(channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that leave pixels in 0 … 1."""
+    """Returns a mean of 0 and a standard deviation of 1, which leave pixels in 0 … 1."""
     return [0.0] * channels, [1.0] * channels
 
 
 def pixel_statistics(found: Survey, context: StageContext) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over labelled images, on a scale where white is 1."""
+    """Computes mean and standard deviation of each channel over labelled images, where white is 1."""
     labeled = np.flatnonzero((found.split == LABELED) & found.usable)
     chosen = np.sort(labeled[np.argsort(found.samples.order[labeled], kind="stable")][:STATISTICS_OF])
     images = Images(found.source, found.decoder, context.cache, context.runtime)

@@ -1,6 +1,7 @@
 """Decodes image files to square uint8 pixels.
 
-Every common format and oddity is read right (EXIF rotation, CMYK, 16 bit, palettes); an unreadable file gets a reason.
+Common formats and oddities (EXIF rotation, CMYK, 16 bit, palettes) are read correctly; an unreadable file gets a
+reason.
 """
 
 import hashlib
@@ -16,9 +17,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
-VERSION = 1  # of what decoding means: another one makes other decoded caches
+VERSION = 1  # version of the decoding; a new one makes new decoded caches
 
-# Pillow's own limit counts pixels too, but warns at one size and fails at another; ours is a setting and fails alone.
+# Pillow's own limit warns at one size and fails at another; ours is a setting and only fails.
 Image.MAX_IMAGE_PIXELS = None
 
 # Those of `places.SUFFIXES`. Pillow knows others by a file's content, and hands one of them (EPS) to another program.
@@ -34,10 +35,10 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image as it was found, and its pixels; `error` stands alone where it cannot be read."""
+    """One decoded image; for an unreadable image, only `error` is set."""
 
     pixels: np.ndarray | None = None  # uint8 [S, S, C]
-    content: bytes = b""  # 16 bytes that name the pixels in full size
+    content: bytes = b""  # 16 bytes that identify the pixels in full size
     width: int = -1
     height: int = -1
     mode: str = ""
@@ -46,7 +47,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Decoder:
-    """How every image of a data set is read: turned upright, converted, resized by its shorter side and cropped."""
+    """Reads every image of a data set alike: turned upright, converted, resized by its shorter side and cropped."""
 
     image_size: int
     channels: int
@@ -56,7 +57,7 @@ class Decoder:
 
     @property
     def resizing(self) -> dict[str, Any]:
-        """What is not at its default of how images become squares: part of a data set's identity and a model's card."""
+        """The settings of the resizing that are not at their defaults, for a data set's identity and a model's card."""
         usual = {"interpolation": "bilinear", "crop": 1.0}
         return {name: value for name, default in usual.items() if (value := getattr(self, name)) != default}
 
@@ -76,7 +77,7 @@ class Decoder:
 
 
 def open_image(data: bytes | np.ndarray, max_pixels: int) -> Image.Image:
-    """The image with its header read and its pixels not, an animation at its first frame; raises Unreadable."""
+    """Returns the image with its header read and its pixels not, an animation at its first frame; raises Unreadable."""
     if isinstance(data, np.ndarray):
         return Image.fromarray(data.squeeze(-1) if data.ndim == 3 and data.shape[-1] == 1 else data)
     if not data:
@@ -92,7 +93,7 @@ def open_image(data: bytes | np.ndarray, max_pixels: int) -> Image.Image:
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
-    """8-bit grey or RGB; transparent parts become white, 16 bits are scaled to 8."""
+    """Converts to 8-bit grey or RGB; transparent parts become white, 16 bits are scaled to 8."""
     if image.mode.startswith("F"):
         raise Unreadable("floating-point pixels have no fixed scale; convert the image to 8 or 16 bits")
     if image.mode in SIXTEEN_BIT:
@@ -115,31 +116,31 @@ def fit_square(
 
 
 def name_pixels(pixels: np.ndarray) -> bytes:
-    """16 bytes that name an image by its pixels in full size: equal names, equal images."""
+    """Returns 16 bytes that identify an image by its pixels in full size."""
     name = hashlib.sha256(str(pixels.shape).encode())
     name.update(np.ascontiguousarray(pixels).data)
     return name.digest()[:16]
 
 
 def probe(data: bytes | np.ndarray, max_pixels: int) -> tuple[int, bool]:
-    """The shorter side and whether the image is grey, from its header alone; raises what a decoder raises."""
+    """Returns the shorter side and whether the image is grey, from its header alone; raises what a decoder raises."""
     image = open_image(data, max_pixels)
     return min(image.size), image.mode in GREY_MODES
 
 
 def reason(error: BaseException) -> str:
-    """Why an image cannot be read, without the addresses of objects that some messages carry."""
+    """Returns why an image cannot be read, without the object addresses that some messages contain."""
     text = re.sub(r"\s*<[^<>]* at 0x[0-9a-f]+>", "", str(error)).strip()
     if isinstance(error, Unreadable):
         return text
     if isinstance(error, OSError) and error.errno is not None:
-        return error.strerror or type(error).__name__  # without the path, which is a place on one machine
+        return error.strerror or type(error).__name__  # without the path, which is valid on one machine only
     return text or type(error).__name__
 
 
 @contextmanager
 def quiet_decoding() -> Iterator[None]:
-    """Pillow warns of corrupt metadata that does not touch the pixels; enter it before threads start."""
+    """Silences Pillow's warnings about corrupt metadata; enter it before threads start."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\..*")
         yield

@@ -1,14 +1,13 @@
-"""The decoded cache: every image once, as uint8 pixels of one size, in one file that all processes map.
+"""The cache of decoded images: each image once, as uint8 pixels of one size, in a file that all processes map.
 
-`<cache>/decoded/<S>x<S>x<C>-v<version>/pixels-<name>.u8` only grows; `segments/` say which rows are whole, by the
-content they hold and by the digest of the image file they came from. Data sets, splits and rounds that share images
-share rows. All of it, or any file, can be deleted at any time, while processes read and write it: no row is ever
-written twice, a segment names the pixel file that it speaks of, and what is missing is decoded again, under another
-name, so that row numbers that an older process still holds are never read from it.
+`<cache>/decoded/<S>x<S>x<C>-v<version>/pixels-<name>.u8` only grows; `segments/` list the complete rows,
+by their content and by the digest of their image file. Data sets, splits and rounds that share images
+share rows. Any file can be deleted at any time, even while processes use it: no row is written
+twice, a segment names its pixel file, and missing images are decoded again into a file with a new name, so that
+row numbers of older processes are never used with it.
 """
 
 import contextlib
-import fcntl
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selftrain.ssl_tasks.data.decode import VERSION, Decoded, Decoder
-from selftrain.ssl_tasks.store.artifacts import file_lock, write_atomically
+from selftrain.ssl_tasks.store.artifacts import write_atomically
+from selftrain.ssl_tasks.store.locks import file_lock, take
 
 INDEX = pa.schema(
     [
@@ -39,18 +39,18 @@ PIXELS = b"pixels"  # the name of a segment's pixel file, in its metadata
 
 @dataclass(frozen=True)
 class Index:
-    """What the cache knows: an entry for each image file that was ever decoded here, the latest first."""
+    """The contents of the cache: an entry for each image file that was decoded here, the latest first."""
 
     table: pa.Table
-    rows: int  # of the pixel file, those that nobody speaks of included
+    rows: int  # of the pixel file, including rows that no segment names
     pixels: Path | None  # the file; None before the first row
 
     def find(self, keys: Sequence[bytes | None]) -> np.ndarray:
-        """The entry of each key, -1 where there is none."""
+        """Returns the entry of each key, -1 where there is none."""
         return _positions(pa.array(keys, pa.binary(32)), self.table["key"])
 
     def rows_of(self, contents: pa.Array) -> np.ndarray:
-        """The row of pixels of each content, -1 where it is not kept."""
+        """Returns the row of pixels of each content, -1 where it is not kept."""
         kept = self.table.filter(pc.greater_equal(self.table["row"], 0))
         found = _positions(contents, kept["content"])
         rows = np.append(kept["row"].to_numpy(), -1)
@@ -64,18 +64,18 @@ def _positions(values: pa.Array, known: pa.ChunkedArray) -> np.ndarray:
 
 
 def pixels_of(segment: pa.Table) -> str:
-    """The name of the pixel file that a segment speaks of."""
+    """Returns the name of a segment's pixel file."""
     return (segment.schema.metadata or {}).get(PIXELS, b"").decode()
 
 
 def without_rows(segment: pa.Table) -> pa.Table:
-    """The same entries, of which the pixels are not kept."""
+    """Returns the same entries without their pixels."""
     number = segment.schema.get_field_index("row")
     return segment.set_column(number, INDEX.field("row"), pa.array(np.full(len(segment), -1), pa.int64()))
 
 
 class DecodedCache:
-    """The cache of one size, channel count and way of resizing. Locks are held for the moment of an append alone."""
+    """The cache of one image size, channel count and way of resizing. Locks are held only while appending."""
 
     def __init__(self, cache: Path, decoder: Decoder) -> None:
         size, channels = decoder.image_size, decoder.channels
@@ -87,12 +87,12 @@ class DecodedCache:
         self._segments: dict[Path, pa.Table] = {}
 
     def index(self) -> Index:
-        """What is there now. Rows count where their segment names the pixel file that is there."""
+        """Returns the current contents. Rows count only if their segment names the existing pixel file."""
         self._segments = dict(self._read_segments())
         named = {pixels_of(table): None for table in self._segments.values()}
         pixels, rows = next(filter(self._is_whole, (self.folder / name for name in named if name)), None), 0
         if pixels is not None:
-            with contextlib.suppress(FileNotFoundError):  # else another process deletes it just now
+            with contextlib.suppress(FileNotFoundError):  # unless another process is deleting it
                 rows = -(-pixels.stat().st_size // self.row_bytes)
         tables = [
             table if pixels is not None and pixels_of(table) == pixels.name else without_rows(table)
@@ -101,13 +101,13 @@ class DecodedCache:
         return Index(pa.concat_tables([INDEX.empty_table(), *tables]), rows, pixels)
 
     def _read_segments(self) -> Iterator[tuple[Path, pa.Table]]:
-        """The latest first, without those that are damaged: their images are decoded again."""
+        """Yields the segments, the latest first, without damaged ones, whose images are decoded again."""
         for file in sorted((self.folder / "segments").glob("*.parquet"), reverse=True):
             with contextlib.suppress(OSError, pa.ArrowInvalid):
                 yield file, self._segments.get(file) or pq.read_table(file)
 
     def _is_whole(self, pixels: Path) -> bool:
-        """Whether a pixel file is there and as long as its segments say."""
+        """Returns whether a pixel file exists and is as long as its segments say."""
         rows = [pc.max(table["row"]).as_py() for table in self._segments.values() if pixels_of(table) == pixels.name]
         try:
             return pixels.stat().st_size >= (max(rows) + 1) * self.row_bytes
@@ -115,12 +115,12 @@ class DecodedCache:
             return False
 
     def map(self, pixels: Path) -> np.ndarray:
-        """The rows of a pixel file, mapped read-only; FileNotFoundError where it was deleted."""
+        """Returns the rows of a pixel file, mapped read-only; FileNotFoundError where it was deleted."""
         rows = pixels.stat().st_size // self.row_bytes
         return np.asarray(np.memmap(pixels, np.uint8, "r", shape=(rows, *self.shape)))
 
     def known(self, keys: Sequence[bytes | None], with_pixels: bool) -> list[Decoded | None]:
-        """What is known of image files by the digest of their bytes; `with_pixels` where the cache must hold those."""
+        """Returns the entries of image files by the digest of their bytes; `with_pixels` requires their pixels too."""
         index = self.index()
         found = index.find(keys)
         entries = index.table.take(pa.array(np.unique(found[found >= 0]))).to_pylist()
@@ -136,13 +136,14 @@ class DecodedCache:
         return [decoded(by_key.get(key)) if key else None for key in keys]
 
     def append(self, found: Sequence[tuple[bytes, Decoded]], limit_bytes: float) -> None:
-        """Adds images by the digest of their bytes; pixels as far as the limit allows, entries always, errors never."""
+        """Adds images by the digest of their bytes; pixels within the limit, entries always, unreadable images
+        never."""
         readable = [(key, image) for key, image in found if image.error is None]
         if not readable:
             return
         keys, images = zip(*readable, strict=True)
         lock = self.folder.parent / f"{self.folder.name}.lock"
-        with contextlib.suppress(FileNotFoundError), file_lock(lock):  # deleted meanwhile: then nothing is kept
+        with contextlib.suppress(FileNotFoundError), file_lock(lock):  # deleted meanwhile: then nothing is stored
             index = self.index()
             contents = pa.array([image.content for image in images], pa.binary(16))
             rows = index.rows_of(contents)
@@ -163,7 +164,7 @@ class DecodedCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         pixels = current or self._new_pixels()
         with os.fdopen(os.open(pixels, os.O_WRONLY | os.O_CLOEXEC), "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # the folder's lock may have been deleted, and another taken
+            take(file.fileno())  # the folder's lock may have been deleted, and another taken
             first = -(-os.fstat(file.fileno()).st_size // self.row_bytes)
             file.seek(first * self.row_bytes)
             file.write(np.stack(images).data)
@@ -172,7 +173,7 @@ class DecodedCache:
         return first, pixels
 
     def _new_pixels(self) -> Path:
-        """An empty pixel file, which takes the place of those that no segment speaks of."""
+        """Returns an empty pixel file, which replaces files that no segment names."""
         for stale in self.folder.glob("pixels-*.u8"):
             stale.unlink(missing_ok=True)
         pixels = self.folder / f"pixels-{uuid.uuid4().hex}.u8"

@@ -1,4 +1,4 @@
-"""Reads images of a source: one sweep over all of them, which fills the decoded cache, and pixels by sample.
+"""Reads the images of a source: all of them in one sweep, which fills the cache of decoded images, or single ones.
 
 A sweep decodes with several processes and remembers what it saw. Images that the cache does not hold are read and
 decoded on the fly.
@@ -22,11 +22,11 @@ from selftrain.ssl_tasks.data.decoded import DecodedCache
 from selftrain.ssl_tasks.data.sources.base import DrawnSource, ImageSource, Listing
 from selftrain.ssl_tasks.errors import DataError
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
-from selftrain.ssl_tasks.store.artifacts import file_lock
 from selftrain.ssl_tasks.store.file_digests import FileDigests
+from selftrain.ssl_tasks.store.locks import file_lock
 
 CHUNK_BYTES = 64 << 20  # decoded pixels held at a time
-CHUNK_UNKEPT = 8192  # images at a time where their pixels are not kept
+CHUNK_UNKEPT = 8192  # images at a time if their pixels are not cached
 TASK = 32  # images a thread takes at a time
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -36,12 +36,12 @@ Progress = Callable[[int, int, str], None]
 
 
 def silent(done: int, total: int, what: str) -> None:
-    """The progress that nobody watches."""
+    """Ignores progress."""
 
 
 @dataclass(frozen=True)
 class Swept:
-    """What was found, sample by sample."""
+    """The results of a sweep, sample by sample."""
 
     contents: pa.Array  # string (hex), null where unreadable
     groups: np.ndarray  # int64: equal where contents are equal, -1 where unreadable
@@ -61,7 +61,7 @@ def sweep(
     runtime: RuntimeSettings,
     progress: Progress = silent,
 ) -> Swept:
-    """Content, size and mode of every image. What the cache knows by its bytes is not decoded again."""
+    """Finds content, size and mode of every image; images that the cache knows by their bytes are not decoded again."""
     if isinstance(source, DrawnSource):
         return _named(source, listing, files)
     store, limit = DecodedCache(cache, decoder), cache_limit(runtime)
@@ -85,12 +85,12 @@ def sweep(
 
 
 def cache_limit(runtime: RuntimeSettings) -> float:
-    """Bytes that the decoded images of one size may take on disk."""
+    """Returns the limit, in bytes, of the decoded images of one size on disk."""
     return runtime.cache_gb * 1e9 if runtime.cache == "auto" else 0.0
 
 
 def chunk_size(store: DecodedCache) -> int:
-    """How many images are decoded before their pixels are written."""
+    """Returns the number of images that are decoded before their pixels are written."""
     return max(TASK, CHUNK_BYTES // store.row_bytes)
 
 
@@ -104,7 +104,7 @@ def look(
     keys: Sequence[bytes | None] | None = None,
     errors: Sequence[str | None] | None = None,
 ) -> tuple[list[Decoded], int]:
-    """What some images are, and how many were decoded: the cache's index may know their bytes already."""
+    """Returns the contents of some images, and how many were decoded; the cache may know the others by their bytes."""
 
     def key_of(at: int) -> bytes | Decoded:
         if errors is not None and (error := errors[at]):
@@ -128,7 +128,7 @@ def look(
 
 
 def read_key(source: ImageSource, uri: str) -> bytes | Decoded:
-    """The digest of an image file's bytes, or why it cannot be read."""
+    """Returns the digest of an image file's bytes, or why it cannot be read."""
     try:
         return _digest(source.read(uri))
     except OSError as error:
@@ -136,7 +136,7 @@ def read_key(source: ImageSource, uri: str) -> bytes | Decoded:
 
 
 def decode_uri(source: ImageSource, decoder: Decoder, uri: str) -> tuple[bytes, Decoded]:
-    """One image, read and decoded, and the digest of the bytes that were read."""
+    """Reads and decodes one image; returns it with the digest of its bytes."""
     try:
         data = source.read(uri)
     except OSError as error:
@@ -151,13 +151,14 @@ def _digest(data: bytes | np.ndarray) -> bytes:
 
 
 def in_threads(threads: Executor, work: Callable[[In], Out], items: Sequence[In]) -> list[Out]:
-    """`work` of every item in order, several to a task: handing over single small images costs more than they do."""
+    """Applies `work` to every item in order, several per task, because single small images would not be worth a
+    task."""
     tasks = threads.map(lambda task: [work(item) for item in task], chunks(items, TASK))
     return [result for results in tasks for result in results]
 
 
 def chunks(items: Sequence[In], size: int) -> Iterator[Sequence[In]]:
-    """`items` in order, `size` at a time."""
+    """Yields `items` in order, `size` at a time."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
@@ -173,7 +174,7 @@ def _columns(images: Sequence[Decoded]) -> dict[str, pa.Array]:
 
 
 def _named(source: DrawnSource, listing: Listing, files: FileDigests) -> Swept:
-    """Drawn images differ where their names do: looking at a million of them would tell nothing new."""
+    """Describes drawn images by their names, without drawing them: different names mean different images."""
     assert source.shape is not None
     size, channels = source.shape
     state = hashlib.sha256(source.fingerprint(files).encode())
@@ -200,14 +201,14 @@ Column = Callable[[np.ndarray], Sequence[str]]  # positions → uris, or content
 
 @dataclass(frozen=True)
 class Kept:
-    """Where the cache keeps some images: a row of the pixel file for each, -1 where it does not."""
+    """The places of images in the cache: a row of the pixel file for each, or -1."""
 
     rows: np.ndarray
     pixels: Path | None
 
     @cached_property
     def stop(self) -> int:
-        """How long the pixel file must be: it may have grown since it was mapped."""
+        """The length that the pixel file must have; it may have grown since it was mapped."""
         return int(self.rows.max(initial=-1)) + 1
 
 
@@ -227,14 +228,14 @@ class Images:
         return cache_limit(self.runtime) > 0 and not isinstance(self.source, DrawnSource)
 
     def find(self, contents: Sequence[str]) -> Kept:
-        """Where the cache keeps the images of these contents."""
+        """Returns the places in the cache of images with these contents."""
         raw = pa.py_buffer(bytes.fromhex("".join(contents)))
         names = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(contents), [None, raw])
         index = DecodedCache(self.cache, self.decoder).index()
         return Kept(index.rows_of(names), index.pixels)
 
     def keep(self, count: int, contents: Callable[[], Sequence[str]], uris: Column) -> Kept:
-        """Where the cache keeps `count` images, after decoding what it lost, once for all processes."""
+        """Returns the places of `count` images in the cache; missing ones are decoded first, once for all processes."""
         if not self.cached:
             return Kept(np.broadcast_to(np.int64(-1), count), None)
         names = contents()
@@ -271,7 +272,8 @@ class Images:
         return images
 
     def _map(self, kept: Kept) -> np.ndarray | None:
-        """The rows of the pixel file; None where there is none, or no longer. Threads share what one has mapped."""
+        """Returns the rows of the pixel file; None where there is none, or no longer. Threads share what one has
+        mapped."""
         if kept.pixels is None:
             return None
         pixels, mapped = self._mapped
@@ -286,11 +288,12 @@ class Images:
     def _decode(self, uri: str, content: str) -> np.ndarray:
         _, image = decode_uri(self.source, self.decoder, uri)
         if image.pixels is None:
-            raise DataError(f"{uri} could be read when the data set was made, and cannot now: {image.error}")
+            raise DataError(f"{uri} could be read when the data set was made, but not any more: {image.error}")
         if image.content.hex() != content:
             raise DataError(
-                f"{uri} has changed since the data set was made; run again. If its file is the same, this machine's "
-                "Pillow decodes it otherwise: then `selftrain rerun <run> dataset` makes the data set anew"
+                f"{uri} has changed since the data set was made; run the same command again. If the file is unchanged, "
+                "this machine's Pillow decodes it differently. Then build the data set again: selftrain "
+                "rerun RUN dataset"
             )
         return image.pixels
 

@@ -1,4 +1,4 @@
-"""What lies in a folder (or a table) that a user points at, and the settings that would read it."""
+"""Inspects a folder or table of images, and suggests the settings that read it."""
 
 import statistics
 from collections import Counter
@@ -25,17 +25,17 @@ PROBED = 64
 
 @dataclass(frozen=True)
 class FoundData:
-    """Settings that read what was found, and counts for a person."""
+    """The settings for the data that was found, and its counts."""
 
     settings: DataSettings
     labels: dict[str, int]  # class → images with that label, test and validation left out
-    splits: dict[str, int]  # labeled, unlabeled, validation, test as the source says; what is drawn is not in it
-    sides: tuple[int, int, int] | None  # least, median and largest shorter side of some images
+    splits: dict[str, int]  # labeled, unlabeled, validation, test as the source says, without drawn splits
+    sides: tuple[int, int, int] | None  # smallest, median and largest shorter side of some images
     notes: tuple[str, ...] = field(default=())
 
 
 def suggest_settings(place: Path, follow_links: bool = False) -> FoundData:
-    """The settings for a folder of class folders, a folder with one table, or a table. No image is decoded."""
+    """Returns the settings for a folder of class folders, a folder with one table, or a table. No image is decoded."""
     existing(place, "the folder")
     suggested = _suggest_source(place)
     if follow_links and isinstance(suggested, FolderSource):
@@ -81,15 +81,18 @@ def _suggest_source(place: Path) -> FolderSource | TableSource:
             return _suggest_table(rest[0], *test)
     if not set(names.values()) - {path.name for path in others.values()}:
         raise DataError(
-            f"{place} holds neither class folders nor one table (and one for the test); "
-            f"expected a folder of images per class (such as {place}/cat/), or a CSV or Parquet file"
+            f"{place} holds neither class folders nor a table; "
+            f"expected one folder of images per class (such as {place}/cat/), or a CSV or Parquet file"
         )
     return FolderSource(name="folder", path=place, **{role: at for role, at in others.items() if at.name != role})
 
 
 def _suggest_table(path: Path, test: Path | None = None) -> TableSource:
     if path.suffix.lower() not in TABLES:
-        raise DataError(f"{path} is not a folder, and by its name no CSV or Parquet file either")
+        raise DataError(
+            f"{path} is neither a folder nor named like a table; expected a folder of images, or a .csv or "
+            ".parquet file"
+        )
     there = columns_of(path)
     found = {
         role: next((name for word in words for name in there if name.lower() == word), None)
@@ -99,7 +102,7 @@ def _suggest_table(path: Path, test: Path | None = None) -> TableSource:
         if found[role] is None:
             expected = ", ".join(COLUMNS[role])
             raise DataError(
-                f"no column of {path} looks like the {role}: {', '.join(there)}; expected one of {expected}"
+                f"no column of {path} is named like the {role}: found {', '.join(there)}; expected one of {expected}"
             )
     return TableSource(
         name="table", path=path, test_path=test, **{role: name for role, name in found.items() if name is not None}

@@ -1,4 +1,4 @@
-"""From a stream to a device: worker processes, pinned memory, and one pass from bytes to normalised floats."""
+"""Loads batches from a stream to a device, with worker processes and pinned memory, and normalises them in one pass."""
 
 import functools
 import os
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from selftrain.ssl_tasks.data.batch import Batch, View
 from selftrain.ssl_tasks.data.stream import BatchStream, Images, LabeledPool
 from selftrain.ssl_tasks.data.views.view import Draws
-from selftrain.ssl_tasks.execution.parent import die_with
+from selftrain.ssl_tasks.execution.startup import die_with
 
 
 def start_worker(_: int, parent: int | None = None) -> None:
@@ -32,7 +32,7 @@ def start_worker(_: int, parent: int | None = None) -> None:
 
 
 def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
-    """The batches of steps start … stop - 1; the number of workers changes the speed alone."""
+    """Returns the batches of steps start … stop - 1; the number of workers changes the speed alone."""
     if not workers and not pin_memory:
         return (stream[step] for step in range(start, stop))
     stream.prepare()
@@ -45,8 +45,9 @@ def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_mem
             num_workers=workers,
             pin_memory=pin_memory,
             worker_init_fn=functools.partial(start_worker, parent=parent),
-            # A stage's process comes from a fork server, and loaders would by default come from another that imports
-            # everything anew (seconds), and whose loaders outlive a killed stage: they watch the server, not us.
+            # A stage's process comes from a fork server, and loaders would by default come from another one that
+            # imports everything again (seconds), and whose loaders outlive a killed stage: they watch the server, not
+            # us.
             multiprocessing_context="fork" if workers else None,
         )
     )
@@ -71,7 +72,7 @@ def normalise(images: Tensor, device: torch.device, mean: Sequence[float], std: 
 
 
 def to_device(batch: Batch, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> Batch:
-    """The batch on the device, its images normalised."""
+    """Returns the batch on the device, its images normalised."""
 
     def move(tensor: Tensor) -> Tensor:
         if tensor.dtype == torch.uint8:

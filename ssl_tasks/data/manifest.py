@@ -1,4 +1,4 @@
-"""The files of a dataset artifact: what each column means, and how they are written without holding them as rows."""
+"""Defines the columns of a dataset artifact's files, and writes them column by column."""
 
 import hashlib
 import json
@@ -15,26 +15,26 @@ from selftrain.ssl_tasks.data.sources.base import SPLITS
 from selftrain.ssl_tasks.data.splits import UNLABELED
 from selftrain.ssl_tasks.data.survey import Survey
 
-ROWS = 65_536  # of a row group, and of a piece of a digest
+ROWS = 65_536  # rows of a row group, and of a piece of a digest
 
 MANIFEST = pa.schema(
     [
         ("sample_id", pa.string()),
-        ("label", pa.int32()),  # -1 where training knows none
+        ("label", pa.int32()),  # -1 for unlabelled images
         ("split", pa.string()),
         ("content", pa.string()),  # equal contents, equal images; null where unreadable
-        ("uri", pa.string()),  # what the source reads it by
+        ("uri", pa.string()),  # the name by which the source reads it
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("mode", pa.string()),
-        ("error", pa.string()),  # why no pool holds it
+        ("error", pa.string()),  # why it is in no pool
     ]
 )
 TRUTH = pa.schema([("sample_id", pa.string()), ("label", pa.int32())])
 
 
 def manifest_table(found: Survey) -> pa.Table:
-    """One row per sample, in the source's order. Hidden labels are not in it."""
+    """Returns one row per sample, in the source's order, without labels that training must not know."""
     label = np.where(found.split == UNLABELED, -1, found.given).astype(np.int32)
     columns = [
         found.listing.ids,
@@ -51,7 +51,7 @@ def manifest_table(found: Survey) -> pa.Table:
 
 
 def truth_table(found: Survey) -> pa.Table:
-    """The labels that are known and that training must not know."""
+    """Returns the labels that are known and that training must not know."""
     told = (found.split != UNLABELED) & (found.given == found.samples.labels)
     hidden = pa.array(np.flatnonzero(~told & (found.samples.labels >= 0)))
     labels = pa.array(found.samples.labels).take(hidden)
@@ -59,14 +59,14 @@ def truth_table(found: Survey) -> pa.Table:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Parquet, a row group at a time."""
+    """Writes Parquet, one row group at a time."""
     with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
         for start in range(0, max(1, len(table)), ROWS):
             writer.write_table(table.slice(start, ROWS))
 
 
 def part_digests(table: pa.Table, info: Mapping[str, Any], with_labeled: bool) -> dict[str, str]:
-    """What each split's samples are, so that a stage may depend on one of them alone."""
+    """Returns a digest of each split's samples, so that a stage can depend on one split only."""
     parts = {}
     for name in SPLITS:
         names = [name, "labeled"] if name == "unlabeled" and with_labeled else [name]

@@ -1,7 +1,7 @@
 """Randomness as a pure function of names: keyed generators, tables of uniform numbers, and orders of samples.
 
-An order needs no array: position → sample is computed. Endless draws over a pool go epoch after epoch, each in an
-order of its own.
+An order needs no array, because position → sample is computed. Endless draws from a pool go epoch by epoch, each in its
+own order.
 """
 
 import hashlib
@@ -24,15 +24,10 @@ def key_of(*names: object) -> int:
     return int.from_bytes(_digest(names, 8), "little")
 
 
-def keyed_generator(seed: int, *names: object) -> np.random.Generator:
-    """A generator of its own for every (seed, names)."""
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(_digest((seed, *names), 16), np.uint64)))
-
-
 def uniform_rows(start: int, stop: int, width: int, seed: int, *names: object) -> NDArray[np.float64]:
     """Rows start … stop of an endless table of numbers in [0, 1) that (seed, names) names.
 
-    A row is the same whichever rows are asked for with it: so a batch that is split over processes is one batch.
+    A row does not depend on the other rows requested, so a batch that is split over processes is still one batch.
     """
     bits = np.random.Philox(key=np.frombuffer(_digest((seed, *names), 16), np.uint64))
     blocks = -(-width // 4)  # Philox makes four numbers at a time, and can jump
@@ -41,7 +36,7 @@ def uniform_rows(start: int, stop: int, width: int, seed: int, *names: object) -
 
 
 def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser: every bit of the result depends on every bit of the value."""
+    """Applies splitmix64's finaliser: every bit of the result depends on every bit of the value."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
@@ -50,9 +45,10 @@ def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def permute(
     index: NDArray[np.int64], size: int | NDArray[np.int64], key: int | NDArray[np.uint64]
 ) -> NDArray[np.int64]:
-    """Where a keyed permutation of 0 … size - 1 sends each index; sizes and keys may differ from index to index.
+    """Applies a keyed permutation of 0 … size - 1 to each index; sizes and keys may differ from index to index.
 
-    A Feistel network on a grid of rows × columns just larger than `size`; what falls outside walks on until inside.
+    A Feistel network on a grid of rows × columns just larger than `size`; values outside are permuted again until
+    inside.
     """
     index, size = np.broadcast_arrays(np.asarray(index, np.int64), np.asarray(size, np.int64))
     key = np.broadcast_to(np.asarray(key, np.uint64), index.shape)
@@ -82,7 +78,7 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draw number d is an entry of the pool. Every epoch shows each copy of each entry once.
+    """Maps draw number d to an entry of the pool. Every epoch has each copy of each entry once.
 
     Groups (classes, where these are drawn alike) take turns in an order of their own, and each has its own epochs.
     """

@@ -28,7 +28,7 @@ FREE = -1  # the source says nothing: to be drawn
 
 
 def hash_order(ids: Iterable[str], key: str) -> np.ndarray:
-    """A uint64 for each id that depends on nothing but the id and the key: sorting by it is a shuffle."""
+    """Returns a uint64 for each id that depends on nothing but the id and the key: sorting by it is a shuffle."""
     keyed = hashlib.blake2b(digest_size=8, key=hashlib.sha256(key.encode()).digest())
 
     def digest(name: str) -> bytes:
@@ -41,7 +41,7 @@ def hash_order(ids: Iterable[str], key: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the draw may know of every sample: plain arrays of one length."""
+    """The facts about samples that the draw may use: arrays of equal length."""
 
     labels: np.ndarray  # int32, -1 where there is none
     hints: np.ndarray  # int8: the source's own split, or FREE
@@ -50,7 +50,7 @@ class Candidates:
 
 
 def draw_splits(samples: Candidates, classes: int, settings: SplitSettings) -> np.ndarray:
-    """The split of every sample, int8.
+    """Returns the split of every sample, int8.
 
     Where the source names its test (or validation) images, these are all of them. Of equal images one stands for all in
     the draw; images that equal one of validation or test are never drawn.
@@ -79,7 +79,7 @@ def draw_splits(samples: Candidates, classes: int, settings: SplitSettings) -> n
 
 
 def _queues(samples: Candidates, drawable: np.ndarray, classes: int) -> list[np.ndarray]:
-    """The drawable positions of each class in the keyed order, one for each distinct image."""
+    """Returns the drawable positions of each class in the keyed order, one for each distinct image."""
     positions = np.flatnonzero(drawable)
     positions = positions[np.argsort(samples.order[positions], kind="stable")]
     _, first = np.unique(samples.groups[positions], return_index=True)
@@ -90,8 +90,8 @@ def _queues(samples: Candidates, drawable: np.ndarray, classes: int) -> list[np.
 
 
 def _held_out(share: float, sizes: list[int], free: list[int]) -> list[int]:
-    """How many of each class are held out. A share is taken of each class alone, so that a class that grows moves no
-    other; every class of three or more gives at least one, and keeps at least one for training."""
+    """Returns how many of each class go to a split. A share is taken of each class alone, so that a class that grows
+    moves no other; every class of three or more gives at least one, and keeps at least one for training."""
     if share >= 1:
         wanted = proportional(int(share), sizes)
     else:
@@ -113,7 +113,7 @@ def proportional(total: int, sizes: list[int]) -> list[int]:
 
 
 def labeled_counts(available: list[int], settings: SplitSettings) -> list[int] | None:
-    """How many of each class are labelled; None: all that have a label."""
+    """Returns how many of each class are labelled; None means all that have a label."""
     budget, fraction, K = settings.labels_per_class, settings.labeled_fraction, len(available)
     if settings.strategy == "long_tailed":
         decay = settings.imbalance ** (-np.arange(K) / max(1, K - 1))
@@ -163,14 +163,14 @@ def shortages(
         available = np.bincount(samples.labels[left], minlength=len(classes)).tolist()
         wanted = [1] * len(classes)
     return [
-        f"class '{name}' has {has} images with a label for training, {needs} are needed"
+        f"class '{name}' has {has} labelled training images; expected at least {needs}"
         for name, has, needs in zip(classes, available, wanted, strict=True)
         if has < needs
     ]
 
 
 def flip_labels(labels: np.ndarray, ids: list[str], classes: int, share: float, seed: int) -> np.ndarray:
-    """Each label is, with probability `share`, another class: a function of id and seed, whoever else is labelled."""
+    """Changes each label, with probability `share`, to another class; it depends only on the id and the seed."""
     chance = hash_order(ids, f"label noise {seed}") / 2.0**64
     shift = 1 + hash_order(ids, f"wrong label {seed}") % np.uint64(max(1, classes - 1))
     wrong = (labels + shift.astype(np.int64)) % classes
@@ -178,12 +178,13 @@ def flip_labels(labels: np.ndarray, ids: list[str], classes: int, share: float, 
 
 
 def sort_classes(names: list[str]) -> tuple[str, ...]:
-    """Numbers by their value, before words in their order."""
+    """Sorts class names: numbers by value, then words alphabetically."""
     return tuple(sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name)))
 
 
 def lookalikes(names: Sequence[str]) -> tuple[str, ...]:
-    """A note on each group of classes that differ only in case or in blanks: perhaps they are meant to be one."""
+    """Returns a note on each group of classes that differ only in case or in blanks: perhaps they are meant to be
+    one."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault("".join(name.split()).casefold(), []).append(name)
@@ -195,7 +196,7 @@ def lookalikes(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def encode(listing: Listing, wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """The class list, and every sample's number in it: int32, -1 where there is no label."""
+    """Returns the class list, and every sample's number in it: int32, -1 where there is no label."""
     found = [name for name in pc.unique(listing.labels).to_pylist() if name is not None]
     if not found:
         raise DataError(
@@ -204,17 +205,18 @@ def encode(listing: Listing, wanted: tuple[str, ...] | None) -> tuple[tuple[str,
         )
     classes = wanted or listing.classes or sort_classes(found)
     if len(set(classes)) < len(classes):
-        raise DataError(f"the class list names a class twice: {', '.join(classes)}")
+        raise DataError(f"the class list names a class twice: {', '.join(classes)}; expected each class once")
     if wanted and set(found).isdisjoint(wanted) and all(name.isdecimal() and int(name) < len(wanted) for name in found):
         return wanted, _codes(listing.labels, tuple(str(number) for number in range(len(wanted))))
     strange = sorted(set(found) - set(classes))
     if strange:
         raise DataError(
-            f"{len(strange)} labels are not in the class list, as '{strange[0]}'.{nearest(strange[0], classes)} "
-            "Correct them, or name them in data.classes"
+            f"{len(strange)} labels are not in the class list, for example "
+            f"'{strange[0]}'.{nearest(strange[0], classes)} "
+            "Correct them, or add them to data.classes"
         )
     if len(classes) < 2:
-        raise DataError(f"there is one class, '{classes[0]}'; a classifier needs two or more")
+        raise DataError(f"found one class, '{classes[0]}'; expected two or more")
     return classes, _codes(listing.labels, classes)
 
 
@@ -228,19 +230,20 @@ log = logging.getLogger("selftrain")
 
 
 def warn_of_earlier_labels(model: Path, dataset: Artifact) -> None:
-    """One line where a given model was trained on labels that shall judge it. Silent where nobody knows."""
+    """Warns when a given teacher was trained on images that are validation or test images here."""
     with contextlib.suppress(OSError, DamagedArtifact):
         if known := earlier_labels(model, dataset):
             log.warning(
-                "%s learned the labels of %s images of this data set, on which it therefore looks better than it is. "
-                "Train a teacher anew, and let the source name the images that shall stay held out",
+                "%s was trained on the labels of %s images of this data set, so its accuracy there is too "
+                "high. Train a new "
+                "teacher, and name the validation and test images in the source",
                 model,
                 " and ".join(f"{count} {name}" for name, count in known.items()),
             )
 
 
 def earlier_labels(model: Path, dataset: Artifact) -> dict[str, int]:
-    """How many images of a split were labelled ones when a model in a store was trained, where there are any."""
+    """Returns how many images of each split were labelled images when a given model was trained."""
     earlier = trained_on(model.resolve())
     if earlier is None:
         return {}
@@ -251,12 +254,12 @@ def earlier_labels(model: Path, dataset: Artifact) -> dict[str, int]:
 
 
 def trained_on(model: Path) -> Artifact | None:
-    """The data set from which a model in a store was made; None elsewhere, and where it was cleaned away."""
+    """Returns the data set from which a model in a store was made; None elsewhere, and where it was cleaned away."""
     made = read_manifest(model)["inputs"].get("dataset")
     return None if made is None else Store(model.parents[1]).unchecked(made["stage"], made["key"])
 
 
 def contents(dataset: Artifact, split: str) -> pa.ChunkedArray:
-    """What the readable images of a split hold."""
+    """Returns the contents of the readable images of a split."""
     rows = pq.read_table(dataset.file("manifest.parquet"), columns=["content"], filters=[("split", "==", split)])
     return rows["content"].drop_null()

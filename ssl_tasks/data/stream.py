@@ -24,14 +24,15 @@ from selftrain.ssl_tasks.data.views.view import Augmenter, Bytes, Draws
 from selftrain.ssl_tasks.errors import ConfigError, DataError
 from selftrain.ssl_tasks.settings.data import AugmentSettings
 from selftrain.ssl_tasks.settings.training import TrainSettings
-from selftrain.ssl_tasks.store.artifacts import Artifact, file_lock
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.locks import file_lock
 
 Integers = NDArray[np.int64]
 BETA = 0.9999  # of the effective number of samples
 
 
 class Images(Protocol):
-    """What a stream needs of a pool of the data set."""
+    """The interface to a pool of images that a stream needs."""
 
     @property
     def labels(self) -> Integers: ...
@@ -44,7 +45,7 @@ class Images(Protocol):
 
 
 class Source(Protocol):
-    """What a stream needs of a data set."""
+    """The interface to a data set that a stream needs."""
 
     @property
     def num_classes(self) -> int: ...
@@ -72,7 +73,7 @@ class PseudoPool:
         table = pq.read_table(path, columns=columns)
         if not table.num_rows:
             raise DataError(
-                f"the selection {path} is empty: no pseudo-label was believed. Lower select.threshold, or look at "
+                f"the selection {path} is empty: no pseudo-label was accepted. Lower select.threshold, or look at "
                 "the predictions' confidence."
             )
         positions, labels, copies = (table[name].to_numpy().astype(np.int64) for name in columns)
@@ -120,7 +121,8 @@ class LabeledPool:
 
 
 def class_weights(counts: Integers, kind: Literal["none", "inverse", "effective"]) -> NDArray[np.float32] | None:
-    """A weight per class, 1 on average over the samples: inverse frequency, or by effective numbers (1901.05555)."""
+    """Returns a weight per class, 1 on average over the samples: inverse frequency, or by effective numbers
+    (1901.05555)."""
     if kind == "none":
         return None
     share = counts if kind == "inverse" else 1 - BETA**counts
@@ -129,7 +131,7 @@ def class_weights(counts: Integers, kind: Literal["none", "inverse", "effective"
 
 
 def logit_offsets(counts: Integers, train: TrainSettings) -> NDArray[np.float32] | None:
-    """τ · log of each class's share of the labels, which logit adjustment adds; τ is 1 in the balanced softmax.
+    """Returns τ · log of each class's share of the labels, for logit adjustment; τ is 1 in the balanced softmax.
 
     A class without labels counts as if it had half of one, so that its offset is finite.
     """

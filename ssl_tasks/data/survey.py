@@ -56,7 +56,7 @@ class Survey:
 
     @property
     def usable(self) -> np.ndarray:
-        """Which samples the pools will hold."""
+        """Whether each sample will be in a pool."""
         return (self.samples.groups >= 0) & (self.shadow < 0)
 
     @property
@@ -78,7 +78,7 @@ def survey(settings: DataSettings, cache: Path, runtime: RuntimeSettings, progre
     source = open_source(settings.source, cache)
     listing = source.listing()
     if not len(listing):
-        raise DataError(f"the source '{settings.source.name}' holds no image; expected some with a label")
+        raise DataError(f"the source '{settings.source.name}' holds no images; expected some, with labels")
     _refuse_repeated_ids(listing)
     if settings.classes is None:
         _refuse_splits_as_classes(listing.classes or ())
@@ -105,7 +105,7 @@ def survey(settings: DataSettings, cache: Path, runtime: RuntimeSettings, progre
 def _given_labels(
     listing: Listing, codes: np.ndarray, split: np.ndarray, classes: int, settings: SplitSettings
 ) -> np.ndarray:
-    """The labels, of which some labelled images' are wrong where the settings ask for it."""
+    """Returns the labels, of which some labelled images' are wrong where the settings ask for it."""
     if not settings.label_noise:
         return codes
     given, labeled = codes.copy(), np.flatnonzero(split == LABELED)
@@ -119,7 +119,9 @@ def _refuse_repeated_ids(listing: Listing) -> None:
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
     if repeated:
         shown = ", ".join(repr(name) for name in sorted(repeated)[:5])
-        raise DataError(f"{len(repeated)} ids stand for more than one sample: {shown}; every sample needs its own id")
+        raise DataError(
+            f"{len(repeated)} ids are used for more than one sample: {shown}; expected a different id for each sample"
+        )
 
 
 def _refuse_splits_as_classes(classes: tuple[str, ...]) -> None:
@@ -128,13 +130,14 @@ def _refuse_splits_as_classes(classes: tuple[str, ...]) -> None:
         for name in classes:
             if name.lower() in words:
                 raise DataError(
-                    f"the class folder '{name}' is called as a folder of {role} images is; set data.source.{role} to "
-                    "it, or, if it is a class, name all classes in data.classes"
+                    f"'{name}' looks like a folder of {role} images, not a class. Set data.source.{role} "
+                    "to it, or, if it "
+                    "is a class, list all classes in data.classes"
                 )
 
 
 def _order(listing: Listing, codes: np.ndarray, seed: int) -> np.ndarray:
-    """The keyed order of the samples with a label; the others are never drawn."""
+    """Returns the keyed order of the samples with a label; the others are never drawn."""
     order = np.zeros(len(listing), np.uint64)
     labeled = np.flatnonzero(codes >= 0)
     order[labeled] = hash_order(listing.ids.take(pa.array(labeled)).to_pylist(), f"split {seed}")
@@ -153,7 +156,8 @@ def _decoder(settings: DataSettings, source: ImageSource, listing: Listing, labe
 
 
 def _probe(source: ImageSource, listing: Listing, labeled: np.ndarray, max_pixels: int) -> tuple[list[int], bool]:
-    """The shorter sides of the labelled images that come first in a fixed order, and whether all of them are grey."""
+    """Returns the shorter sides of the labelled images that come first in a fixed order, and whether all of them are
+    grey."""
     names = listing.ids.take(pa.array(labeled)).to_pylist()
     first = labeled[np.argsort(hash_order(names, "probe"), kind="stable")][:PROBES]
     found = []
@@ -165,8 +169,8 @@ def _probe(source: ImageSource, listing: Listing, labeled: np.ndarray, max_pixel
                 continue
     if not found:
         raise DataError(
-            f"none of {len(labeled)} images with a label can be read; expected some, to know their size. "
-            "Run the data check for the reasons"
+            f"none of {len(labeled)} labelled images can be read; expected some, to know their size. "
+            "See the reasons: selftrain data CONFIG"
         )
     return [side for side, _ in found], all(grey for _, grey in found)
 
@@ -181,8 +185,8 @@ def _unreadable(listing: Listing, swept: Swept, limit: float) -> list[str]:
     )
     share = len(bad) / len(listing)
     return [
-        f"{len(bad)} of {len(listing)} images ({share:.1%}) cannot be read, at most {limit:.1%} may be "
-        f"(data.max_unreadable): {shown}"
+        f"{len(bad)} of {len(listing)} images ({share:.1%}) cannot be read; expected at most {limit:.1%} "
+        f"(data.max_unreadable). Reasons: {shown}"
     ]
 
 
@@ -193,7 +197,7 @@ def _without_label(listing: Listing, codes: np.ndarray, hints: np.ndarray) -> li
         missing = np.flatnonzero((hints == hint) & (codes < 0))
         if name != "unlabeled" and len(missing):
             example = listing.ids[int(missing[0])].as_py()
-            problems.append(f"{len(missing)} images of the split '{name}' have no label, as {example}")
+            problems.append(f"{len(missing)} images of the split '{name}' have no label, for example {example}")
     return problems
 
 
@@ -203,7 +207,7 @@ SHOWN = 1000  # entries of a list; counts are always whole
 
 @dataclass(frozen=True)
 class DataReport:
-    """What the check found. Lists hold the first thousand entries; `counts` and `totals` are whole."""
+    """The result of the data check. Lists hold the first thousand entries; `counts` and `totals` are complete."""
 
     classes: tuple[str, ...]
     image_size: int
@@ -217,7 +221,7 @@ class DataReport:
     few_labels: dict[str, int]  # class → labelled images, where these are fewer than four
     sizes: dict[str, int]  # width x height → images, the most frequent first
     modes: dict[str, int]  # as Pillow names them → images
-    notes: tuple[str, ...]  # what was passed over
+    notes: tuple[str, ...]  # ignored entries
     problems: tuple[str, ...]  # why a run would fail
 
     @property
@@ -274,7 +278,7 @@ def _take(column: pa.Array, positions: np.ndarray) -> list[str]:
 
 
 def _copies(groups: np.ndarray) -> list[np.ndarray]:
-    """The positions of equal images, two or more together."""
+    """Returns the positions of equal images, two or more together."""
     order = np.argsort(groups, kind="stable")
     _, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
     several = np.flatnonzero((counts > 1) & (groups[order][starts] >= 0))
@@ -306,7 +310,7 @@ def _sizes(found: Survey) -> dict[str, int]:
 
 
 def count_splits(found: Survey) -> dict[str, Any]:
-    """How many images each split has for use, how many of each class, and what was left out."""
+    """Counts the usable images of each split and class, and the images left out."""
     counts: dict[str, Any] = {}
     for number, name in enumerate(SPLITS):
         inside = found.split == number

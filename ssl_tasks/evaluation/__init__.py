@@ -1,1 +1,1 @@
-"""How good a model is, and whether it is better than its teacher."""
+"""Evaluates models, and decides whether a student is better than its teacher."""

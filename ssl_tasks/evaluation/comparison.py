@@ -18,9 +18,10 @@ Booleans = NDArray[np.bool_]
 
 
 def mcnemar(first: Booleans, second: Booleans) -> dict[str, Any]:
-    """Exact test on the images where one is right and the other wrong; the rest tell nothing of the difference.
+    """McNemar's exact test, on the images that exactly one of the two models classifies correctly.
 
-    `p_value` is two-sided; `p_second_worse` is the chance of so many losses of the second if both were equal.
+    `p_value` is two-sided. `p_second_worse` is the probability of at least so many losses of the second if both were
+    equally good.
     """
     gains, losses = int((second & ~first).sum()), int((first & ~second).sum())
     if not gains + losses:
@@ -35,9 +36,9 @@ def mcnemar(first: Booleans, second: Booleans) -> dict[str, Any]:
 
 
 def difference_interval(first: Booleans, second: Booleans, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
-    """95 % interval of accuracy(second) - accuracy(first) when the same images are drawn again for both.
+    """Returns the 95 % bootstrap interval of accuracy(second) - accuracy(first), with the same images for both.
 
-    Only the numbers of gains and losses matter, and those of a resample are multinomial: no image is drawn one by one.
+    Only the numbers of gains and losses matter. In a resample they are multinomial, so no image is drawn individually.
     """
     n, gains, losses = len(first), int((second & ~first).sum()), int((first & ~second).sum())
     drawn = np.random.default_rng(seed).multinomial(n, [gains / n, losses / n, (n - gains - losses) / n], resamples)
@@ -45,7 +46,7 @@ def difference_interval(first: Booleans, second: Booleans, resamples: int = 10_0
 
 
 def compare_right(first: Booleans, second: Booleans, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
-    """Both accuracies, their difference with its interval, and the test."""
+    """Returns both accuracies, their difference with its interval, and McNemar's test."""
     if not len(first):
         return {"count": 0}
     return {
@@ -59,9 +60,9 @@ def compare_right(first: Booleans, second: Booleans, resamples: int = 10_000, se
 
 
 def mean_corruption_error(errors: Mapping[str, Sequence[float]], reference: Mapping[str, Sequence[float]]) -> float:
-    """100 × mean over corruptions of Σ error / Σ reference's error over severities (Hendrycks 2019): 100 is equal.
+    """Returns 100 × the mean over corruptions of Σ error / Σ reference's error over severities (Hendrycks 2019).
 
-    A corruption under which the reference makes no error at all says nothing, and is left out.
+    100 means equal. A corruption under which the reference makes no error is left out.
     """
     ratios = [sum(errors[name]) / sum(reference[name]) for name in sorted(errors) if sum(reference.get(name, ()))]
     return 100 * float(np.mean(ratios)) if ratios else 100.0
@@ -71,7 +72,7 @@ Split = Literal["validation", "test"]
 
 
 def read_predictions(evaluation: Artifact, split: Split) -> pd.DataFrame:
-    """`label`, `predicted` and `confidence` of an evaluation's split, by sample_id."""
+    """Reads `label`, `predicted` and `confidence` of an evaluation's split, by sample_id."""
     columns = ["split", "sample_id", "label", "predicted", "confidence"]
     table = pd.read_parquet(evaluation.file("predictions.parquet"), columns=columns)
     return table[table["split"] == split].drop(columns="split").set_index("sample_id").sort_index()
@@ -80,9 +81,9 @@ def read_predictions(evaluation: Artifact, split: Split) -> pd.DataFrame:
 def compare_evaluations(
     first: Artifact, second: Artifact, split: Split = "test", resamples: int = 10_000, seed: int = 0
 ) -> dict[str, Any]:
-    """Both accuracies, their difference with interval, McNemar's test, and the second's mCE relative to the first's.
+    """Returns both accuracies, their difference with interval, McNemar's test, and the second's relative mCE.
 
-    Both must have seen the same images with the same labels; DataError otherwise.
+    Raises DataError if the images or their labels differ.
     """
     one, other = read_predictions(first, split), read_predictions(second, split)
     if not one.index.equals(other.index) or not one["label"].equals(other["label"]):
@@ -97,7 +98,7 @@ def compare_evaluations(
 
 
 def relative_corruption_error(reference: Artifact, model: Artifact) -> float | None:
-    """mCE of a model relative to a reference; None unless both were evaluated under corruptions."""
+    """Returns a model's mCE relative to a reference; None unless both were evaluated under corruptions."""
     found = [_robustness(artifact).get("corruptions") for artifact in (reference, model)]
     if found[0] is None or found[1] is None:
         return None

@@ -1,4 +1,5 @@
-"""Body of `gate`: whether a round was worth it, and another may be. Judged on validation alone, never on test."""
+"""The stage `gate`: decides whether another round follows. It uses the validation images only, never the test
+images."""
 
 import json
 from collections.abc import Iterator
@@ -17,13 +18,13 @@ from selftrain.ssl_tasks.store.artifacts import Artifact
 
 @dataclass(frozen=True)
 class Check:
-    """One reason to stop: what was found, against its limit."""
+    """One check of the gate: the value found, and its limit."""
 
     name: str
     passed: bool
     found: float | None
     limit: float
-    reason: str  # a sentence, of a failure
+    reason: str  # a sentence about a failure
 
 
 def gate(context: StageContext) -> StageResult:
@@ -46,7 +47,7 @@ def gate(context: StageContext) -> StageResult:
 
 
 def total_variation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Half the summed difference of two distributions: 0 equal, 1 disjoint."""
+    """Returns half the summed absolute difference of two distributions: 0 is equal, 1 is disjoint."""
     return float(np.abs(first - second).sum() / 2)
 
 
@@ -77,7 +78,7 @@ def _selection_checks(settings: GateSettings, selection: Artifact, dataset: Arti
 
 
 def _collapse_check(settings: GateSettings, student: Artifact, classes: list[str]) -> Check:
-    """A class that truly has such a share of the validation images is no collapse."""
+    """Checks the largest class among the predictions; a class with such a true share is no collapse."""
     table = read_predictions(student, "validation")
     if table.empty:
         return Check("class_share", True, None, settings.max_class_share, "")
@@ -117,9 +118,11 @@ def _decide(settings: GateSettings, checks: list[Check], compared: dict[str, Any
     if failed and settings.enabled:
         return "stop", "; ".join(failed)
     if not settings.enabled:
-        return "continue", "the gate is off" + (f"; it would have said: {'; '.join(failed)}" if failed else "")
+        return "continue", "the gate is off" + (
+            f"; it would have stopped the run: {'; '.join(failed)}" if failed else ""
+        )
     if not compared["count"]:
-        return "continue", "nothing speaks against another round; there are no validation images to compare on"
+        return "continue", "no check failed; there are no validation images to compare on"
     return "continue", (
         f"validation accuracy went from {compared['first_accuracy']:.1%} to {compared['second_accuracy']:.1%}; "
         "no check failed"

@@ -1,4 +1,4 @@
-"""How good rows of probabilities are: accuracy, per class, likelihood, Brier, calibration, each with its uncertainty.
+"""Scores rows of probabilities: accuracy, scores per class, likelihood, Brier score and calibration, with intervals.
 
 The interval of the accuracy is Wilson's; those of balanced accuracy, NLL, Brier and ECE are percentiles of a bootstrap
 over the images. Both are 95 % intervals.
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from selftrain.ssl_tasks.evaluation.calibration import BINS, expected_calibration_error, reliability_bins
+from selftrain.ssl_tasks.pseudo_labels.calibration import BINS, expected_calibration_error, reliability_bins
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
 Z = 1.959963984540054  # the standard normal's 97.5 % point
@@ -22,7 +22,7 @@ Integers = NDArray[np.int64]
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share; sensible at 0 and 1 and for a handful of images (Wilson 1927)."""
+    """Returns the 95 % interval of a share; it is valid at 0 and 1 and for a few images (Wilson 1927)."""
     if not total:
         return 0.0, 1.0
     share, square = right / total, Z * Z / total
@@ -31,13 +31,13 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 
 
 def confusion_matrix(labels: Integers, predicted: Integers, num_classes: int) -> Integers:
-    """[K, K] counts: rows are the truth, columns what was predicted."""
+    """Returns [K, K] counts: rows are the ground truth, columns the predictions."""
     cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes).astype(np.int64)
 
 
 def class_scores(confusion: Integers, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Recall and precision of every class; None where nothing was there or nothing was predicted."""
+    """Returns recall and precision of every class; None without images or without predictions of the class."""
     right, there, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     return [
         {
@@ -52,26 +52,26 @@ def class_scores(confusion: Integers, classes: Sequence[str]) -> list[dict[str, 
 
 
 def balanced_accuracy(confusion: Integers | Floats) -> float:
-    """The mean recall over the classes that occur."""
+    """Returns the mean recall over the classes that occur."""
     there = confusion.sum(axis=1)
     present = there > 0
     return float((confusion.diagonal()[present] / there[present]).mean())
 
 
 def log_losses(probs: Floats, labels: Integers) -> Floats:
-    """[n] -log p(truth); a probability of exactly 0 counts as float32's smallest normal number."""
+    """Returns [n] -log p(ground truth); a probability of 0 counts as float32's smallest normal number."""
     return -np.log(np.maximum(probs[np.arange(len(labels)), labels], np.finfo(np.float32).tiny))
 
 
 def brier_scores(probs: Floats, labels: Integers) -> Floats:
-    """[n] squared distance to the one-hot truth, summed over the classes (0 … 2)."""
+    """Returns [n] squared distances to the one-hot ground truth, summed over the classes (0 … 2)."""
     return (probs**2).sum(axis=1) - 2 * probs[np.arange(len(labels)), labels] + 1
 
 
 def measure(
     probs: NDArray[np.floating], labels: Integers, classes: Sequence[str], resamples: int = 1_000, seed: int = 0
 ) -> dict[str, Any]:
-    """Everything above of one split, as plain JSON values; only {"count": 0} of an empty one."""
+    """Returns all scores of one split as plain JSON values; only {"count": 0} for an empty split."""
     if not len(labels):
         return {"count": 0}
     chances = np.asarray(probs, dtype=np.float64)
@@ -93,7 +93,7 @@ def measure(
 
 
 def bootstrap_intervals(probs: Floats, labels: Integers, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Percentile intervals of the scores that have no closed form; none with 0 resamples."""
+    """Returns bootstrap intervals of the scores without a closed form; none with 0 resamples."""
     if not resamples:
         return {}
     n, num_classes = probs.shape
@@ -114,13 +114,14 @@ def bootstrap_intervals(probs: Floats, labels: Integers, resamples: int, seed: i
 
 
 def percentile_interval(drawn: Floats) -> dict[str, Any]:
-    """The middle 95 % of bootstrap values."""
+    """Returns the limits of the middle 95 % of bootstrap values."""
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {"low": float(low), "high": float(high), "method": "bootstrap", "level": 0.95}
 
 
 def true_precision(dataset: Artifact, selection: Artifact) -> float | None:
-    """The accuracy of accepted pseudo-labels, among images whose ground truth is known; None where none is known.
+    """Returns the accuracy of accepted pseudo-labels, among images whose ground truth is known; None where none is
+    known.
 
     It is computed after the fact; no stage reads it.
     """

@@ -1,8 +1,8 @@
 """Measures a model on attacked images (FGSM) and on corrupted images in five severities.
 
 The corruptions (noise, blur, weather, digital) follow ImageNet-C (arXiv 1903.12261). Lengths are shares of the image's
-side, so that 8×8 digits and 224×224 photographs suffer alike; other strengths are the paper's for ImageNet. Every image
-draws from a generator of its own, so the batch size changes nothing.
+side, so that 8×8 digits and 224×224 photographs are affected equally; other strengths are the paper's for ImageNet.
+Every image has its own random generator, so the batch size changes nothing.
 """
 
 import zlib
@@ -26,30 +26,30 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def gaussian_noise(image: Image, severity: int, generator: Generator) -> Image:
-    """Independent noise on every channel."""
+    """Adds independent Gaussian noise to every channel."""
     return image + generator.normal(0, (0.08, 0.12, 0.18, 0.26, 0.38)[severity], image.shape)
 
 
 def shot_noise(image: Image, severity: int, generator: Generator) -> Image:
-    """Photons counted: Poisson."""
+    """Adds shot noise: Poisson counts of photons."""
     photons = (60, 25, 12, 5, 3)[severity]
     return generator.poisson(image * photons) / np.float32(photons)
 
 
 def impulse_noise(image: Image, severity: int, generator: Generator) -> Image:
-    """Salt and pepper."""
+    """Adds salt-and-pepper noise."""
     chance, share = generator.random(image.shape), (0.03, 0.06, 0.09, 0.17, 0.27)[severity]
     return np.where(chance < share / 2, 0, np.where(chance < share, 1, image))
 
 
 def defocus_blur(image: Image, severity: int, generator: Generator) -> Image:
-    """A disc with a soft edge."""
+    """Blurs with a disc that has a soft edge."""
     radius = (0.014, 0.019, 0.027, 0.036, 0.045)[severity] * image.shape[0] + 0.5
     return _filter(image, np.clip(radius + 0.5 - _distances(radius), 0, 1))
 
 
 def motion_blur(image: Image, severity: int, generator: Generator) -> Image:
-    """A line at an angle of chance."""
+    """Blurs along a line at a random angle."""
     half = (0.04, 0.06, 0.08, 0.11, 0.14)[severity] * image.shape[0] / 2 + 0.5
     angle = generator.uniform(0, np.pi)
     y, x = _grid(half)
@@ -58,7 +58,7 @@ def motion_blur(image: Image, severity: int, generator: Generator) -> Image:
 
 
 def zoom_blur(image: Image, severity: int, generator: Generator) -> Image:
-    """The mean of magnifications."""
+    """Averages several magnifications."""
     side = np.array(image.shape[:2])
     zooms = np.linspace(1, (1.11, 1.16, 1.21, 1.26, 1.31)[severity], 8)
     total = np.zeros_like(image)
@@ -70,7 +70,7 @@ def zoom_blur(image: Image, severity: int, generator: Generator) -> Image:
 
 
 def fog(image: Image, severity: int, generator: Generator) -> Image:
-    """A cloud with a spectrum that falls as a power of the frequency."""
+    """Adds a cloud whose spectrum falls as a power of the frequency."""
     thickness, roughness = (1.5, 2.0, 2.5, 2.5, 3.0)[severity], (2.0, 2.0, 1.7, 1.5, 1.4)[severity]
     cloud = _cloud(image.shape[0], image.shape[1], roughness, generator)[..., None]
     brightest = max(float(image.max()), 1e-3)
@@ -78,20 +78,20 @@ def fog(image: Image, severity: int, generator: Generator) -> Image:
 
 
 def brightness(image: Image, severity: int, generator: Generator) -> Image:
-    """The brightest channel of a pixel is raised, the others in proportion."""
+    """Raises the brightest channel of each pixel, and the others in proportion."""
     value = image.max(axis=2, keepdims=True)
     raised = np.minimum(value + (0.1, 0.2, 0.3, 0.4, 0.5)[severity], 1)
     return np.where(value > 0, image * raised / np.maximum(value, 1e-6), raised)
 
 
 def contrast(image: Image, severity: int, generator: Generator) -> Image:
-    """Closer to the mean colour."""
+    """Moves the image towards its mean colour."""
     mean = image.mean(axis=(0, 1), keepdims=True)
     return (image - mean) * np.float32((0.4, 0.3, 0.2, 0.1, 0.05)[severity]) + mean
 
 
 def pixelate(image: Image, severity: int, generator: Generator) -> Image:
-    """Fewer pixels."""
+    """Reduces the number of pixels."""
     height, width = image.shape[:2]
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[severity]
     small = (max(1, round(width * share)), max(1, round(height * share)))
@@ -99,7 +99,7 @@ def pixelate(image: Image, severity: int, generator: Generator) -> Image:
 
 
 def jpeg(image: Image, severity: int, generator: Generator) -> Image:
-    """Compression."""
+    """Compresses the image as JPEG."""
     quality = (25, 18, 15, 10, 7)[severity]
     _, code = cv2.imencode(".jpg", _to_bytes(image)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     flag = cv2.IMREAD_COLOR if image.shape[2] == 3 else cv2.IMREAD_GRAYSCALE
@@ -119,7 +119,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def corrupt(images: NDArray[np.uint8], name: str, severity: int, index: NDArray[np.int64], seed: int = 0) -> NDArray:
-    """uint8 [n, H, W, C] corrupted; `index` numbers the images and decides, with `seed`, what each draws."""
+    """Corrupts uint8 [n, H, W, C]; the images' numbers in `index` and `seed` determine the randomness."""
     function, code = CORRUPTIONS[name], zlib.crc32(name.encode())
     corrupted = [
         _to_bytes(
@@ -131,7 +131,7 @@ def corrupt(images: NDArray[np.uint8], name: str, severity: int, index: NDArray[
 
 
 def _array(image: object) -> Image:
-    """OpenCV drops a last axis of one channel; the callers put it back."""
+    """Returns an array for OpenCV, which drops a last axis of one channel; callers restore it."""
     return np.asarray(image)
 
 
@@ -178,7 +178,7 @@ Tick = Callable[[str], None]
 
 
 class Images(Protocol):
-    """What is attacked: images by their number, and their labels."""
+    """The images to attack, by number, and their labels."""
 
     @property
     def labels(self) -> Integers: ...
@@ -187,7 +187,7 @@ class Images(Protocol):
 
 
 def fgsm(network: nn.Module, images: Tensor, labels: Tensor, step: Tensor | float, low: Tensor, high: Tensor) -> Tensor:
-    """x + ε sign(∇ₓ cross-entropy), kept between black and white (Goodfellow 2015, arXiv 1412.6572)."""
+    """Returns x + ε sign(∇ₓ cross-entropy), clipped to black and white (FGSM: Goodfellow 2015, arXiv 1412.6572)."""
     with torch.enable_grad():
         attacked = images.detach().clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(F.cross_entropy(network(attacked).float(), labels), attacked)
@@ -197,7 +197,7 @@ def fgsm(network: nn.Module, images: Tensor, labels: Tensor, step: Tensor | floa
 def attack_accuracy(
     trained: Trained, pool: Images, index: Integers, steps: Sequence[float], batch_size: int
 ) -> list[dict[str, Any]]:
-    """Accuracy under FGSM for every ε (a share of the pixel range); give an fp32 `trained`: signs are delicate."""
+    """Measures accuracy under FGSM for every ε, a share of the pixel range. `trained` must be fp32 for exact signs."""
     right = dict.fromkeys(steps, 0)
     low, high = trained.shift, 255 * trained.scale + trained.shift
     for chosen in _batches(index, batch_size):
@@ -213,7 +213,7 @@ def attack_accuracy(
 def corruption_accuracy(
     trained: Trained, pool: Images, index: Integers, batch_size: int, seed: int = 0, tick: Tick = lambda _name: None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Accuracy under every corruption at each severity."""
+    """Measures accuracy under every corruption at each severity."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name in CORRUPTIONS:
         tick(name)
@@ -228,7 +228,7 @@ def corruption_accuracy(
 
 
 def corruption_errors(found: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
-    """Error rates by corruption and severity, as `mean_corruption_error` takes them."""
+    """Returns error rates by corruption and severity, as `mean_corruption_error` takes them."""
     return {name: [1 - one["accuracy"] for one in rows] for name, rows in found.items()}
 
 

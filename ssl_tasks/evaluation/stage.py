@@ -1,4 +1,4 @@
-"""Body of `evaluate`: a model on validation and test, and, where asked, under attacks and corruptions."""
+"""The stage `evaluate`: measures a model on validation and test images, optionally under attacks and corruptions."""
 
 import json
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from selftrain.ssl_tasks.data.dataset import Dataset, Pool
-from selftrain.ssl_tasks.evaluation.calibration import fit_temperature
 from selftrain.ssl_tasks.evaluation.metrics import confusion_matrix, measure
 from selftrain.ssl_tasks.evaluation.robustness import attack_accuracy, corruption_accuracy
-from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
+from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.pseudo_labels.calibration import fit_temperature
 from selftrain.ssl_tasks.settings.run_config import EvaluateSettings
 from selftrain.ssl_tasks.trained.model import Trained, load_card, load_trained
 
@@ -26,7 +26,7 @@ SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
 def evaluate(context: StageContext) -> StageResult:
-    """Writes metrics.json, predictions.parquet, confusion.json and, where asked, robustness.json."""
+    """Writes metrics.json, predictions.parquet, confusion.json and, if requested, robustness.json."""
     settings = context.section
     assert isinstance(settings, EvaluateSettings)
     prepare_backends(load_card(context.inputs["model"].path).precision, context.runtime.threads)
@@ -56,7 +56,7 @@ def evaluate(context: StageContext) -> StageResult:
 
 
 def predict_logits(trained: Trained, pool: Pool, index: NDArray[np.int64], batch_size: int) -> NDArray[np.float32]:
-    """[n, K] of the images `index` of a pool."""
+    """Returns the logits [n, K] of the images `index` of a pool."""
     batches = (index[start : start + batch_size] for start in range(0, len(index), batch_size))
     rows = [trained.logits(pool.images(batch)).cpu().numpy() for batch in batches]
     return np.concatenate([np.empty((0, len(trained.card.classes)), np.float32), *rows])
@@ -69,7 +69,7 @@ def split_metrics(
     classes: tuple[str, ...],
     settings: EvaluateSettings,
 ) -> dict[str, Any]:
-    """The metrics of one split as the model is, and what the temperature makes of its likelihood and calibration."""
+    """Returns the metrics of one split, and likelihood and calibration with the fitted temperature."""
     plain = measure(softmax(logits, axis=1), labels, classes, settings.bootstrap, settings.seed)
     if not plain["count"]:
         return plain
@@ -98,7 +98,7 @@ def _robustness(
     pools: Mapping[Split, Pool],
     known: Mapping[Split, NDArray[np.int64]],
 ) -> dict[str, Any]:
-    """Attacks and corruptions of (some of) the test images; of validation where there is no test set."""
+    """Measures attacks and corruptions on some of the test images, or of the validation images without a test set."""
     if not settings.attacks and not settings.corruptions:
         return {}
     split: Split = "test" if len(known["test"]) else "validation"

@@ -16,8 +16,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from selftrain.ssl_tasks import errors
-from selftrain.ssl_tasks.execution.execute import load_body
-from selftrain.ssl_tasks.execution.process import describe
+from selftrain.ssl_tasks.execution.stage import load_body
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 
 Key = TypeVar("Key")
@@ -51,7 +50,7 @@ def answer(function: str, shared: object, item: object) -> dict[str, Any]:
         return {"value": load_body(function)(shared, item)}  # type: ignore[call-arg, arg-type]
     except Exception as error:  # noqa: BLE001 - whatever it was, the run must hear of it
         traceback.print_exc()
-        return {**describe(error), "host": socket.gethostname()}
+        return {**errors.describe(error), "host": socket.gethostname()}
 
 
 def received(ray: ModuleType, reference: object) -> Any:
@@ -66,9 +65,7 @@ def received(ray: ModuleType, reference: object) -> Any:
         ) from error
     if "error" not in found:
         return found["value"]
-    kind = getattr(errors, found["error"])
-    message = f"{found['message']} (on the Ray worker {found['host']})"
-    raise errors.SelftrainError(message) if kind is errors.StageFailed else kind(message)
+    raise errors.described({**found, "message": f"{found['message']} (on the Ray worker {found['host']})"})
 
 
 @contextlib.contextmanager
@@ -81,7 +78,7 @@ def joined(runtime: RuntimeSettings) -> Iterator[ModuleType]:
             "runtime.task_runner: ray needs Ray, which is not installed here. Try: pip install 'selftrain[ray]', or "
             "set runtime.task_runner to local"
         ) from error
-    if ray.is_initialized():  # whoever connected us disconnects us
+    if ray.is_initialized():  # the caller that connected also disconnects
         yield ray
         return
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS") or "auto"
@@ -129,12 +126,12 @@ def refuse_too_small(ray: ModuleType, runtime: RuntimeSettings) -> None:
 
 
 def machines(ray: ModuleType) -> list[dict[str, float]]:
-    """What each live machine has."""
+    """Returns the resources of each live machine."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def places(ray: ModuleType, runtime: RuntimeSettings) -> int:
-    """How many tasks can run at once."""
+    """Returns how many tasks can run at the same time."""
     cpus, gpus = cpus_of(runtime), runtime.gpus_per_task
     room = [
         min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else float("inf")) for node in machines(ray)

@@ -1,4 +1,4 @@
-"""What training processes tell each other; without a process group every function is the identity.
+"""Communicates between training processes; without a process group, every function is the identity.
 
 Nothing here is differentiable. All ranks must call the same functions in the same order.
 """
@@ -21,7 +21,7 @@ def rank() -> int:
 
 
 def world() -> int:
-    """How many processes train together."""
+    """Returns the number of processes that train together."""
     return dist.get_world_size() if grouped() else 1
 
 

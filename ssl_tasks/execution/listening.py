@@ -1,4 +1,4 @@
-"""Our servers on this machine: where they listen, and whom they let in.
+"""Our servers on this machine: where they listen, and which requests they accept.
 
 A page that a person's browser shows may send requests to 127.0.0.1, and so may every user of this machine. `Guard`
 refuses requests that name another host (DNS rebinding) or come from a page of another origin, and asks for a password.
@@ -48,7 +48,7 @@ def listen(port: int) -> socket.socket:
 
 @cache
 def own_password() -> str:
-    """`user:password` of this process's servers, known to those whom it tells.
+    """`user:password` of this process's servers, known only to programs that it tells.
 
     Not kept from start to start: a process that takes the port afterwards would get it from a page that is still open.
     """
@@ -93,7 +93,9 @@ class Guard:
             return HTMLResponse(PAGE, headers={"cache-control": "no-store"})
         if self.password and path not in OPEN_PATHS and not self.is_known(headers.get("authorization", "")):
             return PlainTextResponse(
-                "the password is in the link that `selftrain up` has printed", 401, {"www-authenticate": "Basic"}
+                "open the link that `selftrain up` printed; it contains the password",
+                401,
+                {"www-authenticate": "Basic"},
             )
         return None
 

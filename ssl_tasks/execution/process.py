@@ -1,7 +1,7 @@
 """Runs a stage's body in a process group of its own: it can be killed whole, and takes its memory with it.
 
 A fork server that has imported torch already starts it in some hundredths of a second. The group dies with us, whatever
-kills us (`selftrain.ssl_tasks.execution.parent`).
+kills us (`selftrain.ssl_tasks.execution.startup`).
 """
 
 import contextlib
@@ -26,18 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from selftrain.ssl_tasks import errors
-from selftrain.ssl_tasks.execution.execute import Request, load_body
-from selftrain.ssl_tasks.execution.gpus import lease, needed
-from selftrain.ssl_tasks.execution.parent import end_group_after, parent_of_mine
-from selftrain.ssl_tasks.execution.safe_path import in_environment, safe_path
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.execution.devices import lease, needed
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult, load_body
+from selftrain.ssl_tasks.execution.startup import end_group_after, in_environment, parent_of_mine, safe_path
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
+from selftrain.ssl_tasks.store.locks import file_lock
 
 GRACE_SECONDS = 30.0  # between asking a worker to stop and killing it
 PRELOAD = ["selftrain.ssl_tasks.preload"]
 RESULT = "result.json"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE = errno.ENOSPC  # a worker's exit code, where it cannot write why it failed
 
 _forkserver = multiprocessing.get_context("forkserver")
@@ -57,7 +54,7 @@ class Answer(Shape):
 
 
 def start_fork_server() -> None:
-    """Starts it ahead of the first stage: it imports for seconds, and nobody has to wait for it yet."""
+    """Starts it ahead of the first stage: it imports for seconds, so it is started before it is needed."""
     with _starting():
         multiprocessing.forkserver.ensure_running()
 
@@ -71,7 +68,7 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
     gpus = needed(request.stage, context.runtime)
     words = (request.body, context, attempt, log, gpus, begins)
     worker = _forkserver.Process(target=_work, args=words, name=request.name)
-    with _starting(), _without_main_module():  # a dead fork server is started anew
+    with _starting(), _without_main_module():  # a dead fork server is started again
         worker.start()
     _live.add(worker)
     begins.close()  # the worker has one of its own, and closes it when it begins
@@ -160,7 +157,7 @@ def _work(body: str, context: StageContext, attempt: Path, log: Path, gpus: int,
         answer: dict[str, Any] = {"summary": dict(result.summary), "parts": dict(result.parts)}
     except BaseException as error:  # noqa: BLE001 - whatever it was, the parent must hear of it
         _print_trace()
-        answer = describe(error)
+        answer = errors.describe(error)
     code = _write_answer(attempt / RESULT, answer)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -177,7 +174,7 @@ def _write_answer(path: Path, answer: dict[str, Any]) -> int:
     except OSError as error:
         _print_trace()
         path.unlink(missing_ok=True)  # half of an answer
-        return NO_SPACE if out_of_space(error) else 1
+        return NO_SPACE if errors.out_of_space(error) else 1
 
 
 def _print_trace() -> None:
@@ -194,44 +191,28 @@ def _parent_is_gone() -> None:
         multiprocessing.connection.wait([parent.sentinel])
 
 
-def describe(error: BaseException) -> dict[str, Any]:
-    """An error as JSON: the class of our tree that it belongs to, and a message of one line for a person."""
-    if isinstance(error, errors.SelftrainError):
-        return {"error": type(error).__name__, "message": str(error)}
-    if out_of_space(error):
-        where = getattr(error, "filename", None) or "the workspace"
-        return {"error": "SelftrainError", "message": f"no space left to write {where}; free some and run again"}
-    if isinstance(error, MemoryError):
-        return {"error": "OutOfMemory", "message": "the host's memory was not enough; lower batch_size or workers"}
-    if isinstance(error, (ConnectionError, TimeoutError, BlockingIOError)):
-        return {"error": "Transient", "message": f"{type(error).__name__}: {error}"}
-    lines = str(error).strip().splitlines() or [""]
-    return {"error": "SelftrainError", "message": f"{type(error).__name__}: {lines[0]}".removesuffix(": ")}
-
-
-def out_of_space(error: BaseException) -> bool:
-    """Whether a disk or a quota is full. Libraries of other languages have errors of their own, and the same words."""
-    if isinstance(error, OSError) and error.errno in FULL:
-        return True
-    return isinstance(error, Exception) and any(os.strerror(one) in str(error) for one in FULL)
-
-
 def _read_result(name: str, path: Path, exitcode: int | None, log: Path) -> StageResult:
     if not path.exists():
         if exitcode == NO_SPACE:
-            raise errors.SelftrainError(f"no space left to write {path.parent}; free some and run again")
+            raise errors.SelftrainError(
+                f"no space left to write {path.parent}. Free some (`selftrain clean` lists files to "
+                "delete) and run again"
+            )
         if exitcode is not None and exitcode < 0:
             number = signal.Signals(-exitcode)
-            memory = " (often the kernel's, when memory runs out)" if number is signal.SIGKILL else ""
+            memory = (
+                ", which often means that the host ran out of memory. Lower train.batch_size or runtime.workers"
+                if number is signal.SIGKILL
+                else ""
+            )
             raise errors.StageFailed(name, f"its process was killed by {number.name}{memory}", str(log))
-        raise errors.StageFailed(name, f"its process ended with code {exitcode} and no answer", str(log))
+        raise errors.StageFailed(name, f"its process ended with code {exitcode} and without a result", str(log))
     try:
         answer = read_json(path, Answer)
     except Malformed as error:
-        raise errors.StageFailed(name, f"its answer {path} is damaged ({error}); run again", str(log)) from error
+        raise errors.StageFailed(
+            name, f"its result {path} is damaged ({error}); run the same command again", str(log)
+        ) from error
     if answer.get("error") is None:
         return StageResult(summary=answer.get("summary", {}), parts=answer.get("parts", {}))
-    kind = getattr(errors, answer["error"], errors.SelftrainError)
-    if kind is errors.StageFailed:
-        raise errors.StageFailed(name, answer["message"], str(log))
-    raise kind(answer["message"])
+    raise errors.described(answer, stage=name, log=str(log))

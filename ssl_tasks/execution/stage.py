@@ -1,22 +1,63 @@
-"""What a stage is: a name, a version, and a body from artifacts and one section to the files of a new artifact."""
+"""Defines a stage: a request, a body that turns artifacts and one section into files, and the steps to an artifact.
 
+The steps are `look_up`, `begin_attempt` and `commit`; the caller must hold the lock of the request's key.
+`selftrain.flows.rounds.conductor` takes them for a run; `execute` takes them in this process, without a run.
+"""
+
+import hashlib
+import importlib
 import json
+import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selftrain.ssl_tasks.errors import DamagedArtifact
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.settings.section import Section
-from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.artifacts import Artifact, Store, stage_key, verified
+from selftrain.ssl_tasks.store.mirror import mirror_of
+
+log = logging.getLogger("selftrain")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A stage to be run or reused. `depends` are the digests that its key is made of: by default the whole inputs'."""
+
+    name: str  # its name within a run: student-2
+    stage: str  # the kind, and the folder in the store: train
+    version: int
+    body: str  # module:function
+    section: Section
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
+    depends: Mapping[str, str] | None = None
+    seed: int = 0
+
+    def key_parts(self) -> dict[str, Any]:
+        """Returns the parts that the key is the hash of; they are in the manifest, so that `explain` can compare two
+        keys."""
+        digests = {role: artifact.digest for role, artifact in self.inputs.items()}
+        return {
+            "stage": self.stage,
+            "version": self.version,
+            "section": {**self.section.identity(), "seed": self.seed},
+            "inputs": dict(digests if self.depends is None else self.depends),
+        }
+
+    @property
+    def key(self) -> str:
+        return stage_key(**self.key_parts())
 
 
 @dataclass(frozen=True)
 class StageContext:
     """All that a stage's body may touch. It runs in a process of its own."""
 
-    section: Section  # what is asked: the stage's typed settings
+    section: Section  # the stage's typed settings
     inputs: Mapping[str, Artifact]  # upstream artifacts by role
     output: Path  # an empty folder; its files become the artifact
     scratch: Path  # checkpoints and finished shards: survives a kill, gone after the commit
@@ -41,10 +82,118 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a body returns: small JSON values for tables, and digests of parts that consumers depend on apart."""
+    """The result of a stage's body: small JSON values for tables, and digests of parts that stages can depend on
+    alone."""
 
     summary: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """The artifact of a request, and whether it was there already."""
+
+    artifact: Artifact
+    reused: bool
+    seconds: float
+    replaced: str = ""  # where a damaged artifact was set aside: what was wrong with it
+
+
 Body = Callable[[StageContext], StageResult]
+
+
+def load_body(path: str) -> Body:
+    """The function behind `module:function`."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def look_up(
+    request: Request, store: Store, runtime: RuntimeSettings, force: bool = False
+) -> tuple[Artifact | None, str]:
+    """The artifact of the request's key, from the store or the shared one, and what was wrong with a damaged one.
+
+    With `force` there is none: the artifact that is there is moved aside.
+    """
+    key, mirror, found, replaced = request.key, mirror_of(runtime), None, ""
+    if force:
+        store.quarantine(request.stage, key)
+    try:
+        found = store.find(request.stage, key)
+    except DamagedArtifact as error:
+        aside = store.quarantine(request.stage, key)
+        replaced = f"the stored artifact was damaged ({error}) and was moved to {aside}"
+        log.warning("%s is recomputed: %s", request.name, replaced)
+    if found is not None and mirror is not None:
+        mirror.offer(found)  # where an earlier run could not
+    elif mirror is not None and not force:
+        found = mirror.fetch(store, request.stage, key)
+    return found, replaced
+
+
+def begin_attempt(request: Request, store: Store, runtime: RuntimeSettings) -> StageContext:
+    """The context of the request's body, in the folder of its attempt; the inputs are checked."""
+    attempt, cache = store.attempt(request.stage, request.key), store.root.parent / "cache"
+    shutil.rmtree(attempt / "output", ignore_errors=True)  # half of an attempt that died; its scratch is kept
+    for folder in (attempt / "output", attempt / "scratch", cache):
+        folder.mkdir(parents=True, exist_ok=True)
+    for artifact in request.inputs.values():
+        if artifact.path.is_relative_to(store.root):  # a program may hand over folders of its own
+            verified(artifact)
+    return StageContext(
+        section=request.section,
+        inputs=request.inputs,
+        output=attempt / "output",
+        scratch=attempt / "scratch",
+        cache=cache,
+        runtime=runtime,
+        events=attempt / "events.jsonl",
+        seed=request.seed,
+    )
+
+
+def commit(
+    request: Request,
+    result: StageResult,
+    store: Store,
+    runtime: RuntimeSettings,
+    seconds: float,
+    provenance: Mapping[str, Any],
+    force: bool = False,
+) -> Artifact:
+    """Turns what the body wrote into the request's artifact, and offers it to the shared store."""
+    manifest = {
+        "key_parts": request.key_parts(),
+        "inputs": {
+            role: {"stage": artifact.stage, "key": artifact.key, "digest": artifact.digest}
+            for role, artifact in request.inputs.items()
+        },
+        "settings": json.loads(request.section.model_dump_json()),
+        "summary": dict(result.summary),
+        "parts": dict(result.parts),
+        "seconds": round(seconds, 3),
+        "finished": time.time(),
+        "provenance": dict(provenance),
+    }
+    artifact = store.commit(request.stage, request.key, manifest)
+    if (mirror := mirror_of(runtime)) is not None:
+        mirror.offer(artifact, replace=force)
+    return artifact
+
+
+def execute(request: Request, workspace: Path, runtime: RuntimeSettings | None = None, force: bool = False) -> Outcome:
+    """Reuses a request's artifact, or runs its body in this process: for benchmarks and tests, which are no runs."""
+    started, store, runtime = time.monotonic(), Store(workspace / "store"), runtime or RuntimeSettings()
+    with store.lock(request.stage, request.key):
+        found, replaced = look_up(request, store, runtime, force)
+        if found is not None:
+            return Outcome(found, True, time.monotonic() - started, replaced)
+        result = load_body(request.body)(begin_attempt(request, store, runtime))
+        seconds = time.monotonic() - started
+        return Outcome(commit(request, result, store, runtime, seconds, {}, force), False, seconds, replaced)
+
+
+def derive_seed(seed: int, *names: object) -> int:
+    """A seed below 2^63 that depends on the seed and on every name: independent streams without a shared generator."""
+    text = "\0".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

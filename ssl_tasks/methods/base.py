@@ -20,7 +20,7 @@ from selftrain.ssl_tasks.methods.math import weighted_cross_entropy
 
 @dataclass(frozen=True)
 class Losses:
-    """What one step says: the loss to minimise, and numbers to log (detached tensors, never `.item()`: no sync).
+    """The result of one step: the loss to minimise, and numbers to log (detached tensors, never `.item()`: no sync).
 
     Names used by all methods, so that runs compare: `supervised`, `unsupervised` (before its weight), `mask`
     (share of unlabelled images that count), `pseudo_accuracy` (of those that count, where the truth is known),
@@ -34,20 +34,20 @@ class Losses:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a method must know when it is built."""
+    """The facts that a method needs when it is built."""
 
     num_classes: int
     num_labeled: int  # sizes of the pools: per-sample memory is as long
     num_unlabeled: int
-    steps: int  # of the whole run
+    steps: int  # steps of the whole run
     batch_size: int  # labelled images a step, over all ranks
     unlabeled_batch: int  # unlabelled (or pseudo-labelled) images a step, over all ranks
-    class_prior: tuple[float, ...]  # of the labelled set
-    warmup_steps: int = 0  # over which the learning rate rises at first
+    class_prior: tuple[float, ...]  # class shares of the labelled images
+    warmup_steps: int = 0  # steps over which the learning rate rises at first
 
 
 class Pools(Protocol):
-    """Ordered passes over a whole pool, for methods that look at all images between epochs; images on the device."""
+    """Ordered passes over a whole pool, for methods that use all images between epochs; images are on the device."""
 
     def labeled(self, view: View = "none") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(index, images, labels), batch by batch, in pool order."""
@@ -87,41 +87,42 @@ class Method(nn.Module):
         return None
 
     def refresh_from(self) -> int:
-        """The step before which `before_epoch` is first called."""
+        """Returns the step before which `before_epoch` is first called."""
         return 0
 
     def before_epoch(self, student: Classifier, pools: Pools) -> None:
         """Called before step `refresh_from()` and then every `refresh_every()` steps."""
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
-        """The method itself."""
+        """Computes the losses of one step; each method defines this."""
         raise TypeError(f"{type(self).__name__} does not define its loss")
 
     def after_step(self, student: Classifier) -> None:
-        """Called after the optimizer's step: move an own teacher, say."""
+        """Called after the optimizer's step, for example to update a teacher."""
 
     def evaluated(self, average: Classifier) -> Classifier:
-        """The network that is evaluated and saved: the student's average, or one of (or with) the method's own."""
+        """Returns the network that is evaluated and saved: the student's average, or one of (or with) the method's
+        own."""
         return average
 
 
 def forward_together(network: nn.Module, *parts: Tensor) -> tuple[Tensor, ...]:
-    """One forward pass over all parts, so that batch norm sees them together; the logits in fp32, part by part."""
+    """Runs one forward pass over all parts, so that batch norm sees them together; returns logits in fp32 by part."""
     return torch.split(network(torch.cat(parts)).float(), [len(part) for part in parts])
 
 
 def adjusted(logits: Tensor, batch: Batch) -> Tensor:
-    """The labelled images' logits as their loss sees them: with logit adjustment (2007.07314) where it is asked for."""
+    """Returns the labelled images' logits for their loss: with logit adjustment (2007.07314) if it is set."""
     return logits if batch.label_offsets is None else logits + batch.label_offsets
 
 
 def labeled_cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
-    """The loss of the labelled images, weighted and adjusted as the settings ask."""
+    """Returns the loss of the labelled images, weighted and adjusted as the settings say."""
     return weighted_cross_entropy(adjusted(logits, batch), batch.labels, batch.label_weights, smoothing)
 
 
 def supervised_alone(student: nn.Module, batch: Batch) -> Losses:
-    """What a method is at weight 0: bit for bit the supervised one."""
+    """Returns the losses of supervised training, which a method at weight 0 must equal bit for bit."""
     supervised = labeled_cross_entropy(student(batch.labeled[0]).float(), batch)
     return Losses(supervised, {"supervised": supervised.detach()})
 
@@ -135,8 +136,8 @@ def combine(
 ) -> Losses:
     """supervised + weight · unsupervised, with the numbers that every method logs.
 
-    `logits` are the student's outputs that the two losses are made of. Through them goes every gradient, so the
-    share of the unlabelled images in the gradient is measured there, at the cost of no backward pass.
+    `logits` are the student's outputs behind both losses. Every gradient passes through them, so the share of
+    unlabelled images in the gradient is measured there, without a backward pass.
     """
     weighted = weight * unsupervised
     logs = {"supervised": supervised.detach(), "unsupervised": unsupervised.detach(), **logs}
@@ -156,9 +157,9 @@ def gradient_share(supervised: Tensor, unsupervised: Tensor, logits: Sequence[Te
 
 
 def twin(student: Classifier, weights: Literal["scratch", "student"], another: Callable[[], Classifier]) -> Classifier:
-    """A trainable copy with the student's weights, or with those of another network that is built anew.
+    """Returns a trainable copy with the student's weights, or with those of another, newly built network.
 
-    Also then it is a copy, so that it lies where and as the student does.
+    In both cases it is a copy, so that its device and memory layout are the student's.
     """
     network = copy.deepcopy(student)
     if weights == "scratch":
@@ -167,7 +168,7 @@ def twin(student: Classifier, weights: Literal["scratch", "student"], another: C
 
 
 class MovingTeacher(nn.Module):
-    """A copy in train mode that no gradient reaches. Its batch norm sees its own passes: nothing is copied to it."""
+    """A moving-average copy in train mode without gradient. Its batch norm statistics come from its own passes."""
 
     updates: Tensor
 
@@ -178,14 +179,14 @@ class MovingTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """The teacher's logits, with its noise; evaluation may have left it in eval mode."""
+        """Returns the teacher's logits, with its noise; evaluation may have left it in eval mode."""
         return self.network.train()(images)
 
     @torch.no_grad()
     def follow(self, student: Classifier, decay: float, warmup: bool) -> None:
         """teacher ← d · teacher + (1 - d) · student, d = min(1 - 1/(t + 1), decay) in the warm-up, on the device.
 
-        Ranks share one teacher, so its statistics are made alike too.
+        Ranks share one teacher, so its statistics are made equal too.
         """
         self.updates += 1
         most = torch.full_like(self.updates, decay)

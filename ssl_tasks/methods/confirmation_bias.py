@@ -49,7 +49,7 @@ def distance_from_uniform(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def plain_prediction(student: Classifier, images: Tensor) -> Tensor:
-    """What becomes a soft label: no augmentation, no dropout, batch norm as in training."""
+    """Predicts soft labels: without augmentation and dropout, with batch norm as in training."""
     with without_noise(student):
         return student(images).float().softmax(dim=1)
 
@@ -74,7 +74,7 @@ class ConfirmationBias(Method):
         return first_step(self.settings.warmup, self.problem.steps)
 
     def before_epoch(self, student: Classifier, pools: Pools) -> None:
-        """The first soft labels, when the warm-up has ended; later ones are made on the way."""
+        """Predicts the first soft labels after the warm-up; later ones are updated during training."""
         training = student.training
         student.train()
         with frozen_statistics(student):
@@ -98,13 +98,13 @@ class ConfirmationBias(Method):
         return self.regularised(logits, losses[:count], losses[count:], batch.label_weights, logs)
 
     def remember(self, index: Tensor, probs: Tensor) -> None:
-        """Puts predictions, of all ranks, where their images look for them the next time."""
+        """Stores the predictions of all ranks as the soft labels of their images."""
         self.memory[gather_rows(index)] = gather_rows(probs)
 
     def regularised(
         self, logits: Tensor, labeled: Tensor, unlabeled: Tensor, weights: Tensor | None, logs: dict[str, Tensor]
     ) -> Losses:
-        """One mean over labelled and unlabelled images alike, and the two regularisers."""
+        """Returns the mean loss over labelled and unlabelled images, and the two regularisers."""
         known = labeled if weights is None else weights * labeled
         supervised, unsupervised = known.sum() / len(logits), unlabeled.sum() / len(logits)
         uniform, flat = distance_from_uniform(logits), entropy(logits).mean()

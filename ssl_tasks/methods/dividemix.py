@@ -27,8 +27,6 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,6 +51,9 @@ from selftrain.ssl_tasks.settings.methods import DivideMixSettings
 
 def clean_probability(losses: np.ndarray) -> np.ndarray:
     """[n] in 0 … 1: the posterior of the Gaussian with the smaller mean; 1 where all losses are alike."""
+    from sklearn.exceptions import ConvergenceWarning  # not on every GPU machine
+    from sklearn.mixture import GaussianMixture
+
     span = np.ptp(losses) if len(losses) > 1 else 0.0
     if not span > 0:
         return np.ones(len(losses))
@@ -65,7 +66,8 @@ def clean_probability(losses: np.ndarray) -> np.ndarray:
 
 
 def mean_where(losses: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the rows that the mask counts (over all ranks, once these are averaged); 0 where it counts none."""
+    """Returns the mean of the rows that the mask counts (over all ranks, once these are averaged); 0 where it counts
+    none."""
     return (losses * mask).sum() / mean_over_ranks(mask.sum()).clamp_min(1 / world())
 
 
@@ -98,7 +100,7 @@ class DivideMix(Method):
 
     @torch.no_grad()
     def before_epoch(self, student: Classifier, pools: Pools) -> None:
-        """Both networks judge every label."""
+        """Lets both networks estimate the probability that each label is clean."""
         if self.settings.labels == "clean":
             return
         self.losses.copy_(self.losses.roll(1, dims=0))
@@ -122,7 +124,7 @@ class DivideMix(Method):
         return Losses(first.total + second.total, logs)
 
     def warm_up(self, student: Classifier, batch: Batch) -> Losses:
-        """Both networks learn the labels as given."""
+        """Trains both networks on the labels as given."""
         logits = [network(batch.labeled[0]).float() for network in (student, self.second)]
         losses = torch.stack([labeled_cross_entropy(one, batch) for one in logits])
         total = losses.sum()
@@ -131,7 +133,7 @@ class DivideMix(Method):
         return Losses(total, {"supervised": losses.mean().detach()})
 
     def divided(self, network: Classifier, other: Classifier, clean: Tensor, batch: Batch, weight: float) -> Losses:
-        """One network's loss. `clean` are the probabilities that the other one gives the batch's labels."""
+        """Returns the loss of one network. `clean` are the other network's probabilities that the labels are clean."""
         images, known = torch.cat([*batch.labeled, *batch.unlabeled]), 2 * len(clean)
         trusted = clean > self.settings.clean_threshold
         mask = torch.cat([trusted, trusted, trusted.new_zeros(len(images) - known)]).float()
@@ -153,7 +155,8 @@ class DivideMix(Method):
 
     @torch.no_grad()
     def targets(self, network: Classifier, other: Classifier, images: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
-        """Sharpened: refined labels where they are trusted, both networks' guess for the others; a row a view."""
+        """Returns sharpened targets, a row per view: refined labels where trusted, else both networks' mean
+        prediction."""
         own = network(images).float().softmax(dim=1)
         theirs = other.eval()(images).float().softmax(dim=1)
         other.train()

@@ -79,7 +79,7 @@ class FlexMatch(Method):
 
     @torch.no_grad()
     def remember(self, index: Tensor, labels: Tensor, selected: Tensor) -> None:
-        """Takes in the selected labels of all ranks, then moves β."""
+        """Stores the accepted labels of all ranks, then updates β."""
         index, labels = gather_rows(index), gather_rows(torch.where(selected > 0, labels, -1))
         newest = torch.full_like(self.remembered, -1).scatter_reduce_(0, index, labels, "amax")
         self.remembered.copy_(torch.where(newest >= 0, newest, self.remembered))

@@ -8,7 +8,7 @@ classes of the strong views that count, and N divides by the sum. The last term 
 
 As in the official code: the averages take in the batch BEFORE the mask is made; τ moves by the mean of the largest
 probabilities, or, where `quantile` is set (official alternative .8), by their quantile; 1/0 counts as 0 in N.
-`clip` is the most that τ may become (official .95 for some data sets); `decay` m. Deviations: none known.
+`clip` limits τ from above (official .95 for some data sets); `decay` m. Deviations: none known.
 """
 
 import torch

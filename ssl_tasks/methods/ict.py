@@ -34,12 +34,12 @@ from selftrain.ssl_tasks.settings.methods import ICTSettings
 
 
 def draw_partners(images: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Whom each image is mixed with, and the λ of the batch."""
+    """Returns the partner that each image is mixed with, and the λ of the batch."""
     return torch.randperm(len(images), device=images.device), draw_lambda(alpha, 1, images.device)
 
 
 def interpolation_loss(mixed_logits: Tensor, teacher_logits: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
-    """The mean squared difference to the softmax of the teacher's logits, mixed as the images were."""
+    """Returns the mean squared difference to the softmax of the teacher's logits, mixed as the images were."""
     target = mix(teacher_logits, teacher_logits[partner], lam).detach().softmax(dim=1)
     return squared_difference(mixed_logits.softmax(dim=1), target).mean()
 

@@ -21,7 +21,7 @@ from selftrain.ssl_tasks.execution.distributed import mean_over_ranks
 def weighted_cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
 ) -> Tensor:
-    """The mean over the batch of weight · cross-entropy; every weight is 1 where none are given."""
+    """Returns the mean over the batch of weight · cross-entropy; every weight is 1 where none are given."""
     if weights is None:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
     return (weights * F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)).mean()
@@ -54,7 +54,7 @@ def sharpen(probs: Tensor, temperature: float) -> Tensor:
 
 
 def confident(probs: Tensor, threshold: float) -> Tensor:
-    """Rows whose largest probability reaches the threshold, as 0 or 1; a threshold of 1 lets nothing through.
+    """Returns rows whose largest probability reaches the threshold, as 0 or 1; a threshold of 1 lets nothing through.
 
     Without the exception for 1, a softmax that saturates in float32 would pass.
     """
@@ -68,15 +68,15 @@ def align_distribution(probs: Tensor, target_mean: Tensor, model_mean: Tensor) -
 
 
 def class_counts(labels: Tensor, num_classes: int, weights: Tensor | None = None) -> Tensor:
-    """How many rows (or how much weight) each class has; float, exact for counts below 2^24."""
+    """Counts the rows (or the weight) of each class; float, exact for counts below 2^24."""
     weights = torch.ones_like(labels, dtype=torch.float32) if weights is None else weights.float()
     return torch.zeros(num_classes, device=labels.device).scatter_add_(0, labels, weights)
 
 
 def pseudo_label_logs(labels: Tensor, counted: Tensor, truth: Tensor, num_classes: int) -> dict[str, Tensor]:
-    """The numbers by which runs of all methods are judged; NaN where there is nothing to judge.
+    """Returns the numbers by which runs of all methods are judged; NaN where there is nothing to judge.
 
-    `counted` is each row's mask or weight. `truth` is -1 where unknown, or empty where nobody knows any.
+    `counted` is each row's mask or weight. `truth` is -1 where unknown, or empty if none is known.
     """
     counts = class_counts(labels, num_classes, counted)
     logs = {"mask": counted.float().mean(), "pseudo_largest_class": counts.max() / counts.sum()}
@@ -99,7 +99,7 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 
 def first_step(share: float, steps: int) -> int:
-    """The first step of a run of `steps` whose progress reaches a share; `steps` where none does."""
+    """Returns the first step of a run of `steps` whose progress reaches a share; `steps` where none does."""
     return bisect_left(range(steps), share, key=lambda step: step / max(1, steps - 1))
 
 
@@ -116,7 +116,7 @@ def sigmoid_ramp(progress: float, length: float) -> float:
 
 
 def ramp(kind: Literal["sigmoid", "linear"], progress: float, length: float) -> float:
-    """The rise of a weight within the first `length` of the run."""
+    """Returns the rise of a weight within the first `length` of the run."""
     return linear_ramp(progress, length) if kind == "linear" else sigmoid_ramp(progress, length)
 
 
@@ -171,7 +171,7 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def interleaved_forward(network: nn.Module, images: Tensor, batches: int) -> Tensor:
-    """The logits of all images, which pass the network as `batches` batches of every `batches`-th image.
+    """Returns the logits of all images, which pass the network as `batches` batches of every `batches`-th image.
 
     Images ordered by kind are so spread that each batch holds its share of every kind. Batch norm normalises each
     batch by itself, and the first alone moves the running statistics.
@@ -201,7 +201,7 @@ class RunningMean(nn.Module):
 
     @torch.no_grad()
     def align(self, probs: Tensor) -> Tensor:
-        """The guesses aligned by the mean of the batches up to this one, which is taken in first."""
+        """Returns the guesses aligned by the mean of the batches up to this one, which is taken in first."""
         slot = (self.count % len(self.recent)).reshape(1)
         self.recent.index_copy_(0, slot, mean_over_ranks(probs.mean(dim=0))[None])
         self.count += 1

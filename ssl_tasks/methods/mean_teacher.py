@@ -39,7 +39,8 @@ from selftrain.ssl_tasks.settings.methods import MeanTeacherSettings
 
 
 def consistency_loss(student_logits: Tensor, teacher_logits: Tensor, kind: str) -> Tensor:
-    """The mean over images and classes of the squared difference, or the mean over images of KL(teacher ‖ student)."""
+    """Returns the mean over images and classes of the squared difference, or the mean over images of KL(teacher ‖
+    student)."""
     teacher_logits = teacher_logits.detach()
     if kind == "mse":
         return squared_difference(student_logits.softmax(dim=1), teacher_logits.softmax(dim=1)).mean()

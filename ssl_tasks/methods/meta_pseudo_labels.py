@@ -121,7 +121,8 @@ class MetaPseudoLabels(Method):
     def teach(
         self, student: Classifier, optimizer: torch.optim.Optimizer, batch: Batch, hard: Tensor, progress: float
     ) -> Tensor:
-        """The student's step, and how much it lowered its loss on labelled images, apart from what steps usually do."""
+        """Returns the student's step, and how much it lowered its loss on labelled images, apart from what steps
+        usually do."""
         labeled, strong = forward_together(student, *batch.labeled, batch.unlabeled[1])
         old = F.cross_entropy(labeled.detach(), batch.labels)
         with at_rate(optimizer, self.student_rate(progress)):
@@ -134,7 +135,7 @@ class MetaPseudoLabels(Method):
             return change - self.usual
 
     def student_rate(self, progress: float) -> float:
-        """The student's learning rate as a share of the engine's, which has warmed up from the first step."""
+        """Returns the student's learning rate as a share of the engine's, which has warmed up from the first step."""
         last = max(1, self.problem.steps - 1)
         step, wait = round(progress * last), first_step(self.settings.student_wait, self.problem.steps)
         warmup = max(1, self.problem.warmup_steps)
@@ -143,7 +144,7 @@ class MetaPseudoLabels(Method):
     def teacher_losses(
         self, logits: tuple[Tensor, Tensor, Tensor], hard: Tensor, feedback: Tensor, batch: Batch, progress: float
     ) -> Losses:
-        """What the teacher descends: labels, UDA, and the student's feedback."""
+        """Returns the teacher's losses: labels, UDA, and the student's feedback."""
         (labeled, weak, strong), settings = logits, self.settings
         supervised = labeled_cross_entropy(labeled, batch, settings.label_smoothing)
         uda, mask = uda_loss(weak, strong, settings.uda_temperature, settings.uda_threshold)

@@ -46,7 +46,7 @@ class MixMatch(Method):
 
     @torch.no_grad()
     def guess(self, student: Classifier, views: tuple[Tensor, ...]) -> Tensor:
-        """The sharpened mean prediction of the views, each seen in a pass of its own."""
+        """Returns the sharpened mean prediction of the views, each seen in a pass of its own."""
         with frozen_statistics(student):
             mean = torch.stack([student(view).float().softmax(dim=1) for view in views]).mean(dim=0)
         return sharpen(mean, self.settings.temperature)
@@ -72,7 +72,7 @@ def mixed_forward(student: Classifier, batch: Batch, guess: Tensor, alpha: float
 
 
 def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean over images; where labels are weighted, a mixed image has the weight of its dominant half."""
+    """Returns the mean over images; where labels are weighted, a mixed image has the weight of its dominant half."""
     return losses.mean() if weights is None else (weights * losses).mean()
 
 

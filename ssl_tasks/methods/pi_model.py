@@ -1,6 +1,6 @@
 """Π-model (Laine & Aila 2016, arXiv 1610.02242).
 
-Two weak views of an unlabelled image, under different dropout, shall be predicted alike: loss = CE(labelled) +
+Two weak views of an unlabelled image, under different dropout, must be predicted alike: loss = CE(labelled) +
 w(t) · mean over images and classes of (softmax first - softmax second)², where w rises by exp(-5 (1 - t)²) and is 0
 at the first step. As in the official code both predictions carry a gradient.
 
@@ -32,7 +32,8 @@ from selftrain.ssl_tasks.settings.methods import PiModelSettings
 
 
 def disagreement(logits: Tensor, logits_again: Tensor) -> Tensor:
-    """The mean over images and classes of the squared difference of probabilities; both sides may carry a gradient."""
+    """Returns the mean over images and classes of the squared difference of probabilities; both sides may carry a
+    gradient."""
     return squared_difference(logits.softmax(dim=1), logits_again.softmax(dim=1)).mean()
 
 

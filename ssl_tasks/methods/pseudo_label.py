@@ -1,6 +1,6 @@
 """Pseudo-Label (Lee 2013, ICML workshop on challenges in representation learning; no arXiv id).
 
-Each unlabelled image's label is the network's own argmax at the current weights, drawn anew at every step:
+Each unlabelled image's label is the network's own argmax at the current weights, computed again at every step:
 loss = CE(labelled) + α(t) · CE(unlabelled, argmax), with α 0 before T1, then linear, and α_f from T2 on.
 
 `weight` α_f; `ramp_start` T1 and `ramp_end` T2 as shares of the run (Lee: epochs 100 and 600); `threshold` 0 lets
@@ -25,7 +25,7 @@ from selftrain.ssl_tasks.settings.methods import PseudoLabelSettings
 
 
 def binary_cross_entropies(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The mean over the batch of weight · the sum over classes of each sigmoid's binary cross-entropy."""
+    """Returns the mean over the batch of weight · the sum over classes of each sigmoid's binary cross-entropy."""
     targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
     return losses.mean() if weights is None else (weights * losses).mean()

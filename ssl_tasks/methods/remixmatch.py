@@ -35,7 +35,7 @@ from selftrain.ssl_tasks.settings.methods import ReMixMatchSettings
 
 
 def turned(images: Tensor, quarters: Tensor) -> Tensor:
-    """Each square image turned by its number of quarter turns."""
+    """Returns each square image turned by its number of quarter turns."""
     ways = torch.stack([images, *(images.rot90(turns, (2, 3)) for turns in (1, 2, 3))])
     return ways[quarters, torch.arange(len(images), device=images.device)]
 

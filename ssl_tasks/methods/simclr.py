@@ -31,7 +31,8 @@ from selftrain.ssl_tasks.settings.methods import SimCLRSettings
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The mean over both views of -log softmax(cosine / T) at the other view; and how often that is the nearest."""
+    """Returns the mean over both views of -log softmax(cosine / T) at the other view; and how often that is the
+    nearest."""
     views = F.normalize(torch.cat([first, second]), dim=1)
     with exact_products(views.device):  # in bf16 most similarities near 1 are alike
         similarity = views @ views.T / temperature
@@ -41,7 +42,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, 
 
 
 def with_other_ranks(rows: Tensor) -> Tensor:
-    """The rows of all ranks in rank order, of which one's own carry a gradient."""
+    """Returns the rows of all ranks in rank order, of which one's own carry a gradient."""
     if world() == 1:
         return rows
     start, everyone = rank() * len(rows), gather_rows(rows)
@@ -75,7 +76,7 @@ class SimCLR(Method):
         labeled, first, second = student.features(torch.cat([*batch.labeled, *batch.unlabeled])).split(counts)
         first, second = self.projection(torch.cat([first, second])).float().chunk(2)
         contrast, nearest = nt_xent(with_other_ranks(first), with_other_ranks(second), self.settings.temperature)
-        # Each rank has the gradient of its own rows of the one loss; the engine's mean over ranks shall be their sum.
+        # Each rank has the gradient of its own rows of the one loss; the engine's mean over ranks must be their sum.
         contrast = contrast.detach() + world() * (contrast - contrast.detach())
         logits = student.head(labeled.detach()).float()
         probe = labeled_cross_entropy(logits, batch)

@@ -28,7 +28,8 @@ from selftrain.ssl_tasks.settings.methods import UDASettings
 
 
 def annealed_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, weights: Tensor | None = None) -> Tensor:
-    """The mean of the cross-entropy over the images whose true class has at most `threshold`; 0 where none has."""
+    """Returns the mean of the cross-entropy over the images whose true class has at most `threshold`; 0 where none
+    has."""
     losses = F.cross_entropy(logits, labels, reduction="none")
     counted = (losses.detach().neg().exp() <= threshold).float()
     number = (sum_over_ranks(counted.sum()) / world()).clamp_min(1 / world())
@@ -43,7 +44,7 @@ def in_domain(confidence: Tensor, share: float) -> Tensor:
 
 
 def consistency_loss(logits_strong: Tensor, logits_weak: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """The mean over all rows of mask · KL(softmax(weak / T) ‖ softmax(strong))."""
+    """Returns the mean over all rows of mask · KL(softmax(weak / T) ‖ softmax(strong))."""
     return (mask * kl_divergence(logits_weak.detach() / temperature, logits_strong)).mean()
 
 

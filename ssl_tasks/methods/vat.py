@@ -39,7 +39,7 @@ from selftrain.ssl_tasks.settings.methods import VATSettings
 
 
 def unit(direction: Tensor) -> Tensor:
-    """Each image's direction at length 1, however short it is; 0 stays 0.
+    """Returns each image's direction at length 1, however short it is; 0 stays 0.
 
     It is divided by its largest entry first, lest squares of tiny ones underflow. No floor is added: the official
     ones (1e-12 and 1e-6) shorten the directions that a small ξ finds.
@@ -50,12 +50,13 @@ def unit(direction: Tensor) -> Tensor:
 
 
 def one_for_zero(lengths: Tensor) -> Tensor:
-    """The same lengths, to divide by."""
+    """Returns the same lengths, to divide by."""
     return torch.where(lengths > 0, lengths, torch.ones_like(lengths))
 
 
 def adversarial_direction(student: Classifier, images: Tensor, logits: Tensor, xi: float, iterations: int) -> Tensor:
-    """The unit change of each image that raises KL(logits ‖ changed) most, by power iteration from a random one."""
+    """Returns the unit change of each image that raises KL(logits ‖ changed) most, by power iteration from a random
+    one."""
     direction = torch.randn_like(images)
     for _ in range(iterations):
         direction = unit(direction).requires_grad_()

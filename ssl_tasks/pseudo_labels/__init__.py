@@ -1,1 +1,1 @@
-"""The table of invented labels: predicted in shards, selected, balanced, corrected, inspected."""
+"""The tables of pseudo-labels: predicted in shards, selected, balanced, corrected and inspected."""

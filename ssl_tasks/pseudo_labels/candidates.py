@@ -76,7 +76,7 @@ class Histogram:
     offered: NDArray[np.int64]  # of each class, before the rules of one sample
 
     def passing(self, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
-        """How many of each class are at least as confident as its threshold, which must be an edge."""
+        """Counts the images of each class with at least the confidence of its threshold, which must be an edge."""
         pairs = zip(self.ladders, thresholds, strict=True)
         return np.array([ladder.count[ladder.confidence >= least].sum() for ladder, least in pairs], np.int64)
 

@@ -254,7 +254,7 @@ def misfits(connection: duckdb.DuckDBPyConnection, table: str, manifest: Path) -
 
 
 def count_of(problems: list[Misfit]) -> int:
-    """How many corrections have a problem."""
+    """Counts the corrections with a problem."""
     return sum(number for _, number, _ in problems)
 
 

@@ -7,7 +7,6 @@ kernel frees that lock however the process ends.
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import signal
@@ -27,7 +26,7 @@ import pyarrow.dataset  # noqa: F401 - the same
 from numpy.typing import NDArray
 
 from selftrain.ssl_tasks.errors import Interrupted, OutOfMemory, SelftrainError
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock, take
 
 LOCK = "in-use.lock"
 STARTING = "starting.lock"
@@ -67,7 +66,8 @@ def _own(root: Path) -> bool:
 
 def _locked(folder: Path) -> int:
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    held = take(descriptor, blocking=False)
+    assert held, "no other process knows this new folder"
     return descriptor
 
 

@@ -1,11 +1,10 @@
-"""What a person looks at: pseudo-labels per class, how sure, how they changed, and which to look at first."""
+"""Shows pseudo-labels: per class, by confidence, their changes, and the review queue."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 from selftrain.ssl_tasks.errors import NotFound, nearest
@@ -13,18 +12,11 @@ from selftrain.ssl_tasks.pseudo_labels.engine import literal
 from selftrain.ssl_tasks.pseudo_labels.schema import STATS
 from selftrain.ssl_tasks.pseudo_labels.views import RoundTables, RunTables, open_tables
 
-# `true_precision` needs hidden truth; people's own labels are not the model's merit.
+# `true_precision` needs the ground truth; corrections do not count.
 TRUE_PRECISION = """
     SELECT s.label, avg((s.label = m.truth)::INTEGER) AS true_precision
     FROM selection s JOIN manifest m USING (sample_id)
     WHERE s.round = {round} AND s.source = 'model' AND m.truth IS NOT NULL GROUP BY s.label
-"""
-HISTOGRAM = """
-    SELECT least(floor(p.confidence * {bins}), {bins} - 1)::INTEGER AS bin, count(*) AS candidates,
-        count(s.sample_id) AS kept, avg((p.label = m.truth)::INTEGER) AS true_accuracy
-    FROM predictions p JOIN manifest m USING (sample_id)
-    LEFT JOIN selection s ON s.round = p.round AND s.sample_id = p.sample_id
-    WHERE p.round = {round} AND p.label IS NOT NULL GROUP BY bin
 """
 FLIPS = """
     SELECT before.class AS previous_class, now.class AS class, count(*) AS images,
@@ -33,15 +25,6 @@ FLIPS = """
     LEFT JOIN selection s ON s.round = now.round AND s.sample_id = now.sample_id
     WHERE now.round = {round} AND now.label <> before.label
     GROUP BY ALL ORDER BY images DESC, previous_class, class
-"""
-DRIFT = """
-    SELECT label, count(*) FILTER (origin = 'labeled') AS labeled, count(*) FILTER (origin = 'predicted') AS predicted,
-        count(*) FILTER (origin = 'kept') AS kept, sum(copies) FILTER (origin = 'kept')::BIGINT AS shown
-    FROM (
-        SELECT label, 'labeled' AS origin, 1 AS copies FROM manifest WHERE split = 'labeled' AND label >= 0
-        UNION ALL SELECT label, 'predicted', 1 FROM predictions WHERE round = {round} AND label IS NOT NULL
-        UNION ALL SELECT label, 'kept', copies FROM selection WHERE round = {round}
-    ) GROUP BY label
 """
 LABELS = """
     SELECT p.round, p.sample_id, p.position, coalesce(s.class, p.class) AS class, p.class AS predicted,
@@ -52,7 +35,7 @@ LABELS = """
     LEFT JOIN predictions before ON before.round = {previous} AND before.sample_id = p.sample_id
     WHERE p.round = {round}
 """
-# Which of them, from as few tables as the question needs: everything else is read of these few alone.
+# Picks the rows from as few tables as possible; other columns are read only for these rows.
 PICKED = """
     SELECT p.sample_id FROM predictions p {joins} WHERE p.round = {round} AND {where} ORDER BY {order} LIMIT {limit}
 """
@@ -94,7 +77,7 @@ SUMMARY = [
     *("estimated_precision", "precision_bound", "held_out", "promise"),
 ]
 REASONS = {
-    "flipped": "the round before said otherwise",
+    "flipped": "its class changed since the previous round",
     "disagreement": "views or teachers disagree",
     "near_threshold": "near the threshold",
     "far": "confident, but far from its class",
@@ -115,35 +98,11 @@ def class_summary(tables: RunTables, round: int | None = None) -> pd.DataFrame:
     return summary.merge(known, on="label", how="left").sort_values("label", ignore_index=True)
 
 
-def confidence_histogram(tables: RunTables, round: int | None = None, bins: int = 20) -> pd.DataFrame:
-    """One line per bin of confidence: low, high, candidates, kept, true_accuracy (where truth is known)."""
-    with open_tables(tables) as connection:
-        query = HISTOGRAM.format(round=round_of(tables, round).round, bins=bins)
-        found = connection.execute(query).df().set_index("bin").reindex(np.arange(bins))
-    found = found.fillna({"candidates": 0, "kept": 0}).astype({"candidates": int, "kept": int})
-    found.insert(0, "low", np.arange(bins) / bins)
-    found.insert(1, "high", (np.arange(bins) + 1) / bins)
-    return found.reset_index(drop=True)
-
-
 def flips(tables: RunTables, round: int | None = None) -> pd.DataFrame:
     """Labels that the round before gave otherwise: previous_class, class, images, mean_confidence, kept."""
     chosen = round_of(tables, round).round
     with open_tables(tables) as connection:
         return connection.execute(FLIPS.format(round=chosen, previous=chosen - 1)).df()
-
-
-def class_drift(tables: RunTables, round: int | None = None) -> pd.DataFrame:
-    """Class shares of the labelled images, of all predictions, of the kept ones and of what students are shown;
-    `drift` is shown less labelled. Half the sum of its absolute values is the total variation.
-    """
-    with open_tables(tables) as connection:
-        counts = connection.execute(DRIFT.format(round=round_of(tables, round).round)).df()
-    counts = counts.set_index("label").reindex(np.arange(len(tables.classes))).fillna(0)
-    shares = counts / counts.sum().replace(0, 1)
-    shares.insert(0, "class", list(tables.classes))
-    shares["drift"] = shares["shown"] - shares["labeled"]
-    return shares.reset_index()
 
 
 def review_queue(tables: RunTables, round: int | None = None, limit: int = 100) -> pd.DataFrame:
@@ -163,7 +122,7 @@ def review_queue(tables: RunTables, round: int | None = None, limit: int = 100) 
 
 @dataclass(frozen=True)
 class LabelFilter:
-    """Which labels to show, and in what order."""
+    """A filter and an order of pseudo-labels."""
 
     round: int | None = None  # default: the last
     class_name: str | None = None
@@ -228,14 +187,14 @@ def round_of(tables: RunTables, number: int | None) -> RoundTables:
     """A round by its number; the last by default."""
     known = {one.round: one for one in tables.rounds}
     if not known:
-        raise NotFound("this run has no pseudo-labels yet: no round has predicted")
+        raise NotFound("this run has no pseudo-labels yet; expected a round with predictions. See: selftrain status")
     if number is not None and number not in known:
-        raise NotFound(f"no round {number} with pseudo-labels; there are {', '.join(map(str, sorted(known)))}")
+        raise NotFound(f"no round {number} with pseudo-labels; expected one of {', '.join(map(str, sorted(known)))}")
     return known[max(known) if number is None else number]
 
 
 def stats_of(one: RoundTables) -> list[dict[str, object]]:
     """The per-class lines of a round's selection."""
     if one.selection is None:
-        raise NotFound(f"round {one.round} has selected nothing yet")
+        raise NotFound(f"round {one.round} has no selection yet. See: selftrain status")
     return json.loads((one.selection / STATS).read_text())["classes"]

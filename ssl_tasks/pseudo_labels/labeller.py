@@ -36,7 +36,7 @@ class Clock:
     _since: float = field(default_factory=time.monotonic)
 
     def spent_on(self, part: str) -> None:
-        """What passed since the last call was this."""
+        """Adds the time since the last call to this kind of work."""
         now = time.monotonic()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._since
         self._since = now
@@ -44,7 +44,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Batches:
-    """How images become views. A view depends on (seed, view, sample id), not on the batch it is in."""
+    """Makes views of images. A view depends on (seed, view, sample id), not on its batch."""
 
     batch_size: int
     views: int
@@ -79,7 +79,7 @@ class Batches:
         return weak_view(images, spread(ids, self.seed, f"view-{view}", DRAWS), self.flip, AUGMENT.crop_padding)
 
     def strong(self, images: NDArray[np.uint8], ids: Sequence[str], view: int) -> NDArray[np.uint8]:
-        """What a student sees."""
+        """Returns the strong view, as a student sees it."""
         from selftrain.ssl_tasks.data.views.randaugment import (  # albumentations: a second
             randaugment_draws,
             randaugment_view,
@@ -126,7 +126,7 @@ class Labeller:
 
     def __init__(self, teachers: Sequence[Trained], batch_size: int) -> None:
         self.teachers = teachers
-        # On a CPU, oneDNN keeps compiled kernels for every batch size it meets, some MB each: it shall meet few.
+        # On a CPU, oneDNN keeps compiled kernels for every batch size it meets, some MB each: it should see few.
         self.multiple = max(1, batch_size // 8)
         self._features: Tensor | None = None
         for teacher in teachers[:1]:
@@ -153,7 +153,9 @@ class Labeller:
                     said.append(torch.log_softmax(teacher.logits(images)[:count], dim=1))
                     features = self._features if features is None else features
         except torch.OutOfMemoryError as error:
-            raise OutOfMemory(f"{len(views[0])} images at a time are too many: lower predict.batch_size") from error
+            raise OutOfMemory(
+                f"{len(views[0])} images per batch need too much memory. Lower predict.batch_size"
+            ) from error
         assert features is not None
         alone = torch.stack(said)
         together = torch.logsumexp(alone, dim=0) - float(np.log(len(said))) if len(said) > 1 else alone[0]

@@ -25,10 +25,15 @@ from selftrain.ssl_tasks.data.dataset import Dataset, Pool
 from selftrain.ssl_tasks.data.order import key_of
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.cluster import spread
-from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
+from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.pseudo_labels import schema
-from selftrain.ssl_tasks.pseudo_labels.calibration import calibration, fit_temperature, fitting_half
+from selftrain.ssl_tasks.pseudo_labels.calibration import (
+    LOG_RANGE_OF_TEACHERS,
+    calibration,
+    fit_temperature,
+    fitting_half,
+)
 from selftrain.ssl_tasks.pseudo_labels.engine import saying_what_is_full
 from selftrain.ssl_tasks.pseudo_labels.labeller import (
     AUGMENT,
@@ -81,7 +86,8 @@ def check_classes(role: str, teacher: Trained, dataset: Dataset) -> None:
     """A teacher of other classes labels nothing that makes sense here."""
     if teacher.card.classes != dataset.classes:
         raise ConfigError(
-            f"{role} knows {len(teacher.card.classes)} classes ({', '.join(teacher.card.classes[:5])} …), the data "
+            f"{role} was trained on {len(teacher.card.classes)} classes "
+            f"({', '.join(teacher.card.classes[:5])} …), the data "
             f"{len(dataset.classes)} ({', '.join(dataset.classes[:5])} …); expected the same names in the same order. "
             "Set data.classes to the teacher's, or train a teacher on this data"
         )
@@ -134,7 +140,7 @@ class Predicting:
         return {name: self.context.inputs["dataset"].parts[name] for name in ("unlabeled", "validation")}
 
     def description(self, temperature: float) -> dict[str, Any]:
-        """What every shard says of itself."""
+        """Returns the description stored with every shard."""
         return {
             "schema": schema.SCHEMA_VERSION,
             "classes": list(self.dataset.classes),
@@ -158,7 +164,7 @@ class Predicting:
         }
 
     def opinions(self, pool: Pool, index: NDArray[np.int64], ids: Sequence[str]) -> Iterator[Opinion]:
-        """What the teachers say of some images, batch by batch."""
+        """Yields the teachers' predictions of images, batch by batch."""
         batches = Batches(
             self.settings.batch_size,
             self.settings.views,
@@ -202,9 +208,11 @@ class Predicting:
         if temperature == "fit":
             if not fitted.any():
                 raise ConfigError(
-                    "predict.temperature=fit needs held-out images; set data.split.validation, or a number"
+                    "predict.temperature=fit needs validation images, and there are none. Set "
+                    "data.split.validation, or a number"
                 )
-            temperature = fit_temperature(log_probs[fitted], labels[fitted])
+            best = fit_temperature(log_probs[fitted], labels[fitted], LOG_RANGE_OF_TEACHERS)
+            temperature = float(f"{best:.4g}")
         report = {
             "temperature": temperature,
             "fitted_on": int(fitted.sum()),
@@ -239,7 +247,7 @@ class Predicting:
         return described + self.write_unreadable(len(shards), temperature), len(shards) - len(missing)
 
     def shards(self, ids: pa.ChunkedArray, contents: pa.ChunkedArray, temperature: float) -> Iterator[Shard]:
-        """Where each shard begins and ends, and what names its answer."""
+        """Returns the range of each shard, and the key of its result."""
         question = self.question(temperature)
         starts = range(0, len(ids), AT_ONCE)
         one_by_one = (sample for start in starts for sample in ids[start : start + AT_ONCE].to_pylist())
@@ -338,7 +346,7 @@ def at_hand(context: StageContext) -> StageContext:
 
 
 def refuse_other_answers(asked: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """A machine that would compute otherwise must not fill in a shard: the same question has the same bytes."""
+    """A machine that would compute differently must not fill in a shard: the same question has the same bytes."""
     if others := sorted(name for name in asked if asked[name] != here[name]):
         name = others[0]
         raise ConfigError(

@@ -30,7 +30,7 @@ MOST_DENSE_CLASSES, SPARSE_TOP_K = 256, 16
 
 
 def stored_classes(num_classes: int, top_k: int | None) -> int:
-    """How many probabilities of a row are kept."""
+    """Returns how many probabilities of a row are stored."""
     wanted = top_k or (num_classes if num_classes <= MOST_DENSE_CLASSES else SPARSE_TOP_K)
     return min(wanted, num_classes)
 

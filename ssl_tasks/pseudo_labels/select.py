@@ -199,7 +199,7 @@ class Selecting:
         return unmatched
 
     def plan(self, histogram: Histogram, least: NDArray[np.float32]) -> Plan:
-        """How many of each class, from how many there are."""
+        """Plans how many of each class are accepted, from how many there are."""
         candidates.per_class_table(self.connection, "limits", least=least)
         passing = "SELECT label, confidence FROM eligible JOIN limits USING (label) WHERE confidence >= least"
         if self.settings.adaptive or self.settings.quantile is not None:  # then thresholds are no edges

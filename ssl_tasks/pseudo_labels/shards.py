@@ -67,7 +67,7 @@ class ShardCache:
     folder: Path
 
     def path(self, key: str) -> Path:
-        """Where the shard is, or would be."""
+        """Returns the path of a shard, whether it exists or not."""
         return self.folder / key[:2] / f"{key}.parquet"
 
     def find(self, key: str) -> Path | None:

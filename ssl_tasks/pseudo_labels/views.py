@@ -154,7 +154,7 @@ def sql(tables: RunTables, query: str, memory_gb: float = 1.0, timeout: float | 
             held += batch.nbytes
             if held > memory_gb * 2**30:
                 raise OutOfMemory(
-                    f"the answer is larger than {memory_gb:g} GiB; expected a smaller one. Ask for fewer rows or "
+                    f"the result is larger than {memory_gb:g} GiB, the limit. Ask for fewer rows or "
                     "columns, or write it to a file: selftrain sql RUN QUERY --csv FILE"
                 )
             found.append(batch)
@@ -224,7 +224,7 @@ def _saying_what_is_wrong() -> Iterator[None]:
     except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException):
         raise  # said by `open_duckdb`
     except MemoryError as error:  # Arrow's, too
-        raise OutOfMemory("the answer needed more memory than it may have; ask for fewer rows or columns") from error
+        raise OutOfMemory("the result needed more memory than is allowed. Ask for fewer rows or columns") from error
     except (duckdb.Error, pa.ArrowException) as error:
         raise UserError(f"{error}") from error
 

@@ -1,1 +1,1 @@
-"""The page that a person looks at: `page.write_report` writes it, `collect.report_data` gives what it shows."""
+"""The HTML report of a run, and the page of a comparison; `page.write_report` writes a report."""

@@ -1,4 +1,4 @@
-"""What the report shows, as typed values: no markup, no images but the sprites'."""
+"""The contents of the report as typed values: no markup, and no images except sprites."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Stage:
     stage: str
     round: int
     state: str
-    wall_seconds: float  # in this run: next to nothing where the answer was there already
-    cost_seconds: float | None  # of the computation, whichever run it was in
+    wall_seconds: float  # in this run; close to 0 for a reused stage
+    cost_seconds: float | None  # of the computation, in whichever run it happened
     key: str
     digest: str
     reason: str
@@ -36,34 +36,34 @@ class Stage:
 
 @dataclass(frozen=True)
 class ClassBalance:
-    """One class, from the labelled images to what a student is shown."""
+    """The numbers of one class, from labelled images to the images in a student's training."""
 
     labeled: int
     candidates: int
-    threshold: float | None  # None: nothing was good enough
+    threshold: float | None  # None: no confidence was high enough
     kept: int
     copies: int
     overrides: int
     mean_confidence: float | None
-    estimated_precision: float | None  # on held-out images
+    estimated_precision: float | None  # on validation images
     precision_bound: float | None
-    right: int | None  # of the kept ones, against hidden truth
+    right: int | None  # correct ones among the accepted, where the ground truth is known
     known: int | None
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Confidences of a round's candidates in equal bins: those kept and those not, by class and together."""
+    """Confidences of a round's predictions in equal bins, accepted and rejected, by class and in total."""
 
     bins: int
     kept: tuple[int, ...]
     left: tuple[int, ...]
-    by_class: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]  # empty where there are too many classes
+    by_class: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]  # empty if there are too many classes
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Cells (truth, said, count) that are not 0, the largest wrong ones where there are too many."""
+    """A confusion matrix as non-zero cells (truth, predicted, count); of too many, the largest wrong ones."""
 
     cells: tuple[tuple[int, int, int], ...]
     right: int
@@ -73,7 +73,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins (lower, upper, count, confidence, accuracy) on validation, as the model is and with its temperature."""
+    """Bins (lower, upper, count, confidence, accuracy) on validation, without and with the fitted temperature."""
 
     bins: tuple[Mapping[str, Any], ...]
     tempered: tuple[Mapping[str, Any], ...]
@@ -84,17 +84,17 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Flips:
-    """Labels that the round before gave otherwise: how many, of how many, and the most frequent (from, to, count)."""
+    """Images whose predicted class changed since the previous round: their number, and the most frequent changes."""
 
     flipped: int
     compared: int
     kept: int
-    pairs: tuple[tuple[int, int, int, int], ...]  # from, to, images, of these kept
+    pairs: tuple[tuple[int, int, int, int], ...]  # from, to, images, accepted images
 
 
 @dataclass(frozen=True)
 class RoundPage:
-    """All about one round; round 0 is the teacher and has a model alone."""
+    """Everything about one round; round 0 is the teacher and has only a model."""
 
     round: int
     model: str
@@ -106,13 +106,15 @@ class RoundPage:
     copies: int | None = None
     overrides: int = 0
     rejected: int = 0
-    unmatched_corrections: int = 0  # by people, that do not fit the data any more
+    unmatched_corrections: int = 0  # corrections that no longer match the data
     unreadable: int = 0
-    right: int | None = None  # of the kept ones, where truth is known
+    right: int | None = None  # correct ones among the accepted, where the ground truth is known
     known: int | None = None
     validation: Score | None = None
     test: Score | None = None
-    medians: Mapping[str, float] | None = None  # of the last evaluations in training, by split, and `of` how many
+    medians: Mapping[str, float] | None = (
+        None  # medians of the last evaluations in training by split, and `of` how many
+    )
     balance: tuple[ClassBalance, ...] = ()
     histogram: Histogram | None = None
     reliability: Reliability | None = None
@@ -126,33 +128,33 @@ class RoundPage:
 
 @dataclass(frozen=True)
 class Opinion:
-    """What one round said of a sample."""
+    """The prediction and selection of a sample in one round."""
 
     round: int
     label: int
-    given: int | None  # the label students see: a person's where there is one; None where it was not kept
+    given: int | None  # the label that students see, after a correction if there is one; None if rejected
     source: str | None
     copies: int
     rank: int | None
     confidence: float
     margin: float
     agreement: float | None
-    before: int | None  # the label of the round before
-    near: bool  # to the threshold
-    rejected: bool  # by a person
-    score: float  # how much it is worth a look
+    before: int | None  # the label of the previous round
+    near: bool  # near the threshold
+    rejected: bool  # by a correction
+    score: float  # how useful a review is
     why: str
     top: tuple[tuple[int, float], ...]  # class, probability
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture of the gallery and its labels through the rounds."""
+    """A picture of the gallery with its prediction in each round."""
 
     id: str
     uri: str
     truth: int | None
-    picture: int | None  # its number among the sprites' tiles
+    picture: int | None  # its tile in the sprites
     opinions: tuple[Opinion, ...]
 
 
@@ -167,7 +169,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures worth a look; `of` is how many candidates there are in the last round."""
+    """The pictures of the gallery; `of` is the number of predictions in the last round."""
 
     samples: tuple[Sample, ...]
     pictures: Pictures
@@ -177,7 +179,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything."""
+    """All contents of a report."""
 
     run: Mapping[str, Any]
     classes: tuple[str, ...]

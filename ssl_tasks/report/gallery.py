@@ -1,6 +1,6 @@
 """Picks the pseudo-labels that the gallery shows, with their history and pictures.
 
-The review queue comes first, then uncertain ones, changed ones, and examples of every class.
+The review queue comes first, then uncertain and changed ones, and examples of every class.
 """
 
 import heapq
@@ -24,9 +24,9 @@ from selftrain.ssl_tasks.report.questions import looked
 from selftrain.ssl_tasks.store.runs import Run
 
 MOST_PICTURES = 1_600  # over all rounds
-LAST_ROUND = 0.5  # its share of them
+LAST_ROUND = 0.5  # share of the last round
 
-# Ids rather than rows are sorted, with ties broken by id: the same picture is chosen whatever the threads do.
+# Ids are sorted, with ties broken by id, so that the choice does not depend on threads.
 FLIPPED = "SELECT sample_id FROM looked WHERE before <> label ORDER BY confidence DESC, sample_id LIMIT {limit}"
 NEAR_KEPT = "SELECT sample_id FROM looked WHERE near AND given IS NOT NULL ORDER BY confidence, sample_id LIMIT {limit}"
 NEAR_LEFT = (
@@ -43,21 +43,21 @@ BY_CLASS = """
 """
 PEOPLES = "SELECT sample_id FROM looked WHERE source = 'override' OR rejected ORDER BY sample_id LIMIT {limit}"
 ANY = "SELECT sample_id FROM looked ORDER BY hash(sample_id), sample_id LIMIT {limit}"
-# Shares of a round's pictures, by reason.
+# The queries that pick a round's pictures, with their shares.
 SHARES = ((FLIPPED, 0.12), (NEAR_KEPT, 0.08), (NEAR_LEFT, 0.08), (BY_CLASS, 0.3), (PEOPLES, 0.04), (ANY, 0.08))
 QUEUE_SHARE = 0.3
 
 
 @dataclass
 class Picks:
-    """Samples in the order of their worth, and what the review queue of each round says of them."""
+    """The picked samples in order of usefulness, with each round's review queue."""
 
     ids: dict[str, None]
     queue: dict[tuple[int, str], tuple[float, str]]
 
 
 def quota(round_number: int, rounds: int) -> int:
-    """How many pictures a round may choose."""
+    """Returns the number of pictures that a round may pick."""
     if rounds == 1:
         return MOST_PICTURES
     return int(MOST_PICTURES * (LAST_ROUND if round_number == rounds else (1 - LAST_ROUND) / (rounds - 1)))
@@ -70,7 +70,7 @@ def pick(
     num_classes: int,
     picks: Picks,
 ) -> None:
-    """Adds a round's choice; the table `looked` is the round's."""
+    """Adds the pictures that a round picks; the table `looked` must be this round's."""
     room = quota(round_number, len(tables.rounds))
     if next(one for one in tables.rounds if one.round == round_number).selection is not None:
         queue = review_queue(tables, round_number, limit=int(room * QUEUE_SHARE))
@@ -81,22 +81,22 @@ def pick(
     is_last = round_number == max(one.round for one in tables.rounds)
     for query, share in SHARES:
         limit = max(1, int(room * share))
-        if query is ANY and is_last:  # a small data set is shown whole
+        if query is ANY and is_last:  # all images of a small data set are shown
             limit = max(limit, MOST_PICTURES - len(picks.ids))
         filled = query.format(limit=limit, each=max(1, limit // (3 * num_classes)))
         for (sample,) in connection.execute(filled).fetchall():
             picks.ids.setdefault(sample)
 
 
-TOP = 5  # probabilities shown of a sample
-MOST_OF_TEXT = 0.4  # of the gallery's bytes, for what is said of the samples; the rest is for their pictures
+TOP = 5  # number of probabilities shown per sample
+MOST_OF_TEXT = 0.4  # share of the gallery's bytes for text; the rest is for pictures
 NO_PICTURES = Pictures(8, COLUMNS, ())
 
 
 def open_gallery(
     connection: duckdb.DuckDBPyConnection, run: Run, tables: RunTables, picks: Picks, candidates: int, most_bytes: int
 ) -> Gallery:
-    """The picked samples with their labels, then their pictures, in as many bytes as there are."""
+    """Returns the gallery: the picked samples, then their pictures, within the given bytes."""
     found = read_picked(connection, tables, picks)
     samples = [sample_of(rows, at, picks) for at, rows in enumerate(found)]
     used = np.cumsum([size(asdict(sample)) for sample in samples])
@@ -113,7 +113,7 @@ def open_gallery(
 def read_picked(
     connection: duckdb.DuckDBPyConnection, tables: RunTables, picks: Picks
 ) -> list[list[Mapping[str, Any]]]:
-    """For each picked sample its rows in the rounds' tables, oldest round first."""
+    """Returns, for each picked sample, its rows in the rounds' tables, the oldest round first."""
     found: dict[str, list[Mapping[str, Any]]] = {sample: [] for sample in picks.ids}
     connection.register("picked_ids", pa.table({"sample_id": pa.array(list(found), pa.string())}))
     for one in tables.rounds:
@@ -126,19 +126,19 @@ def read_picked(
 
 
 def draw(run: Run, positions: list[int], most_bytes: int) -> tuple[Pictures | None, str]:
-    """The pictures, or why there are none: labels can be read without them."""
+    """Returns the pictures, or the reason why there are none; the gallery is useful without them."""
     dataset = run.dataset
     assert dataset is not None
     try:
         pool = Dataset.open(dataset, run.workspace / "cache", run.config.runtime).pool("unlabeled")
         sheets, tile = make_sheets(pool.images, np.array(positions, np.int64))
     except (SelftrainError, OSError) as error:
-        return None, f"The images cannot be read any more, so labels are shown without them: {error}"
+        return None, f"The images can no longer be read, so the pseudo-labels are shown without them: {error}"
     return encode_sheets(sheets, tile, most_bytes), ""
 
 
 def sample_of(rows: list[Mapping[str, Any]], picture: int, picks: Picks) -> Sample:
-    """One sample from its rows, a round each."""
+    """Returns one sample from its rows, one per round."""
     last = rows[-1]
     opinions = tuple(opinion_of(row, picks) for row in rows)
     truth = last["truth"]
@@ -148,7 +148,7 @@ def sample_of(rows: list[Mapping[str, Any]], picture: int, picks: Picks) -> Samp
 
 
 def opinion_of(row: Mapping[str, Any], picks: Picks) -> Opinion:
-    """What one round said."""
+    """Returns the prediction and selection of one round from its row."""
     score, why = picks.queue.get((row["round"], row["sample_id"]), (0.0, ""))
     agreement = row["view_agreement"]
     return Opinion(
@@ -171,11 +171,11 @@ def opinion_of(row: Mapping[str, Any], picks: Picks) -> Opinion:
 
 
 def largest(probs: list[float], classes: list[int] | None) -> tuple[tuple[int, float], ...]:
-    """The most probable classes, most probable first."""
+    """Returns the most probable classes, the most probable first."""
     known = enumerate(probs) if classes is None else zip(classes, probs, strict=True)
     return tuple((one, digits(p)) for one, p in heapq.nlargest(TOP, known, key=lambda pair: (pair[1], -pair[0])))
 
 
 def digits(value: float) -> float:
-    """Four digits: what a person reads, and what a file needs to hold."""
+    """Rounds to four digits, which keeps the page small."""
     return round(value, 4) if math.isfinite(value) else 0.0

@@ -21,23 +21,23 @@ from selftrain.ssl_tasks.report.data import Gallery, ReportData, RoundPage, Stag
 from selftrain.ssl_tasks.report.gallery import NO_PICTURES, Picks, open_gallery, pick
 from selftrain.ssl_tasks.report.pictures import embed, size
 from selftrain.ssl_tasks.report.rounds import round_page, thresholds_of
-from selftrain.ssl_tasks.store.advice import advice
 from selftrain.ssl_tasks.store.artifacts import write_atomically
-from selftrain.ssl_tasks.store.runs import RoundArtifacts, Run, tables_folder
+from selftrain.ssl_tasks.store.runs import RoundArtifacts, Run, advice, tables_folder
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 MEMORY_GB = 1.0
-MOST_BYTES = 14_500_000  # of the data in the page: with style and scripts it stays below 15 MB
+MOST_BYTES = 14_500_000  # size of the data in the page; with style and scripts, the page stays below 15 MB
 MOST_GALLERY_BYTES = 12_000_000
-SHOWN_OF_RUN = ("id", "name", "state", "stopped", "created", "finished", "command", "tracked")
+SHOWN_OF_RUN = ("id", "name", "state", "stopped", "created", "finished", "tracked")
 Links = Mapping[str, str]
 
 
 def report_data(run: Run, links: Links | None = None) -> ReportData:
-    """Everything the report shows of a run, finished or not. `links`: MLflow's pages by artifact digest and run id."""
+    """Returns the contents of a run's report, finished or not. `links`: MLflow's pages by artifact digest and run
+    id."""
     info = run.info
     shown = {name: info[name] for name in SHOWN_OF_RUN if name in info}
     shown["advice"] = advice(run)
@@ -58,7 +58,7 @@ def report_data(run: Run, links: Links | None = None) -> ReportData:
 def look(
     run: Run, rounds: list[RoundArtifacts], labeled: tuple[int, ...], room: int
 ) -> tuple[tuple[RoundPage, ...], Gallery]:
-    """The rounds' pages and, in the room that they leave, the gallery; from one database."""
+    """Returns the pages of the rounds and, in the remaining bytes, the gallery."""
     dataset = run.dataset
     assert dataset is not None
     tables = RunTables(
@@ -90,7 +90,7 @@ def look(
 def define_views(
     connection: duckdb.DuckDBPyConnection, tables: RunTables, rounds: list[RoundArtifacts], num_classes: int
 ) -> None:
-    """The run's views, and the table `thresholds`."""
+    """Creates the run's views and the table `thresholds`."""
     if tables.rounds:
         for name, query in view_queries(tables).items():
             connection.execute(f"CREATE VIEW {name} AS {query}")
@@ -109,19 +109,19 @@ def define_views(
 
 
 def best_round(pages: tuple[RoundPage, ...]) -> int | None:
-    """The best on validation, the first of equals; never chosen by the test set."""
+    """Returns the round that is best on validation, the first of equals; the test images are never used."""
     known = [page for page in pages if page.validation is not None]
     return max(known, key=lambda page: (page.validation.accuracy, -page.round)).round if known else None  # type: ignore[union-attr]
 
 
 def read_stages(run: Run, links: Links) -> tuple[Stage, ...]:
-    """The stages in the order of the run, and where each one's inputs came from."""
+    """Returns the stages in the order of the run, each with the origin of its inputs."""
     records = run.stages()
     manifests: dict[str, Mapping[str, Any]] = {}
     for record in records:
         found = run.artifact(record.name)
         manifests[record.name] = found.manifest if found is not None else {}
-    # By contents: what is there again after a change upstream has another key, and is the same input.
+    # By contents: after a change upstream, the same contents have another key and are still the same input.
     makers = {(m["stage"], m["digest"]): name for name, m in reversed(manifests.items()) if m}
     return tuple(
         Stage(
@@ -150,8 +150,8 @@ def read_stages(run: Run, links: Links) -> tuple[Stage, ...]:
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("page", "figures", "charts", "overview", "rounds", "corrections", "gallery", "lineage", "main")
 
-# Scripts run by their digest alone, so text from data could not run even if it came to stand in the markup. Plot writes
-# style attributes, whence 'unsafe-inline' for styles. Nothing may be fetched, framed, submitted or based elsewhere.
+# Only scripts with these digests run, so text from data could not run even inside the markup. Styles need
+# 'unsafe-inline', because Plot writes style attributes. Nothing may be fetched, framed or submitted.
 POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'"
@@ -168,7 +168,7 @@ PAGE = """<!doctype html>
 <style>{style}</style>
 </head>
 <body>
-<noscript>This page draws itself with JavaScript, which is off here. It loads nothing from anywhere.</noscript>
+<noscript>This page needs JavaScript, which is off here. It loads nothing from the network.</noscript>
 <main id="report"></main>
 <script type="application/json" id="data">{data}</script>
 <script>{library}</script>
@@ -185,12 +185,12 @@ def write_report(run: Run, output: Path, links: Links | None = None) -> Path:
 
 
 def render(data: ReportData) -> str:
-    """The whole report."""
+    """Returns the whole report as HTML."""
     return render_page(f"{data.run['id']} · selftrain", asdict(data), SCRIPTS)
 
 
 def render_page(title: str, data: Any, scripts: Sequence[str]) -> str:
-    """A page that some of our scripts draw from `data`."""
+    """Returns a page that the given scripts draw from `data`."""
     library = (STATIC / "vendor" / "charts.min.js").read_text()
     script = (
         "(() => {\n'use strict';\n" + "\n".join((STATIC / f"{name}.js").read_text() for name in scripts) + "\n})();"
@@ -206,7 +206,7 @@ def render_page(title: str, data: Any, scripts: Sequence[str]) -> str:
 
 
 def source_digest(source: str) -> str:
-    """A script's name in a content security policy."""
+    """Returns a script's digest for a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
@@ -215,7 +215,7 @@ COMPARISON_SCRIPTS = ("page", "figures", "compare")
 
 @dataclass(frozen=True)
 class Point:
-    """One run behind a line of the table."""
+    """One run behind a row of the table."""
 
     run: str
     seed: int | None
@@ -226,23 +226,23 @@ class Point:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A line of `table` for each run, or for each method and label budget; its runs stand in `points`."""
+    """A comparison: `table` has a row per run, or per method and label budget; `points` are the runs of each row."""
 
     kind: Literal["runs", "methods"]
     title: str
     asked: Mapping[str, str]
-    split: Literal["test", "validation"]  # where models are compared image by image
+    split: Literal["test", "validation"]  # the split on whose images models are compared
     table: "pd.DataFrame"
     points: tuple[tuple[Point, ...], ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of the table; what is not known is None."""
+        """Returns the rows of the table; unknown values are None."""
         known = self.table.astype(object).where(self.table.notna(), None)
         return [{str(name): value for name, value in row.items()} for row in known.to_dict("records")]
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """One page that needs nothing else."""
+    """Returns the page of a comparison as one HTML file."""
     rows = [
         {**row, "points": [asdict(point) for point in points]}
         for row, points in zip(comparison.rows(), comparison.points, strict=True)

@@ -1,6 +1,6 @@
-"""Thumbnails packed into a few sprites, small enough for a page sent by mail; and safe JSON inside a page.
+"""Packs thumbnails into a few sprites, small enough for a page sent by mail, and embeds JSON safely in a page.
 
-The JSON has no character that HTML could take for markup, and no value that JSON does not know.
+The JSON has no character that HTML could read as markup, and no NaN or infinity.
 """
 
 import base64
@@ -21,20 +21,20 @@ Load = Callable[[NDArray[np.int64]], NDArray[np.uint8]]  # positions → [n, S, 
 
 LARGEST_TILE = 96
 COLUMNS = 16
-LOSSLESS_TILE = 16  # so small that JPEG would show, and PNG is small too
+LOSSLESS_TILE = 16  # tiles so small that JPEG artefacts would be visible; PNG is small enough
 QUALITIES = (88, 70, 50, 30)
-TILE_MULTIPLE = 8  # JPEG's blocks: no tile bleeds into its neighbour
+TILE_MULTIPLE = 8  # size of JPEG's blocks, so that no tile bleeds into its neighbour
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How sprites are stored."""
+    """The format, size and quality of sprites."""
 
     format: str
     quality: int
 
     def uri(self, sheet: NDArray[np.uint8]) -> str:
-        """A data URI of one sprite."""
+        """Returns the data URI of one sprite."""
         stream = io.BytesIO()
         image = Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet)
         if self.format == "png":
@@ -45,7 +45,7 @@ class Encoding:
 
 
 def make_sheets(load: Load, positions: NDArray[np.int64]) -> tuple[list[NDArray[np.uint8]], int]:
-    """The images at `positions`, in their order, as arrays of COLUMNS × COLUMNS tiles each; and a tile's side."""
+    """Returns the images at `positions`, in order, as arrays of COLUMNS × COLUMNS tiles, and the side of a tile."""
     each, sheets, tile = COLUMNS**2, [], LARGEST_TILE
     for start in range(0, len(positions), each):
         images = load(positions[start : start + each])
@@ -55,7 +55,7 @@ def make_sheets(load: Load, positions: NDArray[np.int64]) -> tuple[list[NDArray[
 
 
 def encode_sheets(sheets: list[NDArray[np.uint8]], tile: int, most_bytes: int) -> Pictures:
-    """Sheets as sprites; coarser until they fit, then without the last ones."""
+    """Encodes sheets as sprites, with lower quality until they fit, then without the last ones."""
     kinds = [Encoding("png", 0)] if tile <= LOSSLESS_TILE else [Encoding("jpeg", quality) for quality in QUALITIES]
     sprites: list[str] = []
     for kind in kinds:
@@ -68,12 +68,12 @@ def encode_sheets(sheets: list[NDArray[np.uint8]], tile: int, most_bytes: int) -
 
 
 def tile_side(image_size: int) -> int:
-    """A multiple of JPEG's block, no larger than the image asks for."""
+    """Returns the side of a tile: a multiple of JPEG's block, not much larger than the image."""
     return min(LARGEST_TILE, -(-image_size // TILE_MULTIPLE) * TILE_MULTIPLE)
 
 
 def fit(image: NDArray[np.uint8], tile: int) -> NDArray[np.uint8]:
-    """One image in a tile's size: averaged where it is larger, in whole pixels where it is as large or smaller."""
+    """Resizes an image to a tile: a larger image is averaged, a smaller one enlarged by whole pixels."""
     if image.shape[0] == tile:
         return image
     channels = image.shape[-1]
@@ -83,7 +83,7 @@ def fit(image: NDArray[np.uint8], tile: int) -> NDArray[np.uint8]:
 
 
 def lay_out(tiles: list[NDArray[np.uint8]], tile: int) -> NDArray[np.uint8]:
-    """Tiles in rows from the top left; the last rows that stay empty are cut off."""
+    """Arranges tiles in rows from the top left, and cuts empty rows off at the end."""
     rows = -(-len(tiles) // COLUMNS)
     sheet = np.zeros((rows * tile, COLUMNS * tile, tiles[0].shape[-1]), np.uint8)
     for number, image in enumerate(tiles):
@@ -93,21 +93,21 @@ def lay_out(tiles: list[NDArray[np.uint8]], tile: int) -> NDArray[np.uint8]:
 
 
 def embed(value: Any) -> str:
-    """JSON that no HTML parser can take for anything else, whatever text the data holds."""
+    """Returns JSON that no HTML parser can misread, whatever text the data contains."""
     text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    # Half a surrogate pair, as a file name that is no text leaves it, is not UTF-8.
+    # Half of a surrogate pair, from a file name that is not UTF-8, cannot be encoded.
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def size(value: Any) -> int:
-    """Bytes of a value in the page."""
+    """Returns the bytes of a value in the page."""
     return len(embed(value).encode())
 
 
 def finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: null stands for both."""
+    """Replaces NaN and infinity by null, because JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A round's predictions, selection and truth in one table, and the few numbers that charts need of it."""
+"""Joins a round's predictions, selection and ground truth into one table, and computes the numbers of the charts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from selftrain.ssl_tasks.pseudo_labels.views import RoundTables
 from selftrain.ssl_tasks.report.data import Confusion, Flips, Histogram
 
 BINS = 40
-MOST_HISTOGRAMS = 3_000  # of single classes, over all rounds
-MOST_CELLS = 60_000  # of confusion matrices, over all rounds
+MOST_HISTOGRAMS = 3_000  # histograms of single classes, over all rounds
+MOST_CELLS = 60_000  # cells of confusion matrices, over all rounds
 MOST_PAIRS = 60
 
-# Labelled images are predicted too, but nobody invents labels for them.
+# Labelled images are predicted too, but get no pseudo-labels.
 LOOKED = """
     SELECT p.sample_id, p.position, p.label, p.confidence, p.margin, p.view_agreement, m.truth, m.uri,
         s.label AS given, s.source, coalesce(s.copies, 0) AS copies, s.rank_in_class, b.label AS before,
@@ -35,7 +35,7 @@ Counts = NDArray[np.int64]
 
 
 def looked(one: RoundTables, more: str = "", only: str = "") -> str:
-    """SQL: a round's candidates with all that is known of them."""
+    """Returns the SQL of a table with a round's predictions, selection, ground truth and corrections."""
     rejections = NO_REJECTIONS
     if one.selection is not None and (path := one.selection / OVERRIDES).exists():
         rejections = f"(SELECT sample_id FROM {read_parquet(path)} WHERE label IS NULL)"
@@ -46,18 +46,18 @@ def looked(one: RoundTables, more: str = "", only: str = "") -> str:
 
 @dataclass(frozen=True)
 class Questions:
-    """Asks the table `looked` of one round."""
+    """Queries the table `looked` of one round."""
 
     connection: duckdb.DuckDBPyConnection
     num_classes: int
     rounds: int
 
     def rows(self, query: str) -> Iterator[tuple[int, ...]]:
-        """The rows of a query whose columns are all numbers."""
+        """Returns the rows of a query whose columns are all numbers."""
         return ((*map(int, row),) for row in self.connection.execute(query).fetchall())
 
     def histogram(self) -> Histogram:
-        """Of confidence, by class where that is not too much."""
+        """Returns the histogram of confidence, by class if there are not too many."""
         counts = np.zeros((2, self.num_classes, BINS), np.int64)
         query = f"""
             SELECT label, least(floor(confidence * {BINS}), {BINS} - 1)::INTEGER AS bin,
@@ -73,7 +73,7 @@ class Questions:
         return Histogram(BINS, plain(counts[0].sum(axis=0)), plain(counts[1].sum(axis=0)), by_class)
 
     def label_confusion(self) -> Confusion | None:
-        """The model's labels that were kept, against hidden truth."""
+        """Returns the confusion of accepted pseudo-labels and ground truth."""
         query = """
             SELECT truth, given, count(*) FROM looked
             WHERE truth >= 0 AND given IS NOT NULL AND source = 'model' GROUP BY ALL
@@ -82,7 +82,7 @@ class Questions:
         return sparse_confusion(np.array(cells, np.int64), self.rounds) if cells else None
 
     def flips(self) -> Flips:
-        """Against the round before."""
+        """Returns the changes of predicted classes since the previous round."""
         changed = list(
             self.rows(f"""
                 SELECT before, label, count(*) AS images, count(given) FROM looked
@@ -96,7 +96,8 @@ class Questions:
         return Flips(flipped, compared, kept, tuple((a, b, images, of) for a, b, images, of in changed))
 
     def right_by_class(self) -> tuple[Counts, Counts]:
-        """Per given class how many of the model's kept labels are right, and of how many that is known."""
+        """Returns, per class, how many accepted pseudo-labels are correct, and of how many the ground truth is
+        known."""
         found = np.zeros((2, self.num_classes), np.int64)
         query = """
             SELECT given, count(*) FILTER (given = truth), count(*) FROM looked
@@ -107,12 +108,13 @@ class Questions:
         return found[0], found[1]
 
     def count(self) -> int:
-        """Candidates."""
+        """Returns the number of predictions."""
         return next(self.rows("SELECT count(*) FROM looked"))[0]
 
 
 def sparse_confusion(cells: Counts, rounds: int) -> Confusion:
-    """From rows (truth, said, count); where there are too many, the diagonal and the largest others are kept."""
+    """Builds a confusion from rows (truth, predicted, count); of too many, it keeps the diagonal and the largest
+    others."""
     cells = cells[cells[:, 2] > 0]
     on_diagonal = cells[:, 0] == cells[:, 1]
     right, total = int(cells[on_diagonal, 2].sum()), int(cells[:, 2].sum())
@@ -123,5 +125,5 @@ def sparse_confusion(cells: Counts, rounds: int) -> Confusion:
 
 
 def plain(values: Counts) -> tuple[int, ...]:
-    """Python's numbers."""
+    """Converts NumPy's numbers to Python's."""
     return tuple(values.tolist())

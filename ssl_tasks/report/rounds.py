@@ -1,4 +1,4 @@
-"""One round's page: from the JSON files beside models, evaluations, selections and gates, and from its tables."""
+"""Collects the page of one round from the JSON files and tables of its artifacts."""
 
 import json
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from selftrain.ssl_tasks.report.questions import Questions, looked, sparse_confu
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.store.runs import RoundArtifacts, tables_folder
 
-MOST_POINTS = 200  # of a learning curve
-MOST_BALANCES = 30_000  # lines by class, over the last rounds
+MOST_POINTS = 200  # points of a learning curve
+MOST_BALANCES = 30_000  # rows by class, over the last rounds
 
 
 def round_page(
@@ -26,7 +26,7 @@ def round_page(
     connection: duckdb.DuckDBPyConnection,
     rounds: int,
 ) -> RoundPage:
-    """Everything about a round; leaves the table `looked` behind where the round has predictions."""
+    """Returns the page of a round; if the round has predictions, it creates the table `looked`."""
     page: dict[str, Any] = {
         "round": one.round,
         "model": "teacher" if one.round == 0 else f"student {one.round}",
@@ -45,7 +45,7 @@ def round_page(
 
 
 def model_facts(model: Artifact | None) -> dict[str, Any]:
-    """What was trained, how, and how it came along."""
+    """Returns the network, the method and the learning curve of a model."""
     if model is None:
         return {"architecture": "", "method": ""}
     settings = model.manifest.get("settings", {})
@@ -60,7 +60,7 @@ def model_facts(model: Artifact | None) -> dict[str, Any]:
 
 
 def medians(model: Artifact) -> dict[str, float] | None:
-    """The median accuracies of the last evaluations, where the recipe asked for them."""
+    """Returns the median accuracies of the last evaluations, if the recipe sets `median_of`."""
     if "median_of" not in model.summary:
         return None
     found = {split: model.summary[f"median_{split}_accuracy"] for split in ("validation", "test")}
@@ -68,7 +68,7 @@ def medians(model: Artifact) -> dict[str, float] | None:
 
 
 def learning_curve(model: Artifact) -> tuple[tuple[int, float], ...]:
-    """Validation accuracy by step, thinned out evenly where there are many points."""
+    """Returns the validation accuracy by step, thinned out evenly if there are many points."""
     path = tables_folder(model) / "history.parquet"
     if not path.exists() or "validation_accuracy" not in pq.read_schema(path).names:
         return ()
@@ -81,7 +81,7 @@ def learning_curve(model: Artifact) -> tuple[tuple[int, float], ...]:
 
 
 def evaluation_facts(evaluation: Artifact | None, rounds: int) -> dict[str, Any]:
-    """Scores, reliability and confusion on validation."""
+    """Returns the scores, and the reliability and confusion on validation."""
     if evaluation is None:
         return {}
     metrics = read_json(evaluation, "metrics.json")
@@ -94,7 +94,7 @@ def evaluation_facts(evaluation: Artifact | None, rounds: int) -> dict[str, Any]
 
 
 def score(metrics: Mapping[str, Any]) -> Score | None:
-    """An accuracy, where there was anything to measure on."""
+    """Returns an accuracy with its interval; None if there were no images."""
     if not metrics.get("count"):
         return None
     interval = metrics["accuracy_interval"]
@@ -102,7 +102,7 @@ def score(metrics: Mapping[str, Any]) -> Score | None:
 
 
 def reliability(metrics: Mapping[str, Any], temperature: float | None) -> Reliability:
-    """Bins that hold images."""
+    """Returns the reliability, with only the bins that hold images."""
     tempered = metrics.get("tempered", {})
     return Reliability(
         bins=tuple(one for one in metrics["reliability"] if one["count"]),
@@ -114,13 +114,13 @@ def reliability(metrics: Mapping[str, Any], temperature: float | None) -> Reliab
 
 
 def dense_confusion(matrix: np.ndarray, rounds: int) -> Confusion:
-    """From a matrix whose rows are the truth."""
+    """Builds a confusion from a matrix whose rows are the ground truth."""
     truth, said = np.nonzero(matrix)
     return sparse_confusion(np.stack([truth, said, matrix[truth, said]], axis=1).astype(np.int64), rounds)
 
 
 def selection_facts(one: RoundArtifacts, labeled: tuple[int, ...], questions: Questions) -> dict[str, Any]:
-    """What was invented, by class, and how right it is where that is known."""
+    """Returns the pseudo-labels by class, with their accuracy where the ground truth is known."""
     facts: dict[str, Any] = {"candidates": questions.count(), "histogram": questions.histogram()}
     if one.round > 1:
         facts["flips"] = questions.flips()
@@ -146,7 +146,7 @@ def selection_facts(one: RoundArtifacts, labeled: tuple[int, ...], questions: Qu
 
 
 def class_balance(line: Mapping[str, Any], labeled: int, right: int, known: int) -> ClassBalance:
-    """One line of stats.json beside what else is known of its class."""
+    """Combines a row of stats.json with the other numbers of its class."""
     return ClassBalance(
         labeled=labeled,
         right=right if known else None,
@@ -162,10 +162,10 @@ def class_balance(line: Mapping[str, Any], labeled: int, right: int, known: int)
 
 
 def thresholds_of(one: RoundArtifacts) -> list[float | None]:
-    """The least confidence of every class."""
+    """Returns the threshold of every class."""
     return [] if one.selection is None else [line["threshold"] for line in read_json(one.selection, STATS)["classes"]]
 
 
 def read_json(artifact: Artifact, name: str) -> dict[str, Any]:
-    """One of an artifact's files."""
+    """Reads one of an artifact's JSON files."""
     return json.loads((tables_folder(artifact) / name).read_text())

@@ -1,1 +1,1 @@
-"""The sections of a recipe as types, and reading a recipe."""
+"""Defines the sections of a recipe as types, and reads recipes."""

@@ -1,6 +1,7 @@
-"""The settings of every method, with the defaults of its paper. No torch here: reading a recipe must be quick.
+"""The settings of every method, with the defaults of its paper.
 
-What each setting means is said in the method's own file.
+This module does not import torch, because reading a recipe must be fast. Each method's own file explains its settings
+and the equation that they belong to.
 """
 
 from typing import Annotated, Literal
@@ -10,8 +11,8 @@ from pydantic import Field, model_validator
 from selftrain.ssl_tasks.settings.section import Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-Temperature = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, description="weight of the loss on unlabelled images")]
+Temperature = Annotated[float, Field(gt=0, description="temperature of the targets; lower is sharper")]
 ConfidenceTemperature = Annotated[
     float,
     Field(
@@ -22,28 +23,32 @@ ConfidenceTemperature = Annotated[
     ),
 ]
 Ramp = Annotated[
-    Literal["sigmoid", "linear"], Field(description="how the weight rises: exp(-5 (1 - t)²), or straight from 0")
+    Literal["sigmoid", "linear"], Field(description="how the weight rises: exp(-5 (1 - t)²), or linearly from 0")
 ]
 
 
 class SupervisedSettings(Section):
     name: Literal["supervised"] = "supervised"
     view: Literal["weak", "strong"] = Field(
-        "weak", description="of the images; strong as the noised teachers' in print"
+        "weak",
+        description="augmentation of the images; strong as for the teachers trained with noise in Noisy "
+        "Student's paper",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    mixup: float = Field(0.0, ge=0, description="Beta(a, a) of MixUp; 0 is off")
-    cutmix: float = Field(0.0, ge=0, description="Beta(a, a) of CutMix; 0 is off")
+    mixup: float = Field(0.0, ge=0, description="a of MixUp's Beta(a, a); 0: no MixUp")
+    cutmix: float = Field(0.0, ge=0, description="a of CutMix's Beta(a, a); 0: no CutMix")
 
 
 class PseudoLabelSettings(Section):
     name: Literal["pseudo_label"] = "pseudo_label"
     weight: Weight = 3.0
-    ramp_start: Probability = Field(1 / 6, description="T1 as a share of the run")
-    ramp_end: Probability = Field(1.0, description="T2 as a share of the run")
-    threshold: Probability = Field(0.0, description="0 is Lee's: every image counts")
+    ramp_start: Probability = Field(1 / 6, description="T1, where the weight begins to rise, as a share of the run")
+    ramp_end: Probability = Field(1.0, description="T2, where the weight is full, as a share of the run")
+    threshold: Probability = Field(
+        0.0, description="least confidence of an image that counts; 0, as in the paper, counts every image"
+    )
     units: Literal["softmax", "sigmoid"] = Field(
-        "softmax", description="of the outputs; sigmoid, with a binary cross-entropy for each class, is Lee's"
+        "softmax", description="kind of outputs; sigmoid, with a binary cross-entropy per class, as in the paper"
     )
 
     @model_validator(mode="after")
@@ -57,10 +62,14 @@ class FixMatchSettings(Section):
     name: Literal["fixmatch"] = "fixmatch"
     threshold: Probability = 0.95
     weight: Weight = 1.0
-    temperature: Temperature | None = Field(None, description="None is the official hard label; else soft targets")
+    temperature: Temperature | None = Field(
+        None, description="temperature of soft targets; default hard labels, as in the official code"
+    )
     distribution_alignment: bool = False
     separate_weak_forward: bool = Field(
-        False, description="weak views in a no-grad forward of their own: faster, but batch norm sees them apart"
+        False,
+        description="a separate forward pass without gradient for weak views: faster, but batch norm sees "
+        "them separately",
     )
     confidence_temperature: ConfidenceTemperature = 1.0
 
@@ -70,7 +79,7 @@ class MeanTeacherSettings(Section):
     weight: Weight = 50.0
     decay: Probability = 0.999
     decay_warmup: bool = True
-    ramp_up: Probability = Field(0.4, description="share of the run over which the weight rises")
+    ramp_up: Probability = Field(0.4, description="share of the run over which the weight rises from 0")
     ramp: Ramp = "sigmoid"
     consistency: Literal["mse", "kl"] = "mse"
 
@@ -78,48 +87,52 @@ class MeanTeacherSettings(Section):
 class PiModelSettings(Section):
     name: Literal["pi_model"] = "pi_model"
     weight: Weight = 100.0
-    ramp_up: Probability = Field(80 / 300, description="share of the run over which the weight rises")
+    ramp_up: Probability = Field(80 / 300, description="share of the run over which the weight rises from 0")
     ramp: Ramp = "sigmoid"
     target_gradient: bool = Field(
-        True, description="false: the first prediction is a target without a gradient, which halves the gradient"
+        True, description="false: no gradient flows through the first prediction, which halves the gradient"
     )
 
 
 class TemporalEnsemblingSettings(Section):
     name: Literal["temporal_ensembling"] = "temporal_ensembling"
     weight: Weight = 30.0
-    alpha: float = Field(0.6, ge=0, lt=1, description="of the average over epochs; 0 is the last epoch alone")
-    ramp_up: Probability = Field(80 / 300, description="share of the run over which the weight rises")
+    alpha: float = Field(0.6, ge=0, lt=1, description="decay of the average over epochs; 0 uses the last epoch only")
+    ramp_up: Probability = Field(80 / 300, description="share of the run over which the weight rises from 0")
 
 
 class VATSettings(Section):
     name: Literal["vat"] = "vat"
     weight: Weight = 1.0
-    epsilon: float = Field(8.0, gt=0, description="length of the change, in normalised pixels")
+    epsilon: float = Field(8.0, gt=0, description="length of the adversarial change, in normalised pixels")
     xi: float = Field(1.0, gt=0, description="step of the finite difference")
-    iterations: int = Field(1, ge=1, description="of the power method")
-    entropy_weight: Weight = Field(0.0, description="1 is VAT+EntMin")
-    ramp_up: Probability = Field(0.0, description="share of the run over which the weight rises from 0, straight")
+    iterations: int = Field(1, ge=1, description="iterations of the power method")
+    entropy_weight: Weight = Field(0.0, description="weight of the entropy; 1 is VAT+EntMin")
+    ramp_up: Probability = Field(0.0, description="share of the run over which the weight rises linearly from 0")
 
 
 class ICTSettings(Section):
     name: Literal["ict"] = "ict"
     weight: Weight = 100.0
-    alpha: float = Field(1.0, ge=0, description="Beta(a, a) of unlabelled mixtures; 0 mixes nothing")
-    labeled_alpha: float = Field(1.0, ge=0, description="Beta(a, a) of labelled mixtures; 0 mixes nothing")
+    alpha: float = Field(1.0, ge=0, description="a of Beta(a, a) for mixtures of unlabelled images; 0: no mixing")
+    labeled_alpha: float = Field(1.0, ge=0, description="a of Beta(a, a) for mixtures of labelled images; 0: no mixing")
     decay: Probability = 0.999
     decay_warmup: bool = True
-    ramp_up: Probability = Field(0.25, description="share of the run over which the weight rises")
+    ramp_up: Probability = Field(0.25, description="share of the run over which the weight rises from 0")
 
 
 class UDASettings(Section):
     name: Literal["uda"] = "uda"
     weight: Weight = 1.0
     threshold: Probability = 0.8
-    temperature: Temperature = Field(0.4, description="of the target alone")
-    tsa: Literal["none", "linear", "exp", "log"] = Field("none", description="training signal annealing")
+    temperature: Temperature = Field(0.4, description="temperature of the target only")
+    tsa: Literal["none", "linear", "exp", "log"] = Field(
+        "none", description="schedule of the training signal annealing"
+    )
     entropy_weight: Weight = 0.0
-    in_domain_share: float = Field(1.0, gt=0, le=1, description="most confident share of a batch that may count")
+    in_domain_share: float = Field(
+        1.0, gt=0, le=1, description="share of a batch that may count, the most confident first"
+    )
     confidence_temperature: ConfidenceTemperature = 1.0
 
 
@@ -127,7 +140,7 @@ class FlexMatchSettings(Section):
     name: Literal["flexmatch"] = "flexmatch"
     threshold: Probability = 0.95
     weight: Weight = 1.0
-    warmup: bool = Field(True, description="images without a label yet count as a class of their own")
+    warmup: bool = Field(True, description="count images without a pseudo-label so far as a class of their own")
     mapping: Literal["convex", "linear"] = "convex"
     confidence_temperature: ConfidenceTemperature = 1.0
 
@@ -137,14 +150,16 @@ class FreeMatchSettings(Section):
     weight: Weight = 1.0
     fairness_weight: Weight = 0.001
     decay: Probability = 0.999
-    quantile: Probability | None = Field(None, description="of the largest probabilities; None is their mean")
-    clip: Probability | None = Field(None, description="the most that the global threshold may become")
+    quantile: Probability | None = Field(
+        None, description="quantile of the largest probabilities that becomes the global threshold; default their mean"
+    )
+    clip: Probability | None = Field(None, description="upper limit of the global threshold; default none")
 
 
 class SoftMatchSettings(Section):
     name: Literal["softmatch"] = "softmatch"
     weight: Weight = 1.0
-    sigmas: float = Field(2.0, gt=0, description="the Gaussian's width is the running deviation over this")
+    sigmas: float = Field(2.0, gt=0, description="width of the Gaussian: the running deviation ÷ this")
     decay: Probability = 0.999
     uniform_alignment: bool = True
 
@@ -152,50 +167,58 @@ class SoftMatchSettings(Section):
 class NoisyStudentSettings(Section):
     name: Literal["noisy_student"] = "noisy_student"
     weight: Weight = 1.0
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="on labelled and hard pseudo-labels alone")
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="label smoothing of labels and hard pseudo-labels, not of soft ones"
+    )
 
 
 class MixMatchSettings(Section):
     name: Literal["mixmatch"] = "mixmatch"
     weight: Weight = 75.0
-    views: int = Field(2, ge=1, description="K: weak views whose guesses are averaged")
+    views: int = Field(2, ge=1, description="K: number of weak views whose predictions are averaged")
     temperature: Temperature = 0.5
-    alpha: float = Field(0.75, ge=0, description="Beta(a, a) of MixUp; 0 mixes nothing")
-    ramp_up: Probability = Field(1 / 64, description="share of the run over which the weight rises")
+    alpha: float = Field(0.75, ge=0, description="a of MixUp's Beta(a, a); 0: no MixUp")
+    ramp_up: Probability = Field(1 / 64, description="share of the run over which the weight rises from 0")
 
 
 class ReMixMatchSettings(Section):
     name: Literal["remixmatch"] = "remixmatch"
     weight: Weight = 1.5
-    views: int = Field(8, ge=1, description="K: strong views anchored to the weak view's guess")
+    views: int = Field(
+        8, ge=1, description="K: number of strong views that are trained towards the weak view's prediction"
+    )
     temperature: Temperature = 0.5
-    alpha: float = Field(0.75, ge=0, description="Beta(a, a) of MixUp; 0 mixes nothing")
-    anchor_weight: Weight = Field(0.5, description="w_kl: of the first strong view before MixUp")
+    alpha: float = Field(0.75, ge=0, description="a of MixUp's Beta(a, a); 0: no MixUp")
+    anchor_weight: Weight = Field(0.5, description="w_kl: weight of the first strong view before MixUp")
     rotation_weight: Weight = 0.5
     alignment: bool = True
-    alignment_batches: int = Field(128, ge=1, description="batches of the running mean of guesses")
+    alignment_batches: int = Field(128, ge=1, description="number of batches in the running mean of predictions")
     ramp_up: Probability = Field(1 / 64, description="share of the run over which weight and anchor_weight rise")
 
 
 class ConfirmationBiasSettings(Section):
     name: Literal["confirmation_bias"] = "confirmation_bias"
-    alpha: float = Field(1.0, ge=0, description="Beta(a, a) of MixUp; 0 mixes nothing")
-    class_regulariser: Weight = Field(0.8, description="pulls the mean prediction to the uniform prior")
+    alpha: float = Field(1.0, ge=0, description="a of MixUp's Beta(a, a); 0: no MixUp")
+    class_regulariser: Weight = Field(
+        0.8, description="weight of the term that pulls the mean prediction to the uniform prior"
+    )
     entropy_regulariser: Weight = 0.4
-    warmup: Probability = Field(0.025, description="share of the run that learns from labelled images alone")
+    warmup: Probability = Field(0.025, description="share of the run that uses labelled images only")
 
 
 class LabelPropagationSettings(Section):
     name: Literal["label_propagation"] = "label_propagation"
     weight: Weight = 1.0
     neighbors: int = Field(50, ge=1)
-    alpha: float = Field(0.99, ge=0, lt=1, description="of the diffusion: how far labels travel")
-    power: float = Field(3.0, gt=0, description="of the similarities: edges are sim^power")
-    iterations: int = Field(20, ge=1, description="of conjugate gradient")
+    alpha: float = Field(0.99, ge=0, lt=1, description="α of the diffusion: how far labels spread")
+    power: float = Field(3.0, gt=0, description="exponent of similarities: an edge is sim^power")
+    iterations: int = Field(20, ge=1, description="iterations of the conjugate gradient method")
     entropy_weights: bool = True
     class_weights: bool = True
-    warmup: Probability = Field(0.05, description="share of the run that learns from labelled images alone")
-    refreshes: int | None = Field(None, ge=1, description="graphs in the rest of the run; default one per epoch")
+    warmup: Probability = Field(0.05, description="share of the run that uses labelled images only")
+    refreshes: int | None = Field(
+        None, ge=1, description="number of graphs built in the rest of the run; default one per epoch"
+    )
 
 
 class MetaPseudoLabelsSettings(Section):
@@ -206,42 +229,60 @@ class MetaPseudoLabelsSettings(Section):
     uda_ramp_up: Probability = Field(1 / 60, description="share of the run over which uda_weight rises")
     label_smoothing: float = Field(0.15, ge=0, lt=1)
     feedback_weight: Weight = 1.0
-    feedback_decay: float = Field(0.99, ge=0, lt=1, description="of the moving average taken off the feedback")
-    feedback_sign: Literal["official", "theory"] = Field(
-        "theory", description="old - new, the meta-gradient of hard labels, or the official code's new - old"
+    feedback_decay: float = Field(
+        0.99, ge=0, lt=1, description="decay of the moving average that is subtracted from the feedback"
     )
-    student_wait: Probability = Field(0.01, description="share of the run that trains the teacher alone")
-    finetune: Probability = Field(1 / 60, description="last share of the run: the student on labelled images alone")
-    finetune_rate: float = Field(0.01, ge=0, description="factor on the learning rate meanwhile")
-    teacher: Literal["scratch", "student"] = Field("scratch", description="first weights of the teacher")
+    feedback_sign: Literal["official", "theory"] = Field(
+        "theory",
+        description="theory: old loss - new loss, the meta-gradient of hard labels; official: new - old, "
+        "as in the official code",
+    )
+    student_wait: Probability = Field(0.01, description="share of the run in which only the teacher is trained")
+    finetune: Probability = Field(
+        1 / 60, description="last share of the run, in which the student is trained on labelled images only"
+    )
+    finetune_rate: float = Field(0.01, ge=0, description="factor on the learning rate during `finetune`")
+    teacher: Literal["scratch", "student"] = Field(
+        "scratch", description="first weights of the teacher: random, or the student's"
+    )
 
 
 class DivideMixSettings(Section):
     name: Literal["dividemix"] = "dividemix"
     weight: Weight = 25.0
-    alpha: float = Field(4.0, ge=0, description="Beta(a, a) of MixUp; 0 mixes nothing")
+    alpha: float = Field(4.0, ge=0, description="a of MixUp's Beta(a, a); 0: no MixUp")
     temperature: Temperature = 0.5
     clean_threshold: Probability = 0.5
-    labels: Literal["noisy", "clean"] = Field("noisy", description="clean trusts every label and divides nothing")
-    use_unlabeled: bool = Field(True, description="false for a fully but noisily labelled set")
-    asymmetric: bool = Field(False, description="penalise confidence in warm-up, as for asymmetric noise")
-    loss_history: int = Field(1, ge=1, description="epochs of losses averaged before dividing; 5 for 90 % noise")
-    warmup: Probability = Field(10 / 300, description="share of the run that trains on all labels as given")
-    ramp_up: Probability = Field(16 / 300, description="share of the run, after the warm-up, over which weight rises")
-    second: Literal["scratch", "student"] = Field("scratch", description="first weights of the second network")
+    labels: Literal["noisy", "clean"] = Field(
+        "noisy", description="clean: trust every label, so that nothing is divided"
+    )
+    use_unlabeled: bool = Field(True, description="false: all images are labelled, some of them wrongly")
+    asymmetric: bool = Field(False, description="penalise confidence during the warm-up, for asymmetric label noise")
+    loss_history: int = Field(
+        1, ge=1, description="number of epochs whose losses are averaged before dividing; 5 for 90 % noise"
+    )
+    warmup: Probability = Field(10 / 300, description="share of the run that is trained on all labels as given")
+    ramp_up: Probability = Field(
+        16 / 300, description="share of the run, after the warm-up, over which the weight rises"
+    )
+    second: Literal["scratch", "student"] = Field(
+        "scratch", description="first weights of the second network: random, or the first network's"
+    )
 
 
 class SimCLRSettings(Section):
     name: Literal["simclr"] = "simclr"
     temperature: Temperature = 0.5
-    projection: int = Field(128, ge=1, description="outputs of the projection head")
-    layers: int = Field(2, ge=1, description="of the projection head; SimCLRv2 has 3")
-    probe_weight: Weight = Field(1.0, description="of the linear probe on features without a gradient")
+    projection: int = Field(128, ge=1, description="number of outputs of the projection head")
+    layers: int = Field(2, ge=1, description="layers of the projection head; SimCLRv2 has 3")
+    probe_weight: Weight = Field(
+        1.0, description="weight of the linear probe, which sends no gradient into the features"
+    )
 
 
 class DistillationSettings(Section):
     name: Literal["distillation"] = "distillation"
-    weight: Probability = Field(1.0, description="α: of the teacher's labels; 1 - α of the true ones")
+    weight: Probability = Field(1.0, description="α: weight of the teacher's labels; the true labels have 1 - α")
     temperature: Temperature = 1.0
 
 

@@ -1,4 +1,4 @@
-"""`--set a.b=c`: laid over a recipe's values, rounds counted from 1, and refused where something else overrides it."""
+"""Applies `--set a.b=c` to a recipe's values. Rounds count from 1; an override without effect is refused."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from selftrain.ssl_tasks.settings.run_config import MOST_ROUNDS
 
 @dataclass(frozen=True)
 class Override:
-    """One `--set`. `round.` means every round, `rounds.2.` the second one."""
+    """One `--set`. `round.` addresses every round, `rounds.2.` the second one."""
 
     dotted: str
     value: Any
@@ -23,7 +23,7 @@ class Override:
 
 
 def parse_override(text: str) -> Override:
-    """The override of `a.b=c`. A path that exists is made absolute: one typed in a shell starts from its folder."""
+    """Parses `a.b=c`. An existing path is made absolute, because a path in a shell starts from the current folder."""
     dotted, separator, value = text.partition("=")
     if not separator or not all(dotted.split(".")):
         raise ConfigError(f"--set {cut(text)}: expected a.b=value, for example --set rounds.1.select.threshold=0.9")
@@ -39,7 +39,7 @@ def parse_override(text: str) -> Override:
 
 
 def overridden(values: Mapping[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
-    """The values of a recipe with its overrides; `rounds: 3` is written out as three rounds."""
+    """Returns a recipe's values with the overrides applied; `rounds: 3` becomes a list of three rounds."""
     result = dict(values)
     if "rounds" in result:
         result["rounds"] = _counted(result["rounds"], [])
@@ -50,7 +50,7 @@ def overridden(values: Mapping[str, Any], overrides: Iterable[Override]) -> dict
 
 
 def spread(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values with `round:` merged into each of the `rounds:`."""
+    """Returns the values with `round:` merged into each of the `rounds:`."""
     result = dict(values)
     template = result.pop("round", None)
     template = {} if template is None else template
@@ -68,7 +68,7 @@ def spread(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(base: Any, over: Any) -> Any:
-    """`over` on top of `base`, section by section; a section that names another method or source replaces the base."""
+    """Merges `over` into `base` by sections; a section with another method or source replaces the base's."""
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
     if "name" in over and over["name"] != base.get("name", over["name"]):
@@ -77,9 +77,9 @@ def merged(base: Any, over: Any) -> Any:
 
 
 def refuse_without_effect(overrides: Sequence[Override], resolved: Mapping[str, Any], by: str = "") -> None:
-    """ConfigError for an override whose value the resolved recipe does not have, because something else sets it.
+    """Raises ConfigError for an override whose value is not in the resolved recipe, because something else sets it.
 
-    `by` names what else it was, where it is known.
+    `by` names the other setting, if it is known.
     """
     for one in overrides:
         first, *inner = one.dotted.split(".")
@@ -93,7 +93,7 @@ def refuse_without_effect(overrides: Sequence[Override], resolved: Mapping[str, 
 
 
 def _require_in_every_round(one: Override, inner: Sequence[str], rounds: Sequence[Any]) -> None:
-    """A round whose section has another name, such as another method's, does not know the setting: it is left out."""
+    """Checks an override of all rounds; rounds with another method or source, which lack the setting, are skipped."""
     if not rounds:
         raise ConfigError(f"{one} has no effect: this recipe has no rounds; add --set rounds=1")
     found = {number: _at(settings, inner) for number, settings in enumerate(rounds, 1)}
@@ -113,7 +113,7 @@ def _without_effect(one: Override, by: str) -> ConfigError:
 
 
 class _Missing:
-    """Stands for a value at a path that does not exist."""
+    """Marks a value at a path that does not exist."""
 
 
 def _at(values: Any, path: Sequence[str]) -> Any:
@@ -128,7 +128,7 @@ def _at(values: Any, path: Sequence[str]) -> Any:
 
 
 def _holds(found: Any, asked: Any) -> bool:
-    """Whether a value is there, with everything that it says; sections may hold more."""
+    """Returns whether a value contains everything in `asked`; sections may contain more."""
     if isinstance(found, dict) and asked is None:
         return True
     if isinstance(found, dict) and isinstance(asked, dict):
@@ -139,7 +139,7 @@ def _holds(found: Any, asked: Any) -> bool:
 
 
 def _counted(rounds: Any, given: Any) -> Any:
-    """So many rounds: of those given fewer are cut off, more follow the template. Anything but a number stays."""
+    """Returns the given number of rounds: extra ones are removed, missing ones added. Other values are unchanged."""
     if type(rounds) is not int or not 0 <= rounds <= MOST_ROUNDS:
         return rounds
     known = list(given[:rounds]) if isinstance(given, (list, tuple)) else []
@@ -147,7 +147,7 @@ def _counted(rounds: Any, given: Any) -> Any:
 
 
 def _assign(values: dict[str, Any], one: Override, value: Any) -> None:
-    """Sets a nested value, making the sections on its way. Sections are copied: a YAML alias may share them."""
+    """Sets a nested value and creates its sections. Sections are copied, because a YAML alias may share them."""
     *sections, last = one.dotted.split(".")
     here: Any = values
     for depth, name in enumerate(sections):
@@ -172,7 +172,7 @@ def _assign(values: dict[str, Any], one: Override, value: Any) -> None:
 
 
 def _round_number(rounds: Sequence[Any], name: str, one: Override) -> int:
-    """Rounds count from 1, as the stages select-1 and student-1 do."""
+    """Returns the index of a round named by its number; rounds count from 1, as in select-1 and student-1."""
     if name in _numbers(rounds):
         return int(name)
     raise ConfigError(f"{one}: '{cut(name)}' is not one of the {len(rounds)} rounds (they count from 1)")
@@ -183,5 +183,5 @@ def _numbers(rounds: Sequence[Any]) -> set[str]:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: as Python writes it, and not too long."""
+    """Formats a value for a message: as Python writes it, and shortened."""
     return cut(repr(value))

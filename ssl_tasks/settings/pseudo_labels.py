@@ -1,4 +1,4 @@
-"""What a recipe may say of pseudo-labels: how they are predicted, and which are chosen."""
+"""The settings of pseudo-labels in a recipe: how they are predicted, and which are accepted."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,78 +9,112 @@ from selftrain.ssl_tasks.settings.section import RecipePath, Section
 
 
 class PredictSettings(Section):
-    """A teacher, as evaluated and without noise, labels the unlabelled images in shards."""
+    """Settings of the prediction of unlabelled images. The teacher is used as it was evaluated, without noise."""
 
-    shard_size: int = Field(65_536, ge=1, description="most samples a shard may hold")
-    batch_size: int = Field(256, ge=1, description="images at a time; products may differ in their last bit by it")
-    views: int = Field(1, ge=1, description="1 is the image itself; more are averaged with weak views of it")
+    shard_size: int = Field(65_536, ge=1, description="at most so many images per shard (file)")
+    batch_size: int = Field(256, ge=1, description="images per batch; the last bit of results may depend on it")
+    views: int = Field(
+        1, ge=1, description="predictions averaged per image: 1 uses the image itself; more add weakly augmented views"
+    )
     temperature: Annotated[float, Field(gt=0)] | Literal["fit"] = Field(
-        1.0, description="fit: chosen on one half of validation; thresholds are then chosen on the other"
+        1.0,
+        description="temperature of the softmax. fit: fitted on one half of the validation images; "
+        "thresholds then use the other half",
     )
-    top_k: int | None = Field(None, ge=1, description="probabilities stored; default all up to 256 classes, then 16")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    top_k: int | None = Field(
+        None, ge=1, description="probabilities stored per image; default all for up to 256 classes, else 16"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="number format; auto: bf16 if the hardware multiplies in it, else fp32"
+    )
     noise: bool = Field(
-        False, description="the paper's ablation: strong views, dropout and stochastic depth for the teacher too"
+        False,
+        description="an ablation of Noisy Student's paper: strong augmentation, dropout and stochastic "
+        "depth for the teacher",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="of the views and the noise")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the views and the noise")
 
 
 class SelectSettings(Section):
-    """Which pseudo-labels are believed, and how often each is shown. All rules that are set must hold.
+    """Rules that accept pseudo-labels, and how often students see each. A pseudo-label must pass all rules that are
+    set.
 
-    Margin and agreement judge first; the rules that look at a whole class see what these leave.
+    Margin and agreement are checked first; the rules about a whole class then use the images that passed.
     """
 
-    threshold: float | None = Field(0.3, ge=0, le=1, description="least confidence; 0.3 is Noisy Student's")
-    top_k: int | None = Field(None, ge=1, description="most confident per class")
+    threshold: float | None = Field(
+        0.3, ge=0, le=1, description="accept pseudo-labels with at least this confidence; 0.3 as in Noisy Student"
+    )
+    top_k: int | None = Field(None, ge=1, description="accept the most confident of each class, so many per class")
     quantile: float | None = Field(
-        None, ge=0, le=1, description="share of each class that is dropped, least confident first"
+        None, ge=0, le=1, description="reject this share of each class, the least confident first"
     )
-    adaptive: bool = Field(False, description="threshold per class scaled by how many of it pass, as FlexMatch does")
-    min_margin: float | None = Field(None, ge=0, le=1)
-    min_agreement: float | None = Field(None, ge=0, le=1, description="of views and ensemble members")
+    adaptive: bool = Field(
+        False, description="scale the threshold of each class by how many of it pass, as FlexMatch does"
+    )
+    min_margin: float | None = Field(
+        None, ge=0, le=1, description="accept if the two largest probabilities differ by at least this"
+    )
+    min_agreement: float | None = Field(
+        None, ge=0, le=1, description="accept if at least this share of views and ensemble members agree"
+    )
     target_precision: float | None = Field(
-        None, gt=0, lt=1, description="thresholds per class that promise this precision"
+        None,
+        gt=0,
+        lt=1,
+        description="choose thresholds per class such that at least this share of accepted pseudo-labels is correct, "
+        "estimated on validation images",
     )
-    precision_confidence: float = Field(0.9, gt=0, lt=1)
-    balance: Literal["none", "equal", "prior"] = "equal"
+    precision_confidence: float = Field(0.9, gt=0, lt=1, description="confidence with which target_precision holds")
+    balance: Literal["none", "equal", "prior"] = Field(
+        "equal", description="class shares of the accepted pseudo-labels: as accepted, equal, or as in `prior`"
+    )
     per_class: int | None = Field(
-        None, ge=1, description="N of a balance, on average; default the median class's count (equal) or none (prior)"
+        None,
+        ge=1,
+        description="images per class after balancing, on average; default the median class's count "
+        "(equal) or no limit (prior)",
     )
-    prior: tuple[float, ...] | None = Field(None, description="class shares for `prior`; default the labelled set's")
+    prior: tuple[float, ...] | None = Field(
+        None, description="class shares for balance=prior; default those of the labelled images"
+    )
     scheme: Literal["exact", "bernoulli"] = Field(
-        "exact", description="bernoulli: the official floor + Bernoulli copies"
+        "exact",
+        description="how copies are counted to balance classes; bernoulli: floor + a random copy, as in "
+        "the official code",
     )
-    max_copies: int | None = Field(None, ge=1)
-    soft: bool = Field(True, description="students learn the probabilities; else one label")
-    # Of up to 2¹⁵ classes, the likeliest's probability to the power of 1 / 0.02 is no zero: nothing becomes 0 / 0.
-    sharpen: float = Field(1.0, ge=0.02, le=1, description="temperature of soft labels; soft: false is 0")
+    max_copies: int | None = Field(None, ge=1, description="at most so many copies of an image; default no limit")
+    soft: bool = Field(
+        True, description="students learn all probabilities (soft labels); false: one class (hard labels)"
+    )
+    # With at least 0.02, the largest of up to 2¹⁵ probabilities never underflows to 0, so no 0 / 0 can occur.
+    sharpen: float = Field(1.0, ge=0.02, le=1, description="temperature of soft labels; lower is sharper")
     overrides: RecipePath | None = Field(
         None,
         json_schema_extra={"key": False},  # its contents are in the key
-        description="CSV or Parquet of sample_id, label (or reject) from people",
+        description="CSV or Parquet file of corrections: columns sample_id and label, where reject rejects an image",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="of Bernoulli copies")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of scheme=bernoulli")
 
     @model_validator(mode="after")
     def _rules_fit_together(self) -> "SelectSettings":
         problems = []
         if self.adaptive and self.threshold is None:
-            problems.append("adaptive scales `threshold`: set one (FlexMatch's is 0.95)")
+            problems.append("adaptive scales `threshold`, which is not set; set one (FlexMatch's is 0.95)")
         if self.balance == "none" and self.scheme == "bernoulli":
-            problems.append("scheme=bernoulli copies towards a balance: set balance to equal or prior")
+            problems.append("scheme=bernoulli needs a balance; set balance to equal or prior")
         if self.balance == "none" and self.per_class is not None:
-            problems.append("per_class is the size of a balance: set balance to equal or prior, or use top_k")
+            problems.append("per_class needs a balance; set balance to equal or prior, or use top_k")
         if self.prior is not None and self.balance != "prior":
-            problems.append(f"prior is read by balance=prior alone; balance is {self.balance}")
+            problems.append(f"prior is used only with balance=prior; balance is {self.balance}")
         if self.prior is not None and (min(self.prior) < 0 or sum(self.prior) <= 0):
-            problems.append("prior needs shares of 0 or more, not all 0")
+            problems.append("prior needs shares of at least 0, and one above 0")
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
 
 class CorrectedSettings(SelectSettings):
-    """A selection as a stage is asked for it where a workspace has corrections of its own."""
+    """The settings of a selection in a workspace that has corrections."""
 
     corrections: Path = Field(json_schema_extra={"key": False})  # its contents are in the key

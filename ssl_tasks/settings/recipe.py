@@ -1,4 +1,4 @@
-"""Reading a recipe: YAML, then `--set a.b=c`, then one validation that reports all problems together."""
+"""Reads a recipe: parses the YAML, applies `--set a.b=c`, and reports all problems together."""
 
 import json
 import os
@@ -23,29 +23,30 @@ from selftrain.ssl_tasks.settings.overrides import (
 from selftrain.ssl_tasks.settings.recipe_text import read_file, read_values
 from selftrain.ssl_tasks.settings.run_config import RunConfig, run_name
 
-RESOLVED = "config.yaml"  # of a run's folder: every value of its recipe
-WRITTEN = "recipe.json"  # beside it: the recipe as it was written, with its overrides
+RESOLVED = "config.yaml"  # in a run's folder: every value of its recipe
+WRITTEN = "recipe.json"  # in a run's folder: the recipe as it was written, with its overrides
 BUILT_IN = Path(configs.__file__).parent
-MOST_PROBLEMS = 10  # that one message lists
+MOST_PROBLEMS = 10  # problems listed in one message
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A validated configuration, and for every value that is not a default, where it came from."""
+    """A validated configuration, with the origin of every value that is not a default."""
 
     config: RunConfig
     path: Path
     origins: Mapping[str, str]  # rounds.1.select.threshold → recipe, --set, --name
-    written: Mapping[str, Any] | None = None  # {folder: where relative paths start, values: as the recipe says them}
+    written: Mapping[str, Any] | None = None  # {folder: start of relative paths, values: as written in the recipe}
 
 
 def load_recipe(
     recipe: str | Path, overrides: Iterable[str] = (), name: str | None = None, fixed: Iterable[str] = ()
 ) -> Recipe:
-    """A recipe from a file (or the name of a built-in one: quickstart, cifar10/fixmatch), with overrides `a.b=c`.
+    """Loads a recipe from a file or by the name of a built-in one (quickstart, cifar10/fixmatch), with overrides
+    `a.b=c`.
 
-    A `name` for its runs is text, whatever YAML would make of it. `fixed` are overrides of the command itself, which
-    come last. From a run's folder, the recipe is as it was written where that still gives the run's configuration.
+    `name` is always text, even if YAML would read a number. `fixed` are the command's own overrides and come last. From
+    a run's folder, the recipe is loaded as it was written, if that still gives the run's configuration.
     """
     path, overrides = find_recipe(recipe), list(overrides)
     if (written := _written(path)) is not None:
@@ -72,7 +73,7 @@ def parse_recipe(
     fixed: Iterable[str] = (),
     folder: Path | None = None,
 ) -> Recipe:
-    """A recipe from its raw values. `round:` says what every round starts from; `rounds:` what each changes."""
+    """Parses a recipe from its raw values. Every round starts from `round:`; `rounds:` lists what each changes."""
     given, commands = [parse_override(text) for text in overrides], [parse_override(text) for text in fixed]
     own = [] if name is None else [Override("name", name)]
     folder = _folder(path) if folder is None else folder
@@ -124,7 +125,7 @@ def _of_a_run(path: Path) -> bool:
 
 
 def _written(path: Path) -> dict[str, Any] | None:
-    """The recipe behind a run's configuration; None where it is not known, or gives another one by now."""
+    """Returns the recipe of a run as it was written; None if it is unknown or now gives another configuration."""
     file = path.parent / WRITTEN
     if not (_of_a_run(path) and file.is_file()):
         return None
@@ -137,7 +138,7 @@ def _written(path: Path) -> dict[str, Any] | None:
 
 
 def _refuse_more_rounds(raw: Mapping[str, Any], path: Path, overrides: Iterable[str]) -> None:
-    """Refuse further rounds of a resolved recipe: the values they would start from are not recorded."""
+    """Refuses additional rounds of a resolved recipe, which does not record the values they would start from."""
     rounds = len(raw.get("rounds") or ())
     for one in map(parse_override, overrides):
         if one.dotted == "rounds" and isinstance(one.value, int) and one.value > rounds:
@@ -153,9 +154,9 @@ def _refuse_more_rounds(raw: Mapping[str, Any], path: Path, overrides: Iterable[
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe: a path, a run's folder, or the name of a built-in recipe."""
+    """Finds a recipe's file by a path, a run's folder, or the name of a built-in recipe."""
     path = Path(name)
-    if os.path.isdir(path):  # unlike Path's own, this takes names that are too long
+    if os.path.isdir(path):  # unlike Path.is_dir, this accepts names that are too long
         path = path / RESOLVED
     if os.path.isfile(path):
         return path.absolute()
@@ -177,7 +178,7 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def values_with_origin(recipe: Recipe) -> list[tuple[str, Any, str]]:
-    """Every value of the resolved configuration as (dotted name, value, default | recipe | --set | --name)."""
+    """Yields every value of the resolved configuration as (dotted name, value, default | recipe | --set | --name)."""
     rows = []
     for dotted, value in leaves(recipe.config.model_dump(mode="json")).items():
         parts = dotted.split(".")
@@ -200,12 +201,12 @@ def _run_name(path: Path) -> str:
 
 
 def _folder(path: Path) -> Path:
-    """The folder at which relative paths of a recipe start: its own; for built-in recipes the current one."""
+    """Returns the folder where relative paths of a recipe start: its own; for built-in recipes the current one."""
     return Path.cwd() if path in _built_in() else path.parent
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested values as {dotted name: value}; the items of a list of sections count from 1, as rounds do."""
+    """Flattens nested values into {dotted name: value}; items of a list of sections count from 1, as rounds do."""
     if isinstance(value, dict) and value:
         pairs = ((str(name), inner) for name, inner in value.items())
     elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
@@ -219,7 +220,7 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _problems(error: ValidationError) -> Iterable[str]:
-    """One line a problem: where, what was found, what was expected."""
+    """Yields one line per problem: its place, the value found, and the value expected."""
     for item in error.errors(include_url=False)[:MOST_PROBLEMS]:
         where, owner = _locate(item["loc"])
         if item["type"] == "extra_forbidden":
@@ -237,7 +238,7 @@ def _problems(error: ValidationError) -> Iterable[str]:
 
 
 def _without_name(where: str, given: Mapping[str, Any], owner: type[BaseModel]) -> str:
-    """A section that does not say what it is, and that is not the default: this has no such settings."""
+    """Describes a section without a name whose settings the default does not have."""
     field = owner.model_fields[where.rpartition(".")[2]]
     default = field.default
     fitting = [name for name, kind in _members(field.annotation).items() if given.keys() <= kind.model_fields.keys()]
@@ -249,7 +250,7 @@ def _without_name(where: str, given: Mapping[str, Any], owner: type[BaseModel]) 
 
 
 def _locate(location: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:
-    """The dotted name of a problem, without pydantic's names of union members, and the section that it is in."""
+    """Returns the dotted name of a problem, without pydantic's names of union members, and its section."""
     here: Any = RunConfig
     owner: type[BaseModel] | None = RunConfig
     words: list[str] = []
@@ -269,12 +270,12 @@ def _locate(location: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | Non
 
 
 def _member(union: Any, tag: str) -> type[BaseModel] | None:
-    """The member of a discriminated union that a tag names."""
+    """Returns the member of a discriminated union with the given tag."""
     return _members(union).get(tag)
 
 
 def _members(union: Any) -> dict[str, type[BaseModel]]:
-    """The members of a discriminated union by their names; none of anything else."""
+    """Returns the members of a discriminated union by their names; empty for other types."""
     if get_origin(union) is Annotated:
         union = get_args(union)[0]
     if get_origin(union) not in (Union, types.UnionType):

@@ -1,6 +1,6 @@
-"""Reads the text of a recipe, or the value of a `--set`: YAML 1.2's core schema, bounded in size, depth and length.
+"""Reads the text of a recipe or the value of a `--set`: YAML 1.2's core schema, limited in size, depth and length.
 
-YAML 1.1, PyYAML's own, takes `off` for false, `12:30` for 750, `010` for 8 and `1e-3` for text, and keeps the last of
+PyYAML follows YAML 1.1: it reads `off` as false, `12:30` as 750, `010` as 8 and `1e-3` as text, and keeps the last of
 two equal keys. Here words are text unless they are `true`, `false` or `null`, and a repeated key is an error.
 """
 
@@ -15,9 +15,9 @@ from selftrain.ssl_tasks.errors import cut
 from selftrain.ssl_tasks.regular_file import read_regular
 
 LARGEST_BYTES = 1 << 20
-DEEPEST = 30  # sections and lists within each other
-MOST_VALUES = 100_000  # with a part counted as often as its aliases repeat it
-MOST_DIGITS = 100  # of a whole number
+DEEPEST = 30  # levels of nested sections and lists
+MOST_VALUES = 100_000  # a part counts as often as aliases repeat it
+MOST_DIGITS = 100  # digits of a whole number
 
 TAG = "tag:yaml.org,2002:"
 MERGE = f"{TAG}merge"
@@ -32,7 +32,7 @@ SCHEMA = (
 
 
 class _Composer(yaml.SafeLoader):
-    """PyYAML's reader with the core schema's kinds of scalar, which stops where parts lie too deep."""
+    """PyYAML's reader with the core schema's scalars; it stops at parts that are nested too deeply."""
 
     depth = 0
 
@@ -54,7 +54,7 @@ _TOO_DEEP = f"sections and lists lie more than {DEEPEST} deep in each other"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes YAML that both schemas read alike: a word that either of them takes for something else is quoted."""
+    """Writes YAML that both schemas read alike, by quoting words that one of them would misread."""
 
 
 for _kind, _pattern, _first in SCHEMA:
@@ -62,12 +62,12 @@ for _kind, _pattern, _first in SCHEMA:
 
 
 def dump_values(values: Any) -> str:
-    """Plain values as YAML."""
+    """Returns plain values as YAML."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def read_file(path: Path) -> str:
-    """The text of a recipe's file; ValueError says in one sentence why it has none."""
+    """Reads a recipe's file; a ValueError says in one sentence why it cannot be read."""
     try:
         data = read_regular(path, LARGEST_BYTES)
     except OSError as error:
@@ -80,7 +80,7 @@ def read_file(path: Path) -> str:
 
 
 def read_values(text: str) -> Any:
-    """The plain values of a YAML text; ValueError says in one sentence, with its line, what is wrong."""
+    """Parses a YAML text into plain values; a ValueError names the line and the problem in one sentence."""
     try:
         loader = _Composer(text)
         node = loader.get_single_node()
@@ -91,12 +91,12 @@ def read_values(text: str) -> Any:
         raise ValueError(where + " ".join(str(error.problem or error.context).split())) from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    except (ValueError, OverflowError) as error:  # of PyYAML's own conversions
+    except (ValueError, OverflowError) as error:  # from PyYAML's own conversions
         raise ValueError("an escaped character or the version after %YAML is a number out of range") from error
 
 
 class _Values:
-    """Turns nodes into plain values, and counts them: aliases of aliases repeat a part without bound."""
+    """Converts nodes into plain values and counts them, because aliases of aliases multiply a part without limit."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -133,7 +133,7 @@ class _Values:
             name = str(key.value)
             line = key.start_mark.line + 1
             if name in lines:
-                raise _problem(key, f"{_short(name)} stands twice, in lines {lines[name]} and {line}; keep one of them")
+                raise _problem(key, f"{_short(name)} is set twice, in lines {lines[name]} and {line}; keep one of them")
             lines[name] = line
             if key.tag == MERGE:
                 merged = self._merged(value)
@@ -142,7 +142,7 @@ class _Values:
         return {**merged, **own}
 
     def _merged(self, node: Node) -> dict[str, Any]:
-        """The sections behind `<<`, of which an earlier one wins."""
+        """Returns the sections behind `<<`, of which an earlier one takes precedence."""
         found = self.of(node)
         sections = found if isinstance(found, list) else [found]
         merged: dict[str, Any] = {}

@@ -1,6 +1,7 @@
-"""RunConfig: all sections of a recipe together; with the sections for the machine, evaluation and the gate.
+"""RunConfig: all sections of a recipe, and the sections of the machine, the evaluation and the gate.
 
-The machine's settings (`runtime`) change the place and speed of a run, never its results. `recipe.py` reads the YAML.
+The machine's settings (`runtime`) change where and how fast a run computes, never its results. `recipe.py` reads the
+YAML.
 """
 
 import re
@@ -18,77 +19,97 @@ from selftrain.ssl_tasks.settings.training import FineTuneTrainSettings, TrainSe
 
 
 class RuntimeSettings(Section):
-    """Where and how fast; nothing here changes what is computed, so nothing here takes part in a stage's key."""
+    """Settings of the machine: where and how fast a run computes. They never change results and are not part of a
+    stage's key."""
 
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
+    device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:1")
     processes: int = Field(
         1,
         ge=1,
-        description="data-parallel training processes on this host. They share each batch; batch norm sees it whole on "
-        "CUDA, on CPUs each process's own part (running statistics are averaged)",
+        description="data-parallel training processes on this host. They share each batch. Batch norm uses the whole "
+        "batch on CUDA, and each process's own part on CPUs (running statistics are averaged)",
     )
     nodes: int = Field(
-        1, ge=1, description="hosts that train together, each with `processes`; on the others runs `selftrain assist`"
+        1, ge=1, description="hosts that train together, each with `processes`; run `selftrain assist` on the others"
     )
     rendezvous: str | None = Field(
         None,
-        description="HOST:PORT where the hosts meet: this one, as the others reach it; default its name, a free port",
+        description="HOST:PORT of this host, as the other hosts reach it; default its name and a free port",
     )
-    workers: int = Field(0, ge=0, description="processes that prepare batches")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default all cores")
-    cache: Literal["auto", "off"] = Field("auto", description="decoded images in a shared file where they fit")
-    cache_gb: float = Field(8.0, ge=0)
-    checkpoint_every: float = Field(60.0, gt=0, description="seconds")
-    parallel: int = Field(1, ge=1, description="independent stages at the same time")
-    memory_gb: float = Field(2.0, gt=0, description="of DuckDB")
-    stage_timeout: float | None = Field(None, gt=0, description="seconds, from when the stage has its GPU")
-    retries: int = Field(2, ge=0, description="of faults that trying again can cure")
+    workers: int = Field(0, ge=0, description="processes that prepare batches; 0: the training process itself")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default the number of cores")
+    cache: Literal["auto", "off"] = Field(
+        "auto", description="auto: keep decoded images in a shared file if they fit into cache_gb"
+    )
+    cache_gb: float = Field(8.0, ge=0, description="largest file of decoded images, in GB")
+    checkpoint_every: float = Field(60.0, gt=0, description="seconds between two checkpoints of a training")
+    parallel: int = Field(1, ge=1, description="number of independent stages that run at the same time")
+    memory_gb: float = Field(2.0, gt=0, description="memory of DuckDB, in GB")
+    stage_timeout: float | None = Field(
+        None, gt=0, description="seconds that a stage may take, from when it has its GPU; default no limit"
+    )
+    retries: int = Field(2, ge=0, description="retries of a stage after a temporary fault, such as a lost connection")
     store: str | None = Field(
-        None, description="object storage that machines share, as s3://bucket/folder; default SELFTRAIN_STORE"
+        None, description="object storage that machines share, such as s3://bucket/folder; default SELFTRAIN_STORE"
     )
     task_runner: Literal["local", "ray"] = Field(
-        "local", description="ray: prediction shards, and the cells of a comparison, as tasks of a Ray cluster"
+        "local", description="ray: run prediction shards and the runs of a comparison as tasks of a Ray cluster"
     )
     ray_address: str | None = Field(
-        None, description="HOST:6379; default RAY_ADDRESS, else the cluster of this machine"
+        None, description="address of the Ray cluster, HOST:6379; default RAY_ADDRESS, else this machine's cluster"
     )
-    gpus_per_task: float = Field(0.0, ge=0, description="of a Ray task, which gets `threads` CPUs (default 1) beside")
-    restarts: int = Field(3, ge=0, description="of a crashed run, in a row, where a server starts crashed runs again")
+    gpus_per_task: float = Field(
+        0.0, ge=0, description="GPUs of a Ray task, which also gets `threads` CPUs (default 1)"
+    )
+    restarts: int = Field(3, ge=0, description="times in a row that a Prefect server restarts a crashed run")
 
 
 class EvaluateSettings(Section):
-    """What is measured of every model, on validation and on test."""
+    """Settings of the evaluation of every model on validation and test images."""
 
-    batch_size: int = Field(256, ge=1, description="images at a time; bf16 products may differ in their last bit by it")
-    bootstrap: int = Field(1_000, ge=0, description="resamplings behind the 95 % intervals")
-    attacks: tuple[float, ...] = Field((), description="FGSM steps, as a share of the pixel range")
-    corruptions: bool = False
-    robustness_images: int = Field(1_000, ge=1, description="most test images that are attacked and corrupted")
-    seed: int = Field(0, ge=0, lt=2**63)
+    batch_size: int = Field(
+        256, ge=1, description="images per batch; with bf16, the last bit of results may depend on it"
+    )
+    bootstrap: int = Field(1_000, ge=0, description="bootstrap samples of the 95 % intervals")
+    attacks: tuple[float, ...] = Field((), description="sizes of FGSM attacks, as shares of the pixel range")
+    corruptions: bool = Field(False, description="accuracy under noise, blur, weather and digital corruptions")
+    robustness_images: int = Field(1_000, ge=1, description="at most so many test images are attacked and corrupted")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the bootstrap and the corruptions")
 
 
 class GateSettings(Section):
-    """When the rounds stop. The student is compared with its teacher on the same validation images."""
+    """Settings of the gate, which stops the rounds. It compares the student with its teacher on the same validation
+    images."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="false: never stop; the checks are still recorded")
     max_p_value_worse: float = Field(
-        0.05, ge=0, le=1, description="stop where the student is worse at this level (McNemar)"
+        0.05,
+        ge=0,
+        le=1,
+        description="stop if the student is worse than its teacher with this p-value or a lower one "
+        "(McNemar's exact test)",
     )
-    require_gain: bool = Field(False, description="stop unless the student is better on validation")
+    require_gain: bool = Field(False, description="stop unless the student is better than its teacher on validation")
     max_class_share: float = Field(
-        0.9, gt=0, le=1, description="of one class among the student's predictions: collapse"
+        0.9, gt=0, le=1, description="stop if more than this share of the student's predictions are one class"
     )
-    min_selected: int = Field(1, ge=0, description="pseudo-labels that a round must choose")
-    max_drift: float = Field(1.0, ge=0, le=1, description="total variation between selected and labelled class shares")
+    min_selected: int = Field(1, ge=0, description="stop if a round accepts fewer pseudo-labels")
+    max_drift: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="stop if the class shares of accepted pseudo-labels and labelled images differ by more "
+        "(total variation)",
+    )
 
 
 MOST_ROUNDS = 100
 MOST_MEMBERS = 100
-LONGEST_NAME = 200  # a run's folder and its files add words to it, and a file's name has 255 bytes at the most
+LONGEST_NAME = 200  # a run's folder and its files add to it, and a file name has at most 255 bytes
 
 
 class LearnerSettings(Section):
-    """How one network is trained: the network, the method, the optimisation and the images' noise."""
+    """Settings of one training: the network, the method, the optimisation and the augmentation."""
 
     model: ModelSettings = ModelSettings()
     method: MethodSettings = SupervisedSettings()
@@ -99,31 +120,34 @@ class LearnerSettings(Section):
         ge=1,
         le=MOST_MEMBERS,
         json_schema_extra={"key": False},
-        description="networks of an ensemble, alike but for their seed",
+        description="number of networks of an ensemble, which differ only in their seed",
     )
 
 
 class StudentSettings(LearnerSettings):
-    """How a round's student is trained. An online method takes the selected pseudo-labels as further labels."""
+    """Settings of a round's student. An online method uses the accepted pseudo-labels as additional labels."""
 
     method: MethodSettings = NoisyStudentSettings()
-    init: Literal["scratch", "teacher"] = Field("scratch", description="the student's first weights")
+    init: Literal["scratch", "teacher"] = Field(
+        "scratch", description="first weights of the student: random, or those of its teacher"
+    )
 
 
 class FineTuneSettings(Section):
-    """FixRes (1906.06423): a trained student sees larger images for a few steps, as it will see them when it is used.
+    """FixRes (arXiv 1906.06423): the trained student is trained for a few steps on larger images, and evaluated on
+    them.
 
-    It learns the labelled and the selected images, unaugmented and without its noise.
+    It is trained on the labelled and the accepted images, without augmentation and without the student's noise.
     """
 
-    image_size: int = Field(ge=1, description="of the larger images; the network must take any size")
+    image_size: int = Field(ge=1, description="side of the larger images, in pixels; the network must accept any size")
     layers: Literal["classifier_and_norms", "all"] = Field(
-        "classifier_and_norms", description="whose weights are trained; running statistics move in any case"
+        "classifier_and_norms", description="layers that are trained; running statistics change in any case"
     )
     train: FineTuneTrainSettings = FineTuneTrainSettings()
 
     def of(self, student: LearnerSettings) -> "TunedSettings":
-        """What the stage that fine-tunes this student is asked."""
+        """Returns the settings of the stage that fine-tunes this student."""
         # Running statistics belong to a size, and have few steps to reach the new one's.
         quiet = {"dropout": 0.0, "stochastic_depth": 0.0, "batch_norm_momentum": 0.1, "pretrained": None}
         as_they_are = AugmentSettings(flip=False, crop_padding=0)
@@ -132,7 +156,7 @@ class FineTuneSettings(Section):
 
 
 class TunedSettings(LearnerSettings):
-    """A fine-tuning as a stage is asked for it: the supervised training of a given network."""
+    """The settings of a fine-tuning stage: supervised training of a given network."""
 
     layers: Literal["classifier_and_norms", "all"]
 
@@ -153,38 +177,48 @@ class CheckSettings(Section):
 
 
 class RoundSettings(Section):
-    """One turn of predict → select → student (→ fine-tuning) → evaluate → gate."""
+    """One round: predict → select → student (→ fine-tuning) → evaluate → gate."""
 
     predict: PredictSettings = PredictSettings()
     select: SelectSettings = SelectSettings()
     student: StudentSettings = StudentSettings()
     finetune: FineTuneSettings | None = Field(
-        None, description="of the student on larger images; its outcome is the round's model. For the last round"
+        None,
+        description="train the student further on larger images; the result is the round's model. Meant "
+        "for the last round",
     )
     gate: GateSettings = GateSettings()
-    hold: bool = Field(False, description="wait after select until a person approves")
+    hold: bool = Field(False, description="wait after the selection until you run `selftrain approve`")
 
     @model_validator(mode="after")
     def _network_takes_any_size(self) -> Self:
         name = self.student.model.name
         if self.finetune is not None and name.startswith(ONE_SIZE):
             raise ValueError(
-                f"finetune needs a student that takes images of any size, and {name} is built for one; leave finetune "
-                "out, or use small_cnn, wrn-28-2 or torchvision:efficientnet_b0"
+                f"finetune needs a student that accepts images of any size, and {name} is built for one size; remove "
+                "finetune, or use small_cnn, wrn-28-2 or torchvision:efficientnet_b0"
             )
         return self
 
 
 class RunConfig(Section):
-    """A whole run. Without rounds it is an online run: one method, then evaluation."""
+    """A whole run: a teacher, then rounds. Without rounds, it trains and evaluates one model."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
-    seed: int = Field(0, ge=0, lt=2**62)
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME, description="name of the run"
+    )
+    seed: int = Field(0, ge=0, lt=2**62, description="seed of all trainings")
     data: DataSettings = DataSettings()
     teacher: LearnerSettings = LearnerSettings()
-    pretrain: LearnerSettings | None = Field(None, description="trained first, as the teacher's first weights: simclr")
-    given_teacher: RecipePath | None = Field(None, description="a folder with a trained model, in place of `teacher`")
-    rounds: tuple[RoundSettings, ...] = Field((), max_length=MOST_ROUNDS, description=f"at most {MOST_ROUNDS}")
+    pretrain: LearnerSettings | None = Field(
+        None, description="a training before the teacher's, which provides its first weights, such as simclr"
+    )
+    given_teacher: RecipePath | None = Field(
+        None, description="folder with a trained model, used instead of training `teacher`"
+    )
+    rounds: tuple[RoundSettings, ...] = Field(
+        (), max_length=MOST_ROUNDS, description=f"the rounds, at most {MOST_ROUNDS}"
+    )
     evaluate: EvaluateSettings = EvaluateSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
@@ -201,7 +235,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _what_is_frozen_has_learnt(self) -> Self:
-        """A body with drawn weights that nothing trains gives features that mean nothing."""
+        """Refuses to freeze a body with drawn weights, whose features would mean nothing."""
         for name, learner in learners(self):
             given = learner.model.pretrained is not None or getattr(learner, "init", "scratch") == "teacher"
             given = given or (name == "teacher" and self.pretrain is not None)
@@ -214,7 +248,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _students_learn_on_from_networks_of_their_kind(self) -> Self:
-        """What the student's stage would say after its teacher has been trained, said before."""
+        """Refuses, before the teacher is trained, a student that could not start from its weights."""
         teacher = None if self.given_teacher else self.teacher
         for number, student in enumerate((settings.student for settings in self.rounds), 1):
             problem = teacher and unfit_to_begin_with(teacher.model, teacher.members, student.model)
@@ -228,7 +262,7 @@ FIRST = ("teacher", "pretrain")  # those that learn before there are rounds
 
 
 def learners(config: RunConfig) -> Iterator[tuple[str, LearnerSettings]]:
-    """The networks that a run would train, by their places in the recipe."""
+    """Yields the networks that a run would train, with their places in the recipe."""
     if config.given_teacher is None:
         yield "teacher", config.teacher
         if config.pretrain is not None:
@@ -238,7 +272,7 @@ def learners(config: RunConfig) -> Iterator[tuple[str, LearnerSettings]]:
 
 
 def checks(config: RunConfig) -> Iterator[tuple[str, str, LearnerSettings]]:
-    """The networks that are looked at before anything is trained: their check's stage, their weights' stage or none.
+    """Yields the networks to check before training, each with the names of its check's and its weights' stages.
 
     Networks that start from the same weights share their stage; a learner that repeats an earlier one's network is
     not looked at again.
@@ -256,7 +290,7 @@ def checks(config: RunConfig) -> Iterator[tuple[str, str, LearnerSettings]]:
 
 
 def in_need_of_validation(config: RunConfig) -> list[str]:
-    """The settings of a recipe that cannot act without validation images, each with its value."""
+    """Returns the settings of a recipe that need validation images, each with its value."""
     learners: dict[str, LearnerSettings] = {} if config.given_teacher else {"teacher": config.teacher}
     if config.pretrain is not None and not config.given_teacher:
         learners["pretrain"] = config.pretrain
@@ -276,20 +310,19 @@ def in_need_of_validation(config: RunConfig) -> list[str]:
 
 
 def unfit_to_begin_with(given: ModelSettings, members: int, wanted: ModelSettings) -> str:
-    """Why a network cannot begin with the weights of a given model; empty where it can."""
+    """Why a network cannot start from the weights of a given model; empty if it can."""
     if members > 1:
         return (
-            f"init: the given model is {members} networks side by side, and a student starts from one. "
-            "Expected a model of one network. Set init: scratch."
+            f"init: the given model is an ensemble of {members} networks; expected a single network. Set init: scratch."
         )
     if given.label != wanted.label:
         return (
-            f"init: the given weights are of {given.label}, the network to train is {wanted.label}; "
-            "expected the same architecture. Set model.name and model.width alike, or init: scratch."
+            f"init: found the weights of {given.label} for a network {wanted.label}; "
+            "expected the same architecture. Set the same model.name and model.width, or init: scratch."
         )
     return ""
 
 
 def run_name(text: str, otherwise: str = "run") -> str:
-    """A name that a run may have, made of any text; half as long as allowed, for a comparison's cells add to it."""
+    """Returns a valid run name made from any text; half as long as allowed, because a comparison's cells add to it."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[: LONGEST_NAME // 2] or otherwise

@@ -1,4 +1,4 @@
-"""The base of every typed section of the configuration: frozen, closed, and cheap to import (no torch)."""
+"""The base class of every section of a recipe: frozen, refusing unknown keys, and fast to import (no torch)."""
 
 from functools import cache
 from pathlib import Path
@@ -11,11 +11,11 @@ from selftrain.ssl_tasks.errors import ConfigError
 
 
 class Section(BaseModel):
-    """Settings that cannot be changed after they were read, and that refuse keys they do not know.
+    """Settings that cannot be changed after they were read, and that refuse unknown keys.
 
     A field marked `json_schema_extra={"key": False}` says how fast or where a stage runs, not what it computes:
-    it takes no part in the stage's key. One marked `{"key": "changed"}` takes part where it is not at its default: a
-    setting that is added to a section changes no key of a recipe that does not use it.
+    it is not part of the stage's key. A field marked `{"key": "changed"}` is part of the key only if it is not at its
+    default: a setting that is added to a section changes no key of a recipe that does not use it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -23,7 +23,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _name_the_default(cls, values: Any) -> Any:
-        """`method: {weight: 4}` is of the default method, if that has such a setting."""
+        """Completes `method: {weight: 4}` with the default method's name, if that method has such a setting."""
         if not isinstance(values, dict):
             return values
         named = {
@@ -36,14 +36,14 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _truth_is_no_number(cls, values: Any) -> Any:
-        """pydantic alone takes `steps: true` for one step; as text, true is no number to it either."""
+        """Refuses `steps: true`, which pydantic alone reads as one step."""
         if not isinstance(values, dict):
             return values
         numbers = {name: values[name] for name, field in cls.model_fields.items() if name in values and _number(field)}
         return {**values, **{name: _truth_as_text(value) for name, value in numbers.items()}}
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the result, as plain JSON values, for a stage's key."""
+        """Returns the settings that decide the result, as plain JSON values, for a stage's key."""
         return identity_of(self)
 
 
@@ -54,7 +54,7 @@ def _number(field: FieldInfo) -> bool:
 
 @cache
 def _takes(annotation: Any, kind: type) -> bool:
-    """Whether an annotation, or a part of it such as the 3 of `Literal[1, 3]`, is of a kind."""
+    """Returns whether an annotation, or a part of it such as the 3 of `Literal[1, 3]`, is of a kind."""
     parts = get_args(annotation)
     return annotation is kind or any(type(part) is kind or _takes(part, kind) for part in parts)
 
@@ -77,7 +77,7 @@ def _takes_part(field: FieldInfo, value: Any) -> bool:
 
 
 def identity_of(value: Any) -> Any:
-    """The plain JSON value that stands for a setting in a stage's key."""
+    """Returns the plain JSON value that stands for a setting in a stage's key."""
     if isinstance(value, BaseModel):
         return {
             name: identity_of(getattr(value, name))
@@ -97,11 +97,11 @@ def _beside_recipe(path: Path, info: ValidationInfo) -> Path:
 
 
 RecipePath = Annotated[Path, AfterValidator(_beside_recipe)]
-"""A path in a recipe: where it is relative, it starts from the recipe's own folder."""
+"""A path in a recipe. A relative path starts from the recipe's folder."""
 
 
 def existing_file(path: Path, setting: str, kind: str) -> Path:
-    """The path, if a file is there; else a ConfigError."""
+    """Returns the path if it is a file; raises ConfigError if not."""
     if not path.is_file():
         raise ConfigError(f"{setting}: {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected {kind}")
     return path

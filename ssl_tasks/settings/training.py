@@ -1,4 +1,4 @@
-"""What a recipe may say of training, and of the machine that it runs on."""
+"""The settings of training in a recipe."""
 
 from typing import Literal, Self
 
@@ -13,41 +13,68 @@ Schedule = Literal["constant", "cosine", "cosine_7_16", "exponential"]
 class TrainSettings(Section):
     """The optimisation of one network."""
 
-    steps: int = Field(1_000, ge=1)
-    batch_size: int = Field(64, ge=1, description="labelled images a step, over all processes")
-    unlabeled_ratio: int = Field(7, ge=1, description="μ: unlabelled (or pseudo-labelled) images for each labelled one")
+    steps: int = Field(1_000, ge=1, description="optimizer steps")
+    batch_size: int = Field(64, ge=1, description="labelled images per step, over all processes")
+    unlabeled_ratio: int = Field(7, ge=1, description="μ: unlabelled (or pseudo-labelled) images per labelled image")
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(0.03, gt=0)
+    learning_rate: float = Field(0.03, gt=0, description="learning rate after the warm-up")
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
-    weight_decay: float = Field(5e-4, ge=0, description="on kernels alone; AdamW's is decoupled")
+    weight_decay: float = Field(
+        5e-4, ge=0, description="weight decay of kernels only, not of biases and norms; decoupled with adamw"
+    )
     momentum_warmup_steps: int = Field(
         0,
         ge=0,
-        description="steps over which momentum rises from 0.5, and a gradient counts 1 - momentum, as Hinton 2012",
+        description="steps over which momentum rises from 0.5; gradients are scaled by 1 - momentum, as in Hinton 2012",
     )
-    schedule: Schedule = "cosine_7_16"
-    final_rate: float = Field(0.01, gt=0, le=1, description="of exponential: the last learning rate over the first")
-    warmup_steps: int = Field(0, ge=0)
-    clip_gradient: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
-    accumulate: int = Field(1, ge=1, description="micro-batches a step: less memory, the same batch (but batch norm's)")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="0 evaluates the student itself")
-    ema_warmup: bool = True
-    ema_buffers: Literal["copy", "average"] = "copy"
-    class_balanced: bool = Field(False, description="labelled images drawn class by class alike")
-    class_weights: Literal["none", "inverse", "effective"] = "none"
-    log_every: int = Field(20, ge=1, description="steps between two rows of the history, each a mean over them")
-    evaluate_every: int = Field(200, ge=1)
-    patience: int | None = Field(None, ge=1, description="evaluations without a gain before stopping early")
-    keep: Literal["best", "last"] = Field("best", description="which checkpoint becomes the model; both are reported")
+    schedule: Schedule = Field(
+        "cosine_7_16", description="learning rate over the run; cosine_7_16: cos(7πt/16), as in FixMatch"
+    )
+    final_rate: float = Field(0.01, gt=0, le=1, description="schedule=exponential: last learning rate ÷ first")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    clip_gradient: float | None = Field(
+        None, gt=0, description="largest norm of the gradient; longer gradients are scaled down"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches per step: less memory, the same gradient except for batch norm"
+    )
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="decay of the moving average of weights that is evaluated; 0: no average"
+    )
+    ema_warmup: bool = Field(True, description="a smaller decay in the first steps")
+    ema_buffers: Literal["copy", "average"] = Field(
+        "copy", description="running statistics of the average: copied from the network, or averaged"
+    )
+    class_balanced: bool = Field(False, description="draw labelled images equally often from every class")
+    class_weights: Literal["none", "inverse", "effective"] = Field(
+        "none", description="weights of classes in the loss: by inverse frequency, or by the effective number of images"
+    )
+    log_every: int = Field(
+        20, ge=1, description="steps between two rows of the history; each row is the mean over them"
+    )
+    evaluate_every: int = Field(200, ge=1, description="steps between two evaluations on validation")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop early after so many evaluations without a better validation accuracy; default never",
+    )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="the checkpoint that becomes the model: best on validation, or last; both accuracies are reported",
+    )
     median_of: int | None = Field(
         None,
         ge=1,
-        description="last evaluations whose median accuracy is reported beside the kept model's, on validation and on "
-        "test, as FixMatch's authors report theirs (20); nothing is chosen by it",
+        description="number of last evaluations whose median accuracy is also reported, on validation and test, as in "
+        "FixMatch's paper (20); it chooses nothing",
     )
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto", "off", "on"] = Field("off", description="auto: on CUDA, for long runs")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="number format; auto: bf16 if the hardware multiplies in it, else fp32"
+    )
+    compile: Literal["auto", "off", "on"] = Field(
+        "off", description="compile the network with torch.compile; auto: on CUDA in long runs"
+    )
     tune: str = Field(
         "all",
         pattern=r"^(all|head|norms|lora|last-[1-9][0-9]*)$",
@@ -100,8 +127,8 @@ class TrainSettings(Section):
     def _last_evaluations_are_known(self) -> Self:
         if self.median_of is not None and self.patience is not None:
             raise ValueError(
-                f"median_of ({self.median_of}) looks at the last evaluations of the whole run, and patience "
-                f"({self.patience}) may end it before; expected one of the two"
+                f"median_of ({self.median_of}) needs the last evaluations of the whole run, and patience "
+                f"({self.patience}) may end it early; expected one of the two"
             )
         return self
 
@@ -109,7 +136,8 @@ class TrainSettings(Section):
     def _momentum_that_rises_is_plain_sgds(self) -> Self:
         if self.momentum_warmup_steps and (self.optimizer != "sgd" or self.nesterov):
             raise ValueError(
-                f"momentum_warmup_steps is {self.momentum_warmup_steps}, with {self.optimizer} and nesterov "
+                f"momentum_warmup_steps is {self.momentum_warmup_steps}, with optimizer: {self.optimizer} "
+                "and nesterov: "
                 f"{str(self.nesterov).lower()}; expected optimizer: sgd and nesterov: false"
             )
         return self
@@ -119,18 +147,18 @@ class TrainSettings(Section):
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be split into {self.accumulate} equal micro-batches; "
-                "expected a batch_size that accumulate divides"
+                "expected a multiple of accumulate"
             )
         return self
 
 
 class FineTuneTrainSettings(TrainSettings):
-    """The optimisation of a fine-tuning: few steps, small ones, and no average of them."""
+    """The optimisation of a fine-tuning: a few steps with a small learning rate, and no moving average."""
 
     steps: int = Field(200, ge=1)
     learning_rate: float = Field(0.001, gt=0)
     schedule: Schedule = "cosine"
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="0 evaluates the network itself")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights; 0: no average")
     evaluate_every: int = Field(50, ge=1)
 
     @model_validator(mode="after")

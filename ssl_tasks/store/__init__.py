@@ -1,1 +1,1 @@
-"""Artifacts, runs and locks on disk."""
+"""Artifacts, runs and locks on disk, and all files that must survive a killed process."""

@@ -1,7 +1,7 @@
-"""Write-once folders under the key of the question that they answer: the only cache of the pipeline."""
+"""The store of artifacts: folders that are written once, under the key of their stage. It is the pipeline's only
+cache."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,6 +19,7 @@ from pydantic import Field, field_validator
 from selftrain.ssl_tasks.errors import DamagedArtifact
 from selftrain.ssl_tasks.regular_file import open_regular
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
+from selftrain.ssl_tasks.store.locks import file_lock
 
 MANIFEST = "artifact.json"
 REMEDY = "run its recipe again: damaged artifacts are recomputed, and the old files are moved to store/quarantine"
@@ -27,26 +28,26 @@ CHUNK = 1 << 20
 
 
 def digest_json(value: Any) -> str:
-    """sha256 of a JSON value in one canonical spelling."""
+    """Returns the sha256 of a JSON value, written in a canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """Returns the sha256 of a file."""
     file, _ = open_regular(path)
     with file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stage_key(stage: str, version: int, section: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """The identity of a question: what is done, how, and to which contents. Never paths, times or run ids."""
+    """Returns a stage's key: the hash of its name, version, settings and inputs, never of paths, times or run ids."""
     return digest_json({"stage": stage, "version": version, "section": section, "inputs": inputs})
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A committed folder. `digest` names its contents; `parts` name contents that consumers may depend on apart."""
+    """A committed folder. `digest` identifies its contents; `parts` identify parts that a stage can depend on alone."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -65,16 +66,16 @@ class Artifact:
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """Digests of parts of the contents, as the stage's body named them (labelled, unlabelled, …)."""
+        """Digests of parts of the contents, by their names (labeled, unlabeled, …)."""
         return self.manifest.get("parts", {})
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """What the stage's body returned: small JSON values for tables and logs."""
+        """The summary that the stage returned: small JSON values for tables and logs."""
         return self.manifest.get("summary", {})
 
     def file(self, name: str) -> Path:
-        """The path of one of the artifact's files."""
+        """Returns the path of one of the artifact's files."""
         return self.path / name
 
 
@@ -85,21 +86,23 @@ class Store:
         self.root = Path(root).absolute()
 
     def path(self, stage: str, key: str) -> Path:
-        """Where the artifact is, or would be."""
+        """Returns the folder of an artifact, whether it exists or not."""
         return self.root / stage / key
 
     def attempt(self, stage: str, key: str) -> Path:
-        """Where an attempt works: `output/` becomes the artifact, `scratch/` (checkpoints, shards) survives a kill."""
+        """Returns the folder of an attempt: `output/` becomes the artifact; `scratch/` (checkpoints, shards) survives a
+        kill."""
         return self.root / "attempts" / f"{stage}-{key}"
 
     @contextlib.contextmanager
     def lock(self, stage: str, key: str) -> Iterator[None]:
-        """Alone with this key on this host; the kernel frees the lock on any death."""
+        """Locks a key on this host; the kernel frees the lock when the process dies."""
         with file_lock(self.root / "locks" / f"{stage}-{key}"):
             yield
 
     def find(self, stage: str, key: str, verify: bool = True) -> Artifact | None:
-        """The artifact of a key, or None. With `verify`, every file's digest is checked; sizes always are."""
+        """Returns the artifact of a key, or None. Sizes are always checked; with `verify`, the digest of every file as
+        well."""
         artifact = self.unchecked(stage, key)
         if artifact is not None:
             check_contents(artifact)
@@ -107,7 +110,7 @@ class Store:
         return artifact
 
     def unchecked(self, stage: str, key: str) -> Artifact | None:
-        """The same as its manifest tells it, whatever became of its files."""
+        """Returns the artifact as its manifest describes it, without checking its files."""
         path = self.path(stage, key)
         try:
             artifact = Artifact(path, read_manifest(path))
@@ -119,12 +122,12 @@ class Store:
             return None
         if (artifact.stage, artifact.key) != (stage, key):
             raise DamagedArtifact(
-                f"{path / MANIFEST} is of another artifact: {artifact.stage} {artifact.key}; {REMEDY}"
+                f"{path / MANIFEST} belongs to another artifact: {artifact.stage} {artifact.key}; {REMEDY}"
             )
         return artifact
 
     def commit(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
-        """Turns an attempt's output into the artifact: digests, flush to disk, one rename."""
+        """Turns an attempt's output into the artifact: it computes digests, flushes to disk, and renames the folder."""
         output = self.attempt(stage, key) / "output"
         files = {
             str(path.relative_to(output)): {"sha256": digest_file(path), "bytes": path.stat().st_size}
@@ -142,7 +145,7 @@ class Store:
         return Artifact(final, whole)
 
     def quarantine(self, stage: str, key: str) -> Path | None:
-        """Moves a damaged or forced artifact aside; nothing is deleted in silence."""
+        """Moves an artifact that is damaged, or is to be recomputed, into the quarantine; it is not deleted."""
         path = self.path(stage, key)
         if not path.exists():
             return None
@@ -152,7 +155,7 @@ class Store:
         return aside
 
     def artifacts(self) -> Iterator[Artifact]:
-        """Every artifact, unverified, in no promised order. Damaged manifests are passed over and logged."""
+        """Yields every artifact, unverified and in any order. Damaged manifests are skipped and logged."""
         for folder in self.folders():
             try:
                 yield Artifact(folder, read_manifest(folder))
@@ -160,7 +163,7 @@ class Store:
                 log.warning("%s", error)
 
     def folders(self) -> Iterator[Path]:
-        """The folder of every artifact, whatever its manifest says."""
+        """Yields the folder of every artifact, even of one with a damaged manifest."""
         for path in self.root.glob(f"*/*/{MANIFEST}"):
             if path.parent.parent.name not in {"attempts", "quarantine"}:
                 yield path.parent
@@ -204,7 +207,7 @@ class ManifestShape(Shape):
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """What an artifact's folder says of itself."""
+    """Reads and checks the manifest of an artifact's folder."""
     try:
         return read_json(folder / MANIFEST, ManifestShape)
     except Malformed as error:
@@ -212,19 +215,19 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
 
 
 def contents_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """The name of an artifact's contents: the digest of its files' names and digests."""
-    # Files under logs/ tell of times and machines: they are kept and checked, but do not change the contents' name.
+    """Returns the digest of an artifact's contents: of the names and digests of its files."""
+    # Files under logs/ hold times and machine names. They are stored and checked, but are not part of the digest.
     return digest_json({name: entry["sha256"] for name, entry in files.items() if not name.startswith("logs/")})
 
 
 def check_contents(artifact: Artifact) -> None:
-    """Raises DamagedArtifact where a manifest names files that do not make up its digest."""
+    """Raises DamagedArtifact if the files in a manifest do not match its digest."""
     if contents_digest(artifact.manifest["files"]) != artifact.digest:
-        raise DamagedArtifact(f"{artifact.file(MANIFEST)} names files that do not make up its digest: it was changed")
+        raise DamagedArtifact(f"{artifact.file(MANIFEST)} does not match its digest: it was changed")
 
 
 def check_files(artifact: Artifact, digests: bool = True) -> None:
-    """Raises DamagedArtifact where a file is missing, has another size or (with `digests`) other bytes."""
+    """Raises DamagedArtifact if a file is missing, has another size or (with `digests`) other contents."""
     for name, entry in artifact.manifest["files"].items():
         path = artifact.path / name
         if not path.is_file():
@@ -232,32 +235,11 @@ def check_files(artifact: Artifact, digests: bool = True) -> None:
         if (size := path.stat().st_size) != entry["bytes"]:
             raise DamagedArtifact(f"{path} has {size} bytes, expected {entry['bytes']}")
         if digests and digest_file(path) != entry["sha256"]:
-            raise DamagedArtifact(f"{path} has other contents than when it was written")
-
-
-@contextlib.contextmanager
-def file_lock(path: Path, blocking: bool = True) -> Iterator[None]:
-    """An exclusive flock on `path`; BlockingIOError where it is held and `blocking` is off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _open_lock(path)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _open_lock(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except PermissionError:
-        if not path.exists():
-            raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's: a local disk locks what can be read
+            raise DamagedArtifact(f"{path} has changed since it was written")
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """A reader sees the old file or the new one, whole, even after a power cut."""
+    """Writes a file such that a reader sees the old or the new contents in full, even after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -288,3 +270,25 @@ def flush_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def verified(artifact: Artifact) -> Artifact:
+    """Returns the artifact if each file has its digest; DamagedArtifact names the file that has not, and the remedy.
+
+    Each file is read once: its digest is remembered in the workspace's cache by inode, size and times, for other
+    processes too. `selftrain lineage --verify` and the reuse of an artifact read every file again.
+    """
+    from selftrain.ssl_tasks.store.file_digests import FileDigests  # pyarrow is not imported before it is needed
+
+    files = artifact.manifest["files"]
+    try:
+        check_contents(artifact)
+        check_files(artifact, digests=False)
+        cache = artifact.path.parents[2] / "cache"  # <workspace>/store/<stage>/<key>
+        digests = FileDigests(cache).of(artifact.path, list(files))
+        for (name, entry), digest in zip(files.items(), digests, strict=True):
+            if digest is None or digest.hex() != entry["sha256"]:
+                raise DamagedArtifact(f"{artifact.file(name)} has changed since it was written")
+    except DamagedArtifact as error:
+        raise DamagedArtifact(f"{error}; {REMEDY}") from error
+    return artifact

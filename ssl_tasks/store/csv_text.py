@@ -1,8 +1,8 @@
-"""CSV as this package writes and reads it: UTF-8, quoted as RFC 4180 says, with no cell that a spreadsheet would run.
+"""Reads and writes CSV in UTF-8, quoted as in RFC 4180, without cells that a spreadsheet would run as a formula.
 
-A spreadsheet takes a text that begins with one of = + - @, a tab or a line break for a formula. Such a text is written
-with an apostrophe before it, and so is a text that has apostrophes before such a beginning. Reading takes one
-apostrophe away again, so every text comes back as it was.
+A spreadsheet reads a text that begins with one of = + - @, a tab or a line break as a formula. Such a text is written
+with an apostrophe before it, and so is a text that has apostrophes before such a beginning. Reading removes one
+apostrophe, so every text is read as it was written.
 """
 
 import csv
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMULA = r"'*(?: *[=+\-@＝＋－＠]|[\t\r\n])"  # also in report/static/corrections.js
-DELIMITERS = ",;\t"  # spreadsheets of some countries write the others
-MOST_LINE = 1 << 20  # characters; a longer line is no line of a table that a person wrote
+DELIMITERS = ",;\t"  # spreadsheets write ; or a tab in some countries
+MOST_LINE = 1 << 20  # characters; a longer line is not from a table that someone wrote
 _formula = re.compile(FORMULA)
 
 
 def guarded(value: object) -> object:
-    """A text as a cell that no spreadsheet runs; anything else, such as a number, as it is."""
+    """Returns a text as a cell that no spreadsheet runs; other values, such as numbers, are unchanged."""
     return f"'{value}" if isinstance(value, str) and _formula.match(value) else value
 
 
 def plain(cell: str) -> str:
-    """The text of a cell that `guarded` made."""
+    """Returns the text of a cell that `guarded` made."""
     return cell[1:] if cell.startswith("'") and _formula.match(cell) else cell
 
 
 def csv_text(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts."""
+    """Returns a table of texts as CSV."""
     text = io.StringIO()
     writer = csv.writer(_LineFeeds(text), lineterminator="\r\n")
     writer.writerows([guarded(cell) for cell in row] for row in (names, *rows))
@@ -44,7 +44,7 @@ def csv_text(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def write_frame(frame: "pd.DataFrame", file: TextIO, header: bool = True) -> None:
-    """A data frame; its numbers stay numbers."""
+    """Writes a data frame as CSV; numbers stay numbers."""
     safe = frame.copy(deep=False)
     for at, kind in enumerate(frame.dtypes):
         if kind.kind == "O":
@@ -54,14 +54,14 @@ def write_frame(frame: "pd.DataFrame", file: TextIO, header: bool = True) -> Non
 
 
 def frame_text(frame: "pd.DataFrame") -> str:
-    """A data frame as CSV."""
+    """Returns a data frame as CSV."""
     text = io.StringIO()
     write_frame(frame, text)
     return text.getvalue()
 
 
 class _LineFeeds(io.TextIOBase):
-    """Ends rows with a line feed alone. Python's writer quotes a lone carriage return only where rows end with one."""
+    """Ends rows with a line feed only. Python's writer quotes a lone carriage return only if rows end with one."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -72,9 +72,9 @@ class _LineFeeds(io.TextIOBase):
 
 
 def read_csv(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """These columns as text, row by row; an optional one that is not there is empty. Lines without a text are left out.
+    """Yields the given columns as text, row by row. A missing optional column is empty; empty lines are skipped.
 
-    Raises DataError where a row has more or fewer cells than the first line has names: nothing is guessed.
+    Raises DataError if a row has more or fewer cells than the first line has names.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -109,7 +109,7 @@ def _joined(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def _delimiter(first: str, names: Sequence[str]) -> str:
-    """The one that finds the names in the first line; a comma where none does."""
+    """Returns the delimiter with which the first line has the given names; a comma if none does."""
     for delimiter in DELIMITERS:
         header = next(csv.reader([first], delimiter=delimiter), [])
         if set(names) <= {plain(name).strip() for name in header}:

@@ -1,9 +1,4 @@
-"""sha256 digests of files, remembered by their stat as in git's index: an unchanged file is not read again.
-
-Verified artifacts: every file has the digest that its manifest states. Digests are remembered in the workspace's cache
-by inode, size and times, for other processes too; `selftrain lineage --verify` and the reuse of an artifact read every
-file again.
-"""
+"""sha256 digests of files, remembered by their stat as in git's index: an unchanged file is not read again."""
 
 import contextlib
 import hashlib
@@ -18,24 +13,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from selftrain.ssl_tasks.errors import DamagedArtifact
 from selftrain.ssl_tasks.regular_file import open_regular
-from selftrain.ssl_tasks.store.artifacts import REMEDY, Artifact, check_contents, check_files, write_atomically
+from selftrain.ssl_tasks.store.artifacts import write_atomically
 
-RACY_NS = 2_000_000_000  # a file touched this shortly before it was read may change again under the same time stamp
+RACY_NS = 2_000_000_000  # a file changed this shortly before it was read may change again with the same time stamp
 CHUNK = 1 << 20
 COLUMNS = ("size", "mtime", "ctime", "inode")
 
 
 class FileDigests:
-    """Digests of the files below one folder; the memory of them lies in `<cache>/digests/`."""
+    """The digests of files in one folder, remembered in `<cache>/digests/`."""
 
     def __init__(self, cache: Path) -> None:
         self.folder = cache / "digests"
         self.read = 0  # files read because they were new or changed
 
     def of(self, root: Path, names: Sequence[str], most_bytes: int | None = None) -> list[bytes | None]:
-        """The sha256 of each file `root/name`; None where it cannot be read or has more than `most_bytes`."""
+        """Returns the sha256 of each file `root/name`; None if it cannot be read or has more than `most_bytes`."""
         now = time.time_ns()
         stats = np.array([_stat(root / name) for name in names], np.int64).reshape(len(names), len(COLUMNS))
         memory = self.folder / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:32]}.parquet"
@@ -54,7 +48,7 @@ class FileDigests:
         if unknown:
             settled = stats[:, 1:3].max(axis=1, initial=0) < now - RACY_NS
             digests = [digest if ok else None for digest, ok in zip(found, settled, strict=True)]
-            with contextlib.suppress(OSError):  # read-only, or full: the files are read again next time
+            with contextlib.suppress(OSError):  # a disk that is read-only or full: the files are read again next time
                 _remember(memory, pa.concat_tables([_table(names, stats, digests), _others(remembered, root, names)]))
         return found
 
@@ -72,7 +66,9 @@ def _digest(path: Path) -> bytes | None:
         file, left = open_regular(path)
         digest = hashlib.sha256()
         with file:
-            while left and (chunk := file.read(min(left, CHUNK))):  # no more than it had: it may grow for ever
+            while left and (
+                chunk := file.read(min(left, CHUNK))
+            ):  # only as many bytes as it had at first: it may grow without end
                 digest.update(chunk)
                 left -= len(chunk)
         return digest.digest()
@@ -88,7 +84,7 @@ def _table(names: Sequence[str], stats: np.ndarray, digests: Sequence[bytes | No
 def _recall(memory: Path) -> pa.Table:
     try:
         return pq.read_table(memory)
-    except (OSError, pa.ArrowInvalid):  # none yet, or damaged: read the files again
+    except (OSError, pa.ArrowInvalid):  # no remembered digests, or damaged ones: read the files again
         return _table([], np.empty((0, len(COLUMNS)), np.int64), [])
 
 
@@ -103,7 +99,7 @@ def _known(remembered: pa.Table, names: Sequence[str], stats: np.ndarray) -> lis
 
 
 def _others(remembered: pa.Table, root: Path, names: Sequence[str]) -> pa.Table:
-    """What is remembered of files that were not asked for, and are there: a table and its images share a folder."""
+    """Returns the remembered digests of the folder's other files: a table and its images share a folder."""
     others = remembered.filter(pc.invert(pc.is_in(remembered["name"], pa.array(names, pa.string()))))
     there = [os.path.exists(root / name) for name in others["name"].to_pylist()]
     return others.filter(pa.array(there, pa.bool_()))
@@ -113,20 +109,3 @@ def _remember(memory: Path, table: pa.Table) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(table.filter(pc.is_valid(table["digest"])), buffer, compression="zstd")
     write_atomically(memory, buffer.getvalue().to_pybytes())
-
-
-def verified(artifact: Artifact) -> Artifact:
-    """The artifact; DamagedArtifact names the file that has changed since it was written, and the remedy."""
-
-    files = artifact.manifest["files"]
-    try:
-        check_contents(artifact)
-        check_files(artifact, digests=False)
-        cache = artifact.path.parents[2] / "cache"  # <workspace>/store/<stage>/<key>
-        digests = FileDigests(cache).of(artifact.path, list(files))
-        for (name, entry), digest in zip(files.items(), digests, strict=True):
-            if digest is None or digest.hex() != entry["sha256"]:
-                raise DamagedArtifact(f"{artifact.file(name)} has other contents than when it was written")
-    except DamagedArtifact as error:
-        raise DamagedArtifact(f"{error}; {REMEDY}") from error
-    return artifact

@@ -1,4 +1,4 @@
-"""Reads JSON that this package wrote, and that a person or a disk may have changed since: its shape is checked."""
+"""Reads JSON files of this package and checks their shape, because they may have been changed or damaged."""
 
 import json
 from pathlib import Path
@@ -18,11 +18,11 @@ class Shape(BaseModel):
 
 
 class Malformed(ValueError):
-    """A file that is not the JSON that was expected; the message says in what it differs."""
+    """Raised for a file that does not hold the expected JSON; the message says how it differs."""
 
 
 def read_json(path: Path, shape: type[BaseModel] = Shape, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """The object of a JSON file; Malformed where it has another shape, FileNotFoundError where it is not there."""
+    """Returns the object of a JSON file; raises Malformed for another shape, FileNotFoundError for a missing file."""
     try:
         text = read_regular(path, most_bytes)
     except OSError as error:
@@ -33,10 +33,13 @@ def read_json(path: Path, shape: type[BaseModel] = Shape, most_bytes: int = MOST
 
 
 def parse_json(text: str | bytes, shape: type[BaseModel] = Shape) -> dict[str, Any]:
-    """The object that a JSON text stands for; Malformed where it has another shape."""
+    """Returns the object of a JSON text; raises Malformed for another shape."""
     try:
         found = json.loads(text)
-    except (ValueError, RecursionError) as error:  # a ValueError is also: not UTF-8, a number of 5,000 digits
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError includes text that is not UTF-8 and numbers of 5,000 digits
         raise Malformed(f"not JSON: {error}") from error
     if not isinstance(found, dict):
         raise Malformed(f"found {type(found).__name__}, expected an object")

@@ -1,9 +1,9 @@
-"""A store that machines share: artifacts on object storage, beside the local store, which stays what stages read.
+"""Shares artifacts between machines through object storage. Stages still read only the local store.
 
-`<url>/objects/<sha256>` are files, each written once under its contents' name; `<url>/artifacts/<stage>/<key>.json` is
-an artifact's manifest, written last: whoever sees it finds every file. Two machines that answer one question at the
-same time leave one manifest and the files of both. The mirror never stops a run: what it cannot give is computed, what
-it cannot take is offered again by the next run.
+`<url>/objects/<sha256>` are files, each written once under its digest. `<url>/artifacts/<stage>/<key>.json` is an
+artifact's manifest, which is written last, so its files always exist. Two machines that compute the same stage at the
+same time leave one manifest and the files of both. The mirror never stops a run: an artifact that it cannot provide is
+computed, and one that it cannot store is uploaded by the next run.
 """
 
 import logging
@@ -30,21 +30,21 @@ from selftrain.ssl_tasks.store.json_file import parse_json
 
 T = TypeVar("T")
 TRIES, FIRST_PAUSE = 6, 0.2
-AWAY_SECONDS = 60.0  # after it failed so often, the storage is left alone for this long
+AWAY_SECONDS = 60.0  # after repeated failures, the storage is not used for this long
 OPTIONS: dict[str, dict[str, Any]] = {
     "file": {"auto_mkdir": True},
-    "s3": {"config_kwargs": {"connect_timeout": 5, "retries": {"max_attempts": 0}}},  # we try again ourselves
+    "s3": {"config_kwargs": {"connect_timeout": 5, "retries": {"max_attempts": 0}}},  # this module retries itself
 }
 _away_until: dict[str, float] = {}
 log = logging.getLogger("selftrain")
 
 
 class Unreachable(Exception):
-    """The storage failed again and again."""
+    """Raised if the storage failed repeatedly."""
 
 
 class Mirror:
-    """Artifacts below one URL that fsspec knows: s3://, gs://, file://, …"""
+    """The artifacts at one URL that fsspec supports: s3://, gs://, file://, …"""
 
     def __init__(self, url: str) -> None:
         import fsspec
@@ -61,7 +61,7 @@ class Mirror:
         self.url, self.root = url, root.rstrip("/")
 
     def fetch(self, store: Store, stage: str, key: str) -> Artifact | None:
-        """Brings an artifact into the local store, verified; None where it is not there, damaged or out of reach."""
+        """Copies an artifact into the local store and verifies it; None if it is missing, damaged or out of reach."""
         folder = store.attempt(stage, key) / "fetched"
         try:
             text = self._patiently(lambda: self.filesystem.cat_file(self._manifest(stage, key)))
@@ -69,10 +69,10 @@ class Mirror:
             if (artifact.stage, artifact.key) != (stage, key):
                 raise DamagedArtifact(f"it is the manifest of {artifact.stage} {artifact.key}")
             self._download(artifact)
-        except FileNotFoundError:  # no manifest yet; or somebody clears the mirror right now
+        except FileNotFoundError:  # no manifest yet, or the mirror is being cleared
             return None
         except (Unreachable, DamagedArtifact, ValueError, KeyError, TypeError) as error:
-            log.warning("%s %s cannot be had from %s, it is computed: %s", stage, key[:12], self.url, error)
+            log.warning("%s %s cannot be read from %s, so it is computed: %s", stage, key[:12], self.url, error)
             shutil.rmtree(folder, ignore_errors=True)
             return None
         (folder / MANIFEST).write_bytes(text)
@@ -85,7 +85,7 @@ class Mirror:
         return Artifact(final, artifact.manifest)
 
     def offer(self, artifact: Artifact, replace: bool = False) -> bool:
-        """Uploads the files that are missing, then the manifest. True where the mirror has the artifact."""
+        """Uploads missing files, then the manifest; returns whether the mirror has the artifact."""
         marker = self._manifest(artifact.stage, artifact.key)
         try:
             if not replace and self._size(marker) is not None:
@@ -96,15 +96,15 @@ class Mirror:
                     self._patiently(partial(self.filesystem.put_file, str(artifact.file(name)), target))
             manifest = artifact.file(MANIFEST).read_bytes()
             self._patiently(lambda: self.filesystem.pipe_file(marker, manifest))
-        except (Unreachable, FileNotFoundError) as error:  # no bucket is not found, too
+        except (Unreachable, FileNotFoundError) as error:  # a missing bucket is also "not found"
             log.warning(
-                "%s is not in %s yet, the next run offers it again: %s", artifact.path.name[:12], self.url, error
+                "%s could not be copied to %s; the next run tries again: %s", artifact.path.name[:12], self.url, error
             )
             return False
         return True
 
     def _download(self, artifact: Artifact) -> None:
-        """Every file of a manifest into the artifact's folder; checked there."""
+        """Downloads every file of a manifest into the artifact's folder and checks it."""
         shutil.rmtree(artifact.path, ignore_errors=True)
         artifact.path.mkdir(parents=True)
         for name, entry in artifact.manifest["files"].items():
@@ -116,16 +116,16 @@ class Mirror:
         check_files(artifact)
 
     def _size(self, path: str) -> int | None:
-        """The bytes of an object, None where it is not there."""
+        """Returns the size of an object in bytes; None if it does not exist."""
         try:
             return self._patiently(lambda: self.filesystem.info(path)["size"])
         except FileNotFoundError:
             return None
 
     def _patiently(self, action: Callable[[], T]) -> T:
-        """Tries again with growing pauses; what is not there is not there."""
+        """Retries with growing pauses, except for a missing object."""
         if time.monotonic() < _away_until.get(self.url, 0.0):
-            raise Unreachable("it did not answer a moment ago")
+            raise Unreachable("it did not answer shortly before")
         for number in range(TRIES):
             try:
                 return action()
@@ -147,6 +147,6 @@ class Mirror:
 
 
 def mirror_of(runtime: RuntimeSettings) -> Mirror | None:
-    """The mirror that the recipe or SELFTRAIN_STORE names, if any."""
+    """Returns the mirror that the recipe or SELFTRAIN_STORE names, if any."""
     url = runtime.store or os.environ.get("SELFTRAIN_STORE")
     return Mirror(url) if url else None

@@ -1,14 +1,15 @@
-"""The record of a run: what was asked, which stages answered it, and why it stopped.
+"""The record of a run: its recipe, its stages, and why it stopped.
 
 `<workspace>/runs/<id>/` holds run.json, config.yaml (resolved), recipe.json (as written), stages/<name>.json,
 logs/<name>.log and summary.json.
-Everything that looks at a run (status, report, labels, lineage) reads these files and the artifacts that they name.
+The commands status, report, labels and lineage read these files and the artifacts that they name.
 """
 
 import json
 import logging
 import os
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -23,14 +24,15 @@ from pydantic import TypeAdapter, ValidationError
 from selftrain.ssl_tasks.errors import DamagedRecord, NotFound, nearest
 from selftrain.ssl_tasks.settings.recipe_text import dump_values, read_values
 from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.store.artifacts import Artifact, file_lock, read_manifest, write_atomically
-from selftrain.ssl_tasks.store.file_digests import verified
+from selftrain.ssl_tasks.store.artifacts import Artifact, read_manifest, verified, write_atomically
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
-from selftrain.ssl_tasks.store.process_lock import freed, held_lock
+from selftrain.ssl_tasks.store.locks import file_lock, freed, held_lock
+from selftrain.ssl_tasks.store.stage_names import FIRST, RoundNames
 
 RunState = Literal["running", "waiting", "done", "failed", "interrupted", "crashed"]
 log = logging.getLogger("selftrain")
-RESERVE = 1 << 20  # bytes that a run keeps, to write down how it ended when the disk is full
+RESERVE = 1 << 20  # bytes that a run reserves, so that it can record its end on a full disk
+UNFINISHED = ("failed", "interrupted", "crashed")  # states of a run that `rerun` continues
 StageState = Literal["pending", "running", "computed", "reused", "failed", "crashed", "interrupted"]
 
 
@@ -48,14 +50,14 @@ class StageRecord:
     artifact: str = ""  # the folder
     seconds: float = 0.0
     started: float = 0.0
-    reason: str = ""  # of a failure, in one line
+    reason: str = ""  # the reason of a failure, in one line
     log: str = ""
     order: int = 0
 
 
 @dataclass(frozen=True)
 class RoundArtifacts:
-    """What a round made; round 0 has a model and an evaluation alone. None where the run has not come so far."""
+    """The artifacts of a round; None for those not made yet. Round 0 has only a model and an evaluation."""
 
     round: int
     predictions: Artifact | None = None
@@ -66,7 +68,7 @@ class RoundArtifacts:
 
 
 class Run:
-    """A run's folder."""
+    """A run, read from its folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -75,7 +77,7 @@ class Run:
     def create(
         cls, workspace: Path, config: RunConfig, written: Mapping[str, Any] | None = None, **details: Any
     ) -> "Run":
-        """A new run's folder, with its resolved configuration, and with the recipe as `written` where there is one."""
+        """Creates a run's folder with its resolved configuration and, if given, the recipe as `written`."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         run = cls(workspace / "runs" / f"{config.name}-{stamp}-{secrets.token_hex(2)}")
         (run.path / "stages").mkdir(parents=True)
@@ -101,7 +103,7 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration as it was resolved when the run began."""
+        """The configuration as it was resolved when the run started."""
         path = self.path / "config.yaml"
         try:
             return RunConfig.model_validate(read_values(path.read_text()))
@@ -110,7 +112,7 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """run.json: id, name, created, state, stopped, host, pid, …"""
+        """The contents of run.json: id, name, created, state, stopped, host, pid, …"""
         return read_record(self.path / "run.json", RunShape)
 
     def update(self, **changes: Any) -> None:
@@ -120,11 +122,11 @@ class Run:
         write_atomically(path, json.dumps({**before, **changes}, indent=1) + "\n")
 
     def free_reserve(self) -> None:
-        """Gives back the space that was kept for the run's last words."""
+        """Frees the space that was reserved for recording the run's end."""
         (self.path / "reserve").unlink(missing_ok=True)
 
     def record(self, stage: StageRecord) -> None:
-        """Writes down how a stage stands."""
+        """Writes the record of a stage."""
         artifact, log = (
             str(Path(path).relative_to(self.workspace)) if path else "" for path in (stage.artifact, stage.log)
         )
@@ -133,26 +135,26 @@ class Run:
         write_atomically(path, json.dumps(asdict(stage), indent=1) + "\n")
 
     def stages(self) -> list[StageRecord]:
-        """The stages in the order in which the run met them."""
+        """Returns the stages in the order of the run."""
         paths = (self.path / "stages").glob("*.json")
         records = [read_stage(path) for path in paths]
         return sorted((self._placed(record, self.workspace) for record in records), key=lambda one: one.order)
 
     @staticmethod
     def _placed(record: StageRecord, workspace: Path) -> StageRecord:
-        """Records hold paths within the workspace, which may have moved; whoever reads them gets them whole."""
+        """Completes the paths of a record, which are relative to the workspace because it may be moved."""
         artifact = str(workspace / record.artifact) if record.artifact else ""
         return replace(record, artifact=artifact, log=str(workspace / record.log) if record.log else "")
 
     def stage(self, name: str) -> StageRecord:
-        """One stage by its name in this run."""
+        """Returns a stage by its name in this run."""
         known = {stage.name: stage for stage in self.stages()}
         if name not in known:
             raise NotFound(f"run {self.id} has no stage '{name}'." + nearest(name, known))
         return known[name]
 
     def artifact(self, name: str) -> Artifact | None:
-        """The artifact of a stage, or None where it is not finished."""
+        """Returns the artifact of a stage, or None if it is not finished."""
         try:
             stage = self.stage(name)
             folder = Path(stage.artifact)
@@ -162,40 +164,38 @@ class Run:
 
     @property
     def dataset(self) -> Artifact | None:
-        return self.artifact("dataset")
+        return self.artifact(FIRST.dataset)
 
     def rounds(self) -> list[RoundArtifacts]:
-        """Round 0 is the teacher, then one entry a round begun."""
+        """Returns the artifacts of each started round; round 0 is the teacher."""
         last = max((stage.round for stage in self.stages()), default=0)
-        first = RoundArtifacts(0, model=self.artifact("teacher"), evaluation=self.artifact("evaluate-teacher"))
+        first = RoundArtifacts(0, model=self.artifact(FIRST.model), evaluation=self.artifact(FIRST.evaluate))
         return [first] + [
             RoundArtifacts(
-                number,
-                predictions=self.artifact(f"predict-{number}"),
-                selection=self.artifact(f"select-{number}"),
-                model=self.artifact(self.model_stage(number)),
-                evaluation=self.artifact(f"evaluate-{number}"),
-                gate=self.artifact(f"gate-{number}"),
+                names.number,
+                predictions=self.artifact(names.predict),
+                selection=self.artifact(names.select),
+                model=self.artifact(self.model_stage(names.number)),
+                evaluation=self.artifact(names.evaluate),
+                gate=self.artifact(names.gate),
             )
-            for number in range(1, last + 1)
+            for names in map(RoundNames, range(1, last + 1))
         ]
 
     def model_stage(self, number: int) -> str:
-        """The stage that gave a round its model: the student's training, or its fine-tuning where there was one."""
-        if not number:
-            return "teacher"
-        tuned = f"finetune-{number}"
-        return f"student-{number}" if self.artifact(tuned) is None else tuned
+        """Returns the stage that made a round's model: the student's training, or its fine-tuning if there was one."""
+        names = RoundNames(number)
+        return names.finetune if number and self.artifact(names.finetune) is not None else names.model
 
     @property
     def nothing_new(self) -> bool:
-        """Whether every stage that the run met had been answered before."""
+        """Whether every stage of the run was reused."""
         stages = self.stages()
         return bool(stages) and all(stage.state == "reused" for stage in stages)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """summary.json, empty while the run goes on: what `run --json` ends with."""
+        """The contents of summary.json, which `run --json` prints; empty for an unfinished run."""
         path = self.path / "summary.json"
         return read_record(path, SummaryShape) if path.exists() else {}
 
@@ -204,7 +204,7 @@ class Run:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     def mend(self) -> bool:
-        """If the run's process died, says so in the records: states tell the truth. True where something was mended."""
+        """Sets the state of a run whose process died to crashed; returns whether it changed."""
         info = self.info
         if info["state"] not in ("running", "waiting") or alive(info, self.workspace):
             return False
@@ -217,7 +217,7 @@ class Run:
 
 
 class WaitsFor(Shape):
-    """The round whose selection a person is to approve."""
+    """The round whose selection waits for approval."""
 
     round: int
 
@@ -249,7 +249,7 @@ _STAGE = TypeAdapter(StageRecord)
 
 
 def read_record(path: Path, shape: type[Shape]) -> dict[str, Any]:
-    """A record of a run; DamagedRecord where it is not as it was written."""
+    """Reads a record of a run; raises DamagedRecord if it is damaged."""
     try:
         return read_json(path, shape)
     except Malformed as error:
@@ -257,7 +257,7 @@ def read_record(path: Path, shape: type[Shape]) -> dict[str, Any]:
 
 
 def read_stage(path: Path) -> StageRecord:
-    """A stage's record; DamagedRecord where it is not as it was written."""
+    """Reads a stage's record; raises DamagedRecord if it is damaged."""
     found = read_record(path, Shape)
     try:
         return _STAGE.validate_python(found)
@@ -267,7 +267,7 @@ def read_stage(path: Path) -> StageRecord:
 
 
 def damaged(path: Path, error: Exception) -> DamagedRecord:
-    """Which record is damaged, and how to continue without it."""
+    """Returns the error of a damaged record, which says how to continue without it."""
     runs = next(parent for parent in path.parents if parent.name == "runs")
     run = path.relative_to(runs).parts[0]
     return DamagedRecord(
@@ -277,38 +277,38 @@ def damaged(path: Path, error: Exception) -> DamagedRecord:
 
 
 def dumped(config: RunConfig) -> str:
-    """A resolved configuration as the YAML of a run's folder."""
+    """Returns a resolved configuration as YAML for a run's folder."""
     return dump_values(config.model_dump(mode="json"))
 
 
 def tables_folder(artifact: Artifact) -> Path:
-    """The folder of its tables; DamagedArtifact if one of them was changed since it was written."""
+    """Returns the folder of an artifact's tables; raises DamagedArtifact if one has changed since it was written."""
     return verified(artifact).path
 
 
 def corrections_file(workspace: Path, name: str) -> Path | None:
-    """People's corrections for all runs of a name, or None where there are none."""
+    """Returns the file of corrections for all runs of a name, or None if there are none."""
     path = corrections_path(workspace, name)
     return path if path.exists() else None
 
 
 def corrections_path(workspace: Path, name: str) -> Path:
-    """Where `labels apply` puts corrections."""
+    """Returns the path where `labels apply` writes corrections."""
     return workspace / "corrections" / f"{name}.csv"
 
 
 def approval_file(workspace: Path, selection: Artifact) -> Path:
-    """The mark that a person has approved a selection; by its contents, so that it outlives the run."""
+    """Returns the file that marks a selection as approved; named by its contents, so it is valid for later runs."""
     return workspace / "approvals" / selection.digest
 
 
 def owner() -> dict[str, Any]:
-    """Who runs this, precisely enough to tell later whether it still lives."""
+    """Identifies this process, so that it can be told later whether it still lives."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": psutil.Process().create_time()}
 
 
 def alive(info: Mapping[str, Any], workspace: Path | None = None) -> bool:
-    """Whether the owner still lives; an owner on another host is believed to, unless its lock there is free."""
+    """Returns whether the process of a record lives; on another host it is assumed to, unless its lock is free."""
     if info["host"] != socket.gethostname():
         return workspace is None or not freed(info, workspace)
     try:
@@ -318,20 +318,20 @@ def alive(info: Mapping[str, Any], workspace: Path | None = None) -> bool:
 
 
 def all_runs(workspace: Path) -> Iterator[Run]:
-    """Every run of a workspace, in the order in which they were created, whatever the clock said."""
+    """Yields the runs of a workspace in the order of their creation, even if the clock was changed."""
     runs = [Run(path.parent) for path in (workspace / "runs").glob("*/run.json")]
     runs = [run for run in runs if _readable(run)]
     yield from sorted(runs, key=_order)
 
 
 def _order(run: Run) -> tuple[int, float]:
-    """Runs from before runs were numbered come first, in the order of their times."""
+    """Sorts runs by their number; unnumbered runs of earlier versions come first, by time."""
     info = run.info
     return info.get("number", 0), info["created"]
 
 
 def _readable(run: Run) -> bool:
-    """A damaged run must not keep the others from being read."""
+    """Returns whether a run can be read; a damaged run must not hide the others."""
     try:
         return bool(run.info)
     except DamagedRecord as error:
@@ -340,7 +340,7 @@ def _readable(run: Run) -> bool:
 
 
 def find_run(workspace: Path, name: str = "last") -> Run:
-    """A run by id, unique prefix, name (its newest) or `last`."""
+    """Finds a run by id, unique prefix, name (the newest of it) or `last`."""
     runs = list(all_runs(workspace))
     if not runs:
         raise NotFound(f"no runs in {workspace}; start one with `selftrain run CONFIG`")
@@ -349,7 +349,26 @@ def find_run(workspace: Path, name: str = "last") -> Run:
     exact = [run for run in runs if run.id == name] or [run for run in runs if run.info["name"] == name][-1:]
     found = exact or [run for run in runs if run.id.startswith(name)]
     if len(found) > 1:
-        raise NotFound(f"'{name}' fits {len(found)} runs: {', '.join(run.id for run in found)}. Give more of the id.")
+        raise NotFound(
+            f"'{name}' is the beginning of {len(found)} runs: {', '.join(run.id for run in found)}. Give "
+            "more of the id."
+        )
     if not found:
         raise NotFound(f"no run '{name}' in {workspace}." + nearest(name, [run.id for run in runs]))
     return found[0]
+
+
+def advice(run: Run) -> str:
+    """Returns the next step for a run, as commands to paste; empty if the run is running or done."""
+    match run.info["state"]:
+        case "waiting":
+            return f"review its pseudo-labels: {_command(run, 'labels')}\nthen approve them: {_command(run, 'approve')}"
+        case state if state in UNFINISHED:
+            return f"resume with: {_command(run, 'rerun')}   (finished stages are reused)"
+    return ""
+
+
+def _command(run: Run, verb: str) -> str:
+    usual = Path(os.path.expanduser(os.environ.get("SELFTRAIN_HOME") or ".selftrain")).absolute()
+    elsewhere = [] if run.workspace == usual else ["--workspace", str(run.workspace)]
+    return shlex.join(["selftrain", *elsewhere, verb, run.id])

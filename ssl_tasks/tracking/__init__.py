@@ -1,5 +1,5 @@
-"""MLflow lives here alone: runs, data sets, models and their lineage.
+"""Everything that uses MLflow: runs, data sets, models and their lineage.
 
-`tracker` is what a run talks to: it writes operations into a local spool and never waits. `shipper` is the process that
-replays them to MLflow. `lineage` reads back what came from what. Importing this package imports nothing heavy.
+A run calls `tracker`, which writes operations into a local spool and never waits. The process `shipper` replays them to
+MLflow. `lineage` and `trace` read the lineage of models and images. Importing this package imports nothing heavy.
 """

@@ -1,4 +1,4 @@
-"""Connects to MLflow: a server is checked, our own database is set up once and moves with its workspace.
+"""Connects to MLflow: checks a server, or sets up the workspace's database once and moves it with the workspace.
 
 MLflow stores absolute paths: when a workspace has moved, `relocate_database` rewrites them.
 """
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.collection import uncollected
-from selftrain.ssl_tasks.store.artifacts import file_lock, write_atomically
+from selftrain.ssl_tasks.execution.startup import uncollected
+from selftrain.ssl_tasks.store.artifacts import write_atomically
 from selftrain.ssl_tasks.store.json_file import Malformed, read_json
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.tracking.spool import without_password
 
 if TYPE_CHECKING:
@@ -33,24 +34,24 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the shipper tries again itself, and can be told to stop
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the shipper retries itself, and can be stopped
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS),
-    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",  # of large weights
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",  # for large weights
 }
 
 
 def default_uri(workspace: Path) -> str:
-    """The user's server, else SQLite in the workspace; always absolute."""
+    """Returns the address of the user's server, else of the SQLite database in the workspace; always absolute."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{Path(workspace).absolute() / 'mlflow.db'}"
 
 
 def artifact_folder(workspace: Path) -> Path:
-    """Where runs' files are when the store is our own database."""
+    """Returns the folder of runs' files when the workspace has its own database."""
     return Path(workspace).absolute() / "mlartifacts"
 
 
 def connect(uri: str, workspace: Path) -> "MlflowClient":
-    """A client that works at once, or an error. Any number of processes may race to the first connection."""
+    """Returns a connected client. Any number of processes may race to the first connection."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     with uncollected():
@@ -63,20 +64,20 @@ def connect(uri: str, workspace: Path) -> "MlflowClient":
 
 
 def check_server(uri: str) -> None:
-    """ConfigError unless an MLflow server of our major version answers; OSError where nobody does."""
+    """Raises ConfigError unless an MLflow server of our major version answers; OSError if nothing answers."""
     from mlflow.version import VERSION
 
-    address = without_password(uri).rstrip("/")  # urllib would take the credentials for a part of the host
+    address = without_password(uri).rstrip("/")  # urllib would read the credentials as a part of the host
     try:
         with urllib.request.urlopen(f"{address}/version", timeout=FIRST_SECONDS) as answer:
             found = answer.read(100).decode(errors="replace").strip()
     except HTTPError as error:
         if error.code >= 500:
             raise
-        return  # a proxy or a login stands before it; the first request will tell
+        return  # a proxy or a login comes first; the first real request will show it
     if found.split(".")[0] != VERSION.split(".")[0]:
         raise ConfigError(
-            f"the MLflow server says version '{found[:20]}', expected {VERSION.split('.')[0]}.x as the client's "
+            f"the MLflow server has version '{found[:20]}', expected {VERSION.split('.')[0]}.x as the client's "
             f"{VERSION}; run a server of that version, or unset MLFLOW_TRACKING_URI to track in the workspace"
         )
 
@@ -91,7 +92,7 @@ def _connect_database(uri: str, workspace: Path) -> "MlflowClient":
     ready = database.with_name(database.name + ".ready")
     state = {"version": VERSION, "folder": str(database.parent)}
     if not (database.exists() and _read(ready) == state):
-        # MLflow's own first set-up fails when processes race; ours are let in one by one.
+        # MLflow's first set-up fails if processes race, so ours take turns.
         with file_lock(database.with_name(database.name + ".lock")):
             before = _read(ready).get("folder")
             if database.exists() and before and before != state["folder"]:
@@ -102,35 +103,37 @@ def _connect_database(uri: str, workspace: Path) -> "MlflowClient":
 
 
 def _make_ready(database: Path) -> None:
-    """MLflow's tables. Killed while it makes them in place, MLflow could never use them again: ours are made beside it.
+    """Creates MLflow's database in a temporary file, because MLflow cannot use one whose set-up was killed.
 
-    Half a database that such a kill left is set aside, unless it holds a run.
+    An incomplete database from such a kill is moved aside, unless it holds a run.
     """
     from mlflow import MlflowClient
 
     if database.exists() and not (_rows(database, "runs") or _rows(database, "alembic_version")):
         aside = database.with_name(f"{database.name}.broken-{time.strftime('%Y%m%d-%H%M%S')}")
         database.rename(aside)
-        log.warning("%s was never set up to its end; it is now %s, and a new one begins", database, aside)
+        log.warning(
+            "the setup of %s was never finished; it was moved to %s, and a new database is used", database, aside
+        )
     if database.exists():
         MlflowClient(f"{SQLITE}{database}").search_experiments(max_results=1)
         return
     building = database.with_name(f"{database.name}.new")
-    for part in ("", "-journal"):  # what a killed process left
+    for part in ("", "-journal"):  # files of a killed process
         building.with_name(building.name + part).unlink(missing_ok=True)
     MlflowClient(f"{SQLITE}{building}").search_experiments(max_results=1)
     building.replace(database)
 
 
 def _rows(database: Path, table: str) -> bool:
-    """Whether the database has the table, and a row in it."""
+    """Returns whether the database has the table and a row in it."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone()
         return found is not None and connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None
 
 
 def experiment_id(client: "MlflowClient", name: str, workspace: Path) -> str:
-    """The experiment of this name, made where it is missing; a server chooses itself where files go."""
+    """Returns the id of an experiment, which is created if it is missing; a server chooses the place of its files."""
     from mlflow.exceptions import MlflowException
 
     if (found := client.get_experiment_by_name(name)) is not None:
@@ -163,12 +166,12 @@ COLUMNS = (
 
 
 def relocate_database(database: Path, before: Path, after: Path) -> int:
-    """Rewrites paths under the folder `before` to `after`, all or none; returns how many."""
+    """Changes paths under the folder `before` to `after`, all or none; returns their number."""
     changed = 0
     with sqlite3.connect(database, timeout=60) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for table, column in COLUMNS:
-            if table not in tables:  # half of a first set-up that was killed
+            if table not in tables:  # from a first set-up that was killed
                 continue
             rows = connection.execute(f"SELECT rowid, {column} FROM {table} WHERE {column} IS NOT NULL").fetchall()
             moved = [(_moved(text, before, after), row) for row, text in rows]
@@ -180,7 +183,7 @@ def relocate_database(database: Path, before: Path, after: Path) -> int:
 
 
 def _moved(text: str, before: Path, after: Path) -> str:
-    """A path or URI that begins in `before`, in `after`; the source of a data set is JSON with such values."""
+    """Returns a path or URI under `before` as one under `after`; the source of a data set is JSON with such values."""
     for old, new in ((f"{before.as_uri()}/", f"{after.as_uri()}/"), (f"{before}/", f"{after}/")):
         if text.startswith(old):
             return new + text.removeprefix(old)

@@ -1,7 +1,7 @@
-"""What MLflow stores of an artifact: inputs (data sets and models), a model, numbers, small files; and the champion.
+"""Describes artifacts for MLflow: inputs (data sets and models), models, numbers and small files; and the champion.
 
-The champion of a name is the registered model with the best validation accuracy so far. Tables are previewed as CSV,
-because MLflow shows no Parquet.
+The champion of a name is the registered model with the best validation accuracy so far. Tables have a preview as CSV,
+because MLflow does not show Parquet.
 """
 
 import json
@@ -24,33 +24,37 @@ if TYPE_CHECKING:
 ALIAS = "champion"
 SCORE, DIGEST, VALIDATION = "selftrain.validation_accuracy", "selftrain.digest", "selftrain.validation"
 ABOUT = """\
-Image classifiers of the recipe `{name}`, made by selftrain. The version with the alias `champion` is the best so far,
-by its accuracy on validation images:
+Image classifiers trained by selftrain with the recipe `{name}`. The version with the alias `champion` is the best so
+far, by its accuracy on validation images:
 
     selftrain predict champion:{name} IMAGES
 """
 
 
 def promote(client: "MlflowClient", model: "LoggedModel", run_id: str, operation: Operation) -> tuple[bool, str]:
-    """Registers the model and makes it the champion if it beats the holder: whether it did, and a sentence about it."""
+    """Registers a model and makes it champion if it beats the current one; returns whether it did, and a sentence."""
     name, score = operation["name"], float(operation["score"])
     holder = champion(client, name)
     if holder is not None and holder.tags.get(DIGEST) == operation["manifest"]["digest"]:
-        return False, f"version {holder.version} holds it already: the same model"
+        return False, f"version {holder.version} remains champion: it is the same model"
     same = holder is None or holder.tags.get(VALIDATION, "") == operation["validation"]
-    other = "" if same else " (of other validation images)"
+    other = "" if same else " (on different validation images)"
     if holder is not None and float(holder.tags.get(SCORE, "-inf")) >= score:
         held = f"{float(holder.tags[SCORE]):.4f} on validation{other}"
-        return False, f"version {holder.version} keeps it: {held} against {score:.4f}"
+        return False, f"version {holder.version} remains champion: {held} against {score:.4f}"
     version = _version(client, name, model, run_id, operation)
     client.set_registered_model_alias(name, ALIAS, version.version)
     if holder is None:
-        return True, f"version {version.version}, the first, with {score:.4f} on validation"
-    return True, f"version {version.version}: {score:.4f} beat version {holder.version}'s {holder.tags[SCORE]}{other}"
+        return True, f"version {version.version} is the first champion, with {score:.4f} on validation"
+    return (
+        True,
+        f"version {version.version} is champion: {score:.4f} beat version {holder.version}'s "
+        f"{holder.tags[SCORE]}{other}",
+    )
 
 
 def champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
-    """The version that holds the alias, or None."""
+    """Returns the version with the alias `champion`, or None."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -62,7 +66,7 @@ def champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
 
 
 def version_of(client: "MlflowClient", name: str, digest: str) -> "ModelVersion | None":
-    """The registered version of a model, or None."""
+    """Returns the registered version of a model, or None."""
     found = (one for one in client.search_model_versions(f"name = '{name}'") if one.tags.get(DIGEST) == digest)
     return next(found, None)
 
@@ -70,7 +74,7 @@ def version_of(client: "MlflowClient", name: str, digest: str) -> "ModelVersion 
 def _version(
     client: "MlflowClient", name: str, model: "LoggedModel", run_id: str, operation: Operation
 ) -> "ModelVersion":
-    """The version of this model; made where there is none yet, so that replaying makes no second."""
+    """Returns the version of a model; it is created only if missing, so that replaying creates no second one."""
     from mlflow.exceptions import MlflowException
 
     digest = operation["manifest"]["digest"]
@@ -82,24 +86,25 @@ def _version(
     if (there := version_of(client, name, digest)) is not None:
         return there
     tags = {SCORE: repr(float(operation["score"])), DIGEST: digest, VALIDATION: operation["validation"]}
-    # A server takes the source for a theft unless the model is named beside it.
+    # A server refuses the source unless the model is named too.
     source, model_id = f"models:/{model.model_id}", model.model_id
     return client.create_model_version(name, source=source, run_id=run_id, tags=tags, model_id=model_id)
 
 
 ROWS = 1_000
-TABLES = {  # the table of a stage (of several shards the first), and the columns that a person reads
+TABLES = {  # the table of a stage (its first shard), and the columns of the preview
     "predict": ("shards/part-00000.parquet", ["sample_id", "label", "confidence", "margin", "entropy", "error"]),
     "select": ("selection.parquet", ["sample_id", "label", "confidence", "copies", "source"]),
 }
 
 
 def preview_csv(artifact: Artifact, rows: int = ROWS) -> str | None:
-    """At most `rows` rows, alike many of each class, most confident first; None of a stage that makes no table."""
+    """Returns a preview of at most `rows` rows, equally many per class, the most confident first; None without a
+    table."""
     name, columns = TABLES.get(artifact.stage, ("", []))
     if not name or not artifact.file(name).is_file():
         return None
-    import pandas as pd  # MLflow imports it anyway, and without garbage collection
+    import pandas as pd  # MLflow imports it anyway, with garbage collection off
 
     table = pd.read_parquet(artifact.file(name), columns=columns)
     if len(table) > rows:
@@ -110,14 +115,14 @@ def preview_csv(artifact: Artifact, rows: int = ROWS) -> str | None:
 
 
 MODEL_STAGES = ("train", "given")
-DIGEST_CHARACTERS = 32  # MLflow takes 36 at the most; the whole digest is in the tag selftrain.sha256
+DIGEST_CHARACTERS = 32  # MLflow allows at most 36; the whole digest is in the tag selftrain.sha256
 LARGEST_FILE = 1 << 20
 MODEL = ("model.safetensors", "model.json")
 
 
 @dataclass(frozen=True)
 class Consumed:
-    """A data set that a stage has read: a table of the store, or one part of the data set's manifest."""
+    """A data set that a stage has read: a table in the store, or one part of the data set's manifest."""
 
     name: str
     digest: str
@@ -126,7 +131,7 @@ class Consumed:
 
 
 def consumed_data(artifact: Artifact) -> Iterator[Consumed]:
-    """The inputs that are data: of the data set's manifest, only the parts that the stage depends on."""
+    """Returns the data sets among a stage's inputs; of the manifest, only the parts that the stage depends on."""
     depends: Mapping[str, str] = artifact.manifest.get("key_parts", {}).get("inputs", {})
     store = artifact.path.parent.parent
     for role, one in artifact.manifest["inputs"].items():
@@ -142,13 +147,13 @@ def consumed_data(artifact: Artifact) -> Iterator[Consumed]:
 
 
 def consumed_models(artifact: Artifact) -> dict[str, str]:
-    """The digests of the inputs that are models, by role."""
+    """Returns the digests of the models among a stage's inputs, by role."""
     inputs = artifact.manifest["inputs"].items()
     return {role: one["digest"] for role, one in inputs if one["stage"] in MODEL_STAGES}
 
 
 def dataset_input(consumed: Consumed) -> "DatasetInput":
-    """The same, as MLflow's entity."""
+    """Returns a data set as MLflow's entity."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(
@@ -159,14 +164,14 @@ def dataset_input(consumed: Consumed) -> "DatasetInput":
 
 
 def measured_on(artifact: Artifact, metric: str) -> dict[str, str]:
-    """The images that a number of an evaluation is about, so that a model's page shows them beside it."""
+    """Returns the images on which a metric was measured, so that a model's page shows them beside it."""
     part = f"dataset.{metric.partition('_')[0]}"
     found = [one for one in consumed_data(artifact) if one.name == part and artifact.stage == "evaluate"]
     return {"dataset_name": part, "dataset_digest": found[0].digest[:DIGEST_CHARACTERS]} if found else {}
 
 
 def numbers(summary: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a stage's summary, flat, under names that MLflow takes."""
+    """Returns the numbers of a stage's summary as a flat table, with names that MLflow allows."""
     found: dict[str, float] = {}
     for name, value in summary.items():
         if isinstance(value, Mapping):
@@ -177,13 +182,13 @@ def numbers(summary: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def small_files(artifact: Artifact) -> list[Path]:
-    """The JSON files that a person reads in MLflow; tables are referenced by URI and digest instead."""
+    """Returns the JSON files to copy to MLflow; tables are referenced by URI and digest instead."""
     paths = (artifact.file(name) for name in sorted(artifact.manifest.get("files", {})) if name.endswith(".json"))
     return [path for path in paths if path.is_file() and path.stat().st_size <= LARGEST_FILE]
 
 
 def model_files(artifact: Artifact) -> list[Path]:
-    """The files that make up a model: its own, and the weights that it differs from where it holds a difference."""
+    """Returns the files of a model: its own, and the weights that it differs from if it holds a difference."""
     files = [artifact.file(name) for name in MODEL]
     base = artifact.manifest["inputs"].get("weights")
     if base is not None and json.loads(files[1].read_text()).get("base") is not None:
@@ -192,7 +197,7 @@ def model_files(artifact: Artifact) -> list[Path]:
 
 
 def find_model(client: "MlflowClient", experiments: list[str], digest: str) -> "LoggedModel | None":
-    """The logged model of a digest, whichever run made it first."""
+    """Returns the logged model of a digest, from the run that made it first."""
     found = client.search_logged_models(
         experiments,
         filter_string=f"tags.`selftrain.digest` = '{digest}'",
@@ -203,15 +208,15 @@ def find_model(client: "MlflowClient", experiments: list[str], digest: str) -> "
 
 
 def input_models(run: "Run") -> list[str]:
-    """The ids of the models that a run has read."""
+    """Returns the ids of the models that a run has read."""
     return [one.model_id for one in run.inputs.model_inputs] if run.inputs else []
 
 
 def output_models(run: "Run") -> list[str]:
-    """The ids of the models that a run has made."""
+    """Returns the ids of the models that a run has made."""
     return [one.model_id for one in run.outputs.model_outputs] if run.outputs else []
 
 
 def input_datasets(run: "Run") -> list["Dataset"]:
-    """The data sets that a run has read."""
+    """Returns the data sets that a run has read."""
     return [one.dataset for one in run.inputs.dataset_inputs] if run.inputs else []

@@ -1,4 +1,4 @@
-"""A lineage as a graph, three ways to draw it, and links to MLflow's pages about a run and its stages."""
+"""Represents a lineage as a graph, draws it in three ways, and links to MLflow's pages of a run and its stages."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ SHAPES: Mapping[Kind, tuple[str, str]] = {  # Mermaid's brackets: tables are cyl
 
 @dataclass(frozen=True)
 class Node:
-    """One thing, by its digest."""
+    """One artifact of a lineage, by its digest."""
 
     id: str
     kind: Kind
@@ -49,7 +49,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """`source` was read to make `target`, in this role."""
+    """`target` was made from `source`, which had this role."""
 
     source: str
     target: str
@@ -58,18 +58,18 @@ class Edge:
 
 @dataclass
 class Graph:
-    """What the node `root` rests on."""
+    """The graph of everything that the node `root` was made from."""
 
     root: str
     nodes: dict[str, Node] = field(default_factory=dict)
     edges: list[Edge] = field(default_factory=list)
 
     def inputs(self, target: str) -> list[Edge]:
-        """The edges into a node, in the order of their roles."""
+        """Returns the edges into a node, in the order of their roles."""
         return sorted((edge for edge in self.edges if edge.target == target), key=lambda edge: (edge.role, edge.source))
 
     def add(self, node: Node) -> bool:
-        """Adds a node; False where it is there already."""
+        """Adds a node; returns False if it exists already."""
         if node.id in self.nodes:
             return False
         self.nodes[node.id] = node
@@ -82,12 +82,12 @@ class Graph:
 
 
 def visible(text: str) -> str:
-    """Text from data, made harmless for a terminal: control characters become their names."""
+    """Returns text from data with control characters replaced by their names, for a terminal."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def as_tree(graph: Graph, marks: Mapping[str, str] | None = None) -> str:
-    """Lines for a terminal, the root first; what was shown before is named, not repeated. `marks` follow a node."""
+    """Draws the graph as a tree, the root first. A node shown before is only named. `marks` are appended to nodes."""
     return "\n".join(_tree_lines(graph, graph.root, "", "", set(), marks or {}))
 
 
@@ -107,7 +107,7 @@ def _tree_lines(
 
 
 def as_mermaid(graph: Graph) -> str:
-    """A flow chart, from the labels at the left to the root at the right."""
+    """Draws the graph as a Mermaid flow chart, from the labels on the left to the root on the right."""
     names = {node_id: f"n{number}" for number, node_id in enumerate(sorted(graph.nodes))}
     lines = ["flowchart LR"]
     for node_id, name in names.items():
@@ -120,12 +120,12 @@ def as_mermaid(graph: Graph) -> str:
 
 
 def _entities(text: str) -> str:
-    """Everything but plain words as Mermaid's entities: no text can end a label, or begin markup."""
+    """Encodes everything but plain words as Mermaid's entities, so that no text can end a label or begin markup."""
     return "".join(one if one.isalnum() or one in " ._-·:" else f"#{ord(one)};" for one in visible(text))
 
 
 def as_json(graph: Graph) -> str:
-    """{"root", "nodes": […], "edges": […]}, in a stable order."""
+    """Returns the graph as JSON, {"root", "nodes": […], "edges": […]}, in a stable order."""
     nodes = [asdict(graph.nodes[node_id]) for node_id in sorted(graph.nodes)]
     edges = [asdict(edge) for edge in sorted(graph.edges, key=lambda edge: (edge.target, edge.role, edge.source))]
     return json.dumps({"root": graph.root, "nodes": nodes, "edges": edges}, indent=1, default=str)
@@ -133,12 +133,12 @@ def as_json(graph: Graph) -> str:
 
 log = logging.getLogger("selftrain.tracking")
 UP, PAUSE, MOST_RUNS = "up.json", 0.25, 10_000
-REUSED = "selftrain.reused."  # and a stage's name: the tag of a pipeline run with the run that computed the stage
+REUSED = "selftrain.reused."  # + a stage's name: a pipeline run's tag that names the run which computed the stage
 
 
 @contextlib.contextmanager
 def announced(workspace: Path, address: str) -> Iterator[None]:
-    """Others learn where the workspace's MLflow is served, as long as this process does."""
+    """Announces the address of the workspace's MLflow to other processes during the block."""
     path = workspace / UP
     write_atomically(path, json.dumps({"mlflow": without_password(address), **owner()}) + "\n")
     try:
@@ -148,7 +148,7 @@ def announced(workspace: Path, address: str) -> Iterator[None]:
 
 
 class Announcement(Shape):
-    """Where MLflow is served, and by whom."""
+    """The address of a workspace's MLflow, and the process that serves it."""
 
     mlflow: str
     host: str
@@ -157,7 +157,7 @@ class Announcement(Shape):
 
 
 def served_at(workspace: Path) -> str:
-    """The user's server, or that of a `selftrain up` that is running; empty where there is neither."""
+    """Returns the address of the user's server, or of a running `selftrain up`; empty if there is neither."""
     uri = default_uri(workspace)
     if uri.startswith(("http://", "https://")):
         return uri
@@ -169,9 +169,9 @@ def served_at(workspace: Path) -> str:
 
 
 def run_links(run: Run, patience: float = 0.0) -> dict[str, str]:
-    """Pages by what they are about: the run's id, the digests of its stages. Empty where no server is known.
+    """Returns MLflow's pages by the run's id and the digests of its stages; empty if no server is known.
 
-    Stages reach MLflow a little later than they end; `patience` are the seconds to wait for them.
+    Stages appear in MLflow shortly after they end; `patience` is the time to wait for them, in seconds.
     """
     address = served_at(run.workspace)
     if not address:
@@ -179,17 +179,19 @@ def run_links(run: Run, patience: float = 0.0) -> dict[str, str]:
     deadline = time.monotonic() + patience
     wanted = {stage.digest for stage in run.stages() if stage.digest}
     try:
-        client = connect(default_uri(run.workspace), run.workspace)  # the server of `up` serves that database
+        client = connect(default_uri(run.workspace), run.workspace)  # the server of `selftrain up` uses this database
         while not wanted <= set(found := find_pages(client, address, run)) and time.monotonic() < deadline:
             time.sleep(PAUSE)
     except Exception as error:  # noqa: BLE001 - whatever MLflow or a socket raises: a page without links is a page too
-        log.warning("no links to MLflow at %s: %s", without_password(address), without_password(str(error)))
+        log.warning(
+            "the links to MLflow at %s are missing: %s", without_password(address), without_password(str(error))
+        )
         return {}
     return found
 
 
 def find_pages(client: "MlflowClient", address: str, run: Run) -> dict[str, str]:
-    """The same, of what this server knows by now."""
+    """Returns the pages that the server has so far."""
     experiments = [one.experiment_id for one in client.search_experiments()]
     found = client.search_runs(experiments, f"tags.`selftrain.run` = '{run.id}'", max_results=1)
     if not found:

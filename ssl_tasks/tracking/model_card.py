@@ -1,6 +1,6 @@
-"""Describes a model for people: the model card in Markdown, and the text of a registered model's page in MLflow.
+"""Writes the model card in Markdown, and the text of a registered model's page in MLflow.
 
-Both say what the model is, which data and which teacher made it, how accurate it is, and how to load it.
+Both describe the model, its data and its teacher, its accuracy, and how to load it.
 """
 
 import json
@@ -25,19 +25,20 @@ if TYPE_CHECKING:
 def model_card(
     name: str, card: Card, facts: Mapping[str, str], evaluations: Sequence[Artifact], lineage: Graph | None
 ) -> str:
-    """The whole card. `facts` are further rows of the first table: file, format, digest."""
+    """Returns the model card. `facts` are further rows of its first table: file, format, digest."""
     size = f"{card.image_size}×{card.image_size}, {card.in_channels} channel(s), uint8 [n, height, width, channels]"
     rows = {
         **facts,
         "network": card.model.label + (f" ({card.members} averaged)" if card.members > 1 else ""),
         "input": size + "; (x / 255 - mean) / std is inside",
         "mean, std": f"{_numbers(card.mean)}; {_numbers(card.std)}",
-        "output": f"logits float32 [n, {len(card.classes)}]; softmax makes them probabilities",
+        "output": f"logits float32 [n, {len(card.classes)}]; apply softmax to get probabilities",
     }
     parts = [
         f"# {_text(name)}",
-        "An image classifier made by selftrain: a few labelled images, many unlabelled ones, and the labels that its "
-        "teachers gave to these.",
+        "An image classifier trained by selftrain on a few labelled images, and on unlabelled images with "
+        "the pseudo-labels "
+        "of its teachers.",
         _table(("", ""), rows.items()),
         f"## Classes ({len(card.classes)})",
         "\n".join(f"{number}. {_text(one)}" for number, one in enumerate(card.classes)),
@@ -60,14 +61,14 @@ def _accuracy(evaluations: Sequence[Artifact]) -> str:
                 images = str(one.summary[f"{split}_count"])
                 data = one.manifest["inputs"]["dataset"]["digest"][:12]
                 rows.append((split, images, accuracy, ece, data))
-    rows = list(dict.fromkeys(rows))  # the same images measured again, for their attacks, say nothing new
+    rows = list(dict.fromkeys(rows))  # a second evaluation on the same images, with attacks, has the same accuracy
     if not rows:
-        return "Not measured in this workspace; `selftrain evaluate` does."
+        return "Not evaluated in this workspace. To evaluate it: `selftrain evaluate MODEL CONFIG`."
     return _table(("split", "images", "accuracy (95 % interval)", "ECE", "data set"), rows)
 
 
 def _data(lineage: Graph) -> str:
-    """The data sets and their parts, by digest."""
+    """Yields the data sets and their parts, with their digests."""
     nodes = sorted(lineage.nodes.values(), key=lambda node: node.id)
     rows = [(node.label, f"`{node.digest}`") for node in nodes if node.kind in ("dataset", "labels")]
     return _table(("data", "digest"), rows)
@@ -79,7 +80,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Text from data on one line, with nothing in it that Markdown or HTML would take for more than text."""
+    """Returns text from data on one line, escaped for Markdown and HTML."""
     visible = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in str(value))
     escaped = visible.replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{one}" if one in "|[]*\\#!" else one for one in escaped)
@@ -89,7 +90,7 @@ def _numbers(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-LONGEST = 5000  # characters of a description that MLflow's database keeps
+LONGEST = 5000  # characters of a description that MLflow's database stores
 SPLITS = ("validation", "test")
 LOADING = """\
 **Load it** where the workspace is, or anywhere with selftrain installed:
@@ -102,8 +103,8 @@ LOADING = """\
 
 
 def describe(client: "MlflowClient", version: "ModelVersion", model_id: str, artifact: Artifact, run: str) -> None:
-    """Gives a version its description and its tags. Twice is once."""
-    model = client.get_logged_model(model_id)  # a search leaves metrics out
+    """Sets the description and the tags of a version; safe to repeat."""
+    model = client.get_logged_model(model_id)  # a search does not return metrics
     graph = mlflow_lineage(client, model_id)
     taught_by = list(teachers(graph, graph.root))
     read = input_datasets(client.get_run(str(model.source_run_id)))
@@ -119,11 +120,13 @@ def describe(client: "MlflowClient", version: "ModelVersion", model_id: str, art
         if value:
             client.set_model_version_tag(version.name, version.version, key, value)
     text = _description(version, model, artifact, run, graph, taught_by, read)
-    client.update_model_version(version.name, version.version, text)  # last: a version with a description has it all
+    client.update_model_version(
+        version.name, version.version, text
+    )  # last, so that a version with a description is complete
 
 
 def teachers(graph: Graph, node_id: str) -> Iterator[Node]:
-    """The models whose predictions a model learned from."""
+    """Returns the teachers of a model: the models whose predictions it was trained on."""
     for edge in graph.inputs(node_id):
         source = graph.nodes[edge.source]
         if source.kind != "model":
@@ -133,14 +136,14 @@ def teachers(graph: Graph, node_id: str) -> Iterator[Node]:
 
 
 def accuracies(model: "LoggedModel") -> dict[str, float]:
-    """By split; of several measurements the newest."""
+    """Returns the accuracies by split; of several evaluations, the newest."""
     ordered = sorted(model.metrics or [], key=lambda metric: metric.timestamp)
     newest = {metric.key: metric.value for metric in ordered}
     return {split: newest[f"{split}_accuracy"] for split in SPLITS if f"{split}_accuracy" in newest}
 
 
 def network(artifact: Artifact) -> str:
-    """What a table calls the network; empty for a model that was given."""
+    """Returns the network's name in tables; empty for a given model."""
     settings = artifact.manifest["settings"].get("model")
     return ModelSettings.model_validate(settings).label if isinstance(settings, dict) else ""
 

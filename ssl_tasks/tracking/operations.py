@@ -1,7 +1,7 @@
-"""Each kind of spooled operation as calls of MLflow. Applying one twice is the same as once.
+"""Applies spooled operations to MLflow; every operation is safe to repeat.
 
-Creating is the only thing that MLflow would do twice: before, a tag of ours is looked up. Metrics carry their own time,
-so that MLflow's key of them tells a repetition; parameters, tags, files and ends are the same when written again.
+Only creating something could happen twice in MLflow, so a tag of ours is looked up first. Metrics have their own time
+stamp, by which MLflow recognises a repetition. Parameters, tags, files and ends do not change when written again.
 """
 
 import re
@@ -36,20 +36,22 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities import Run as MlflowRun
 
-LOCAL = "selftrain.local"  # the tag with a run's local id
-RECORDED = "selftrain.recorded"  # the tag of a run that is told of after the fact
-OF_A_ROUND = re.compile(r"evaluate-(teacher|\d+)")  # not its other members, nor a student before its fine-tuning
+LOCAL = "selftrain.local"  # tag with the local id of a run
+RECORDED = "selftrain.recorded"  # tag of a run that was recorded after its end
+OF_A_ROUND = re.compile(
+    r"evaluate-(teacher|\d+)"
+)  # neither other ensemble members, nor a student before its fine-tuning
 SOON_SECONDS, PATIENCE_SECONDS = 2.0, 60.0
 
 
 class Later(Exception):
-    """An operation that has to wait for another process's."""
+    """Raised for an operation that must wait for another process's operation."""
 
 
 class Applier:
-    """Applies operations to one server. `ids` are the runs that are known already; `learned` are new ones.
+    """Applies operations to one server. `ids` are the runs known so far; `learned` are new ones.
 
-    `is_pending` says whether another process of this workspace has yet to send the run that made an artifact.
+    `is_pending` says whether another process of this workspace still has to send the run that made an artifact.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Applier:
     ) -> None:
         self.client, self.experiment, self.ids, self.is_pending = client, experiment, dict(ids), is_pending
         self.learned: dict[str, str] = {}
-        self.champion = ""  # what happened when a model of this spool became the champion
+        self.champion = ""  # the sentence about a model of this spool that became champion
         self.kinds: dict[str, Callable[[Operation], None]] = {
             "header": lambda _operation: None,
             "run": self._run,
@@ -74,11 +76,11 @@ class Applier:
         }
 
     def apply(self, operation: Operation) -> None:
-        """One operation."""
+        """Applies one operation."""
         self.kinds[operation["kind"]](operation)
 
     def find_run(self, local: str) -> str | None:
-        """MLflow's id of a local run: from memory, else by its tag."""
+        """Returns MLflow's id of a local run, from memory or by its tag; None if there is none."""
         if local not in self.ids:
             found = self.client.search_runs([self.experiment], f"tags.`{LOCAL}` = '{local}'", max_results=1)
             if not found:
@@ -87,7 +89,7 @@ class Applier:
         return self.ids[local]
 
     def run_id(self, local: str) -> str:
-        """The same, of a run that must be there."""
+        """Returns MLflow's id of a local run that must exist."""
         found = self.find_run(local)
         if found is None:
             raise LookupError(f"no MLflow run has the local id {local}")
@@ -120,7 +122,7 @@ class Applier:
         self.client.log_batch(self.run_id(operation["run"]), tags=tags)
 
     def _supersedes(self, operation: Operation) -> None:
-        """An attempt that goes on where another died names it."""
+        """Links an attempt to the dead attempt that it resumes."""
         before = self.find_run(operation["before"]) or operation["before"]
         self._tags({"run": operation["run"], "tags": {"selftrain.supersedes": before}})
 
@@ -147,7 +149,7 @@ class Applier:
             self._scores(parent, run.info.run_name or "", _artifact_of(operation), operation)
 
     def _describe(self, run_id: str, artifact: Artifact, operation: Operation) -> None:
-        """Inputs, outputs, numbers and small files of the run that made an artifact."""
+        """Records the inputs, outputs, numbers and small files of the run that made an artifact."""
         from mlflow.entities import LoggedModelInput
 
         self._tag_run(run_id, artifact)
@@ -175,7 +177,7 @@ class Applier:
         self.client.log_batch(run_id, tags=[RunTag(f"selftrain.{name}", value) for name, value in tags.items()])
 
     def _summary(self, run_id: str, artifact: Artifact, model: "LoggedModel | None") -> None:
-        """The stage's numbers; those of an evaluation belong to the evaluated model too."""
+        """Records a stage's numbers; those of an evaluation also belong to the evaluated model."""
         from mlflow.entities import Metric
 
         at = int(artifact.manifest["finished"] * 1000)
@@ -185,7 +187,7 @@ class Applier:
         self.client.log_batch(run_id, metrics=metrics)
 
     def _scores(self, parent: str, name: str, artifact: Artifact, operation: Operation) -> None:
-        """The accuracies of a round's own model, by round, on the pipeline run."""
+        """Records the accuracies of a round's model on the pipeline run, by round."""
         from mlflow.entities import Metric
 
         if artifact.stage != "evaluate" or not OF_A_ROUND.fullmatch(name):
@@ -199,7 +201,7 @@ class Applier:
         return find_model(self.client, [self.experiment], digest)
 
     def _log_model(self, run_id: str, artifact: Artifact) -> "LoggedModel":
-        """The logged model of a digest that this run made; half of one that a kill left is gone on with."""
+        """Logs the model of a run; resumes an upload that was interrupted."""
         from mlflow.entities import LoggedModelOutput
 
         found = self.client.search_logged_models(
@@ -226,7 +228,7 @@ class Applier:
         )
 
     def _reused(self, operation: Operation) -> None:
-        """Points to the run that computed it; where this server never heard of it, it is told now."""
+        """Links to the run that computed a reused artifact; records that run first if the server does not know it."""
         from mlflow.entities import LoggedModelInput, RunTag
 
         parent, artifact = self.run_id(operation["run"]), _artifact_of(operation)
@@ -243,12 +245,13 @@ class Applier:
         self._scores(parent, operation["name"], artifact, operation)
 
     def _may_come(self, artifact: Artifact, operation: Operation) -> bool:
-        """Whether the process that computed it has yet to tell the server: then there would be two runs of it."""
+        """Returns whether the process that computed the artifact still has to send its run; a second run must not
+        appear."""
         age = time.time() - operation["time"]
         return age < SOON_SECONDS or (age < PATIENCE_SECONDS and self.is_pending(artifact))
 
     def _recorded_run(self, artifact: Artifact, operation: Operation) -> str:
-        """A run for an artifact that was computed before this server knew of it, as its manifest tells."""
+        """Records a run, from an artifact's manifest, for an artifact that was computed before this server was used."""
         manifest, local = artifact.manifest, f"{artifact.key}-{artifact.digest}"
         times = {"time": manifest["finished"] - manifest["seconds"]}
         tags = {RECORDED: "from the store's manifest"}
@@ -278,7 +281,7 @@ def _artifact_of(operation: Operation) -> Artifact:
 
 
 def _half_told(run: "MlflowRun") -> bool:
-    """Whether it was being recorded when the server or the one who told it died."""
+    """Returns whether recording this run was interrupted."""
     return RECORDED in run.data.tags and run.info.status == "RUNNING"
 
 

@@ -1,8 +1,8 @@
-"""MLflow's server as our child, in one process: it dies with us, whatever kills us.
+"""Runs MLflow's server as a child process that ends when its parent ends, however the parent dies.
 
-The first line of standard input says what to serve, as JSON: the database's `uri`, the `folder` of the artifacts, the
-number of the `socket` that we inherit, and the `password` to ask for. No other user sees it, as `ps` shows arguments.
-When standard input ends, so does the server: the kernel closes that pipe.
+The first line of standard input is JSON: the database's `uri`, the `folder` of the artifacts, the number of the
+inherited `socket`, and the `password`. It is not an argument, because `ps` shows arguments to other users. The kernel
+closes standard input when the parent dies, and the server then ends.
 """
 
 import json
@@ -11,19 +11,19 @@ import socket
 import sys
 
 from selftrain.ssl_tasks.execution.listening import Guard
-from selftrain.ssl_tasks.execution.parent import end_group_after
+from selftrain.ssl_tasks.execution.startup import end_group_after
 
 
 def main() -> None:
-    """In a process group of its own, started by `selftrain up`."""
+    """Runs the server, in its own process group; `selftrain up` starts it."""
     if not (line := _line()):
-        return  # the process that started us is gone already
+        return  # the parent has died already
     asked = json.loads(line)
     end_group_after(_standard_input_ends)
-    import uvicorn  # before MLflow, which is protected where it finds a server
+    import uvicorn  # before MLflow, which adds its protection only if it finds a server
     from mlflow.server import constants
 
-    os.environ.update(  # as `mlflow server` sets them for the server that it starts
+    os.environ.update(  # the variables that `mlflow server` sets
         {
             constants.BACKEND_STORE_URI_ENV_VAR: asked["uri"],
             constants.REGISTRY_STORE_URI_ENV_VAR: asked["uri"],
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _line() -> str:
-    """The first line, byte by byte: the thread reads what follows."""
+    """Reads the first line byte by byte, because a thread reads the rest."""
     line = b""
     while (more := os.read(sys.stdin.fileno(), 1)) and more != b"\n":
         line += more

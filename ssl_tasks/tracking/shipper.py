@@ -1,8 +1,8 @@
 """The process that sends spools to MLflow: in order, with retries, each entry once.
 
-Its standard input tells it what to do: first the spool, then "end", which means: send the rest and leave. An end of
-input without that word means that the parent was killed; the shipper leaves at once, and the next run or `sync` sends
-the rest. MLflow stores absolute paths: when a workspace has moved, its database is updated first.
+Its standard input names the spool. The word "end" then means: send the rest and exit. An end of input without that word
+means that the parent was killed; the shipper exits at once, and the next run or `sync` sends the rest. MLflow stores
+absolute paths, so after a workspace was moved, its database is updated first.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.collection import own_process
-from selftrain.ssl_tasks.execution.parent import die_with_parent
-from selftrain.ssl_tasks.store.artifacts import Artifact, file_lock
+from selftrain.ssl_tasks.execution.startup import die_with_parent, own_process
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.tracking.client import connect, experiment_id
 from selftrain.ssl_tasks.tracking.operations import Applier, Later
 from selftrain.ssl_tasks.tracking.spool import Operation, Sent, Spool, remove, spools, without_password
@@ -36,11 +36,11 @@ FIRST_PAUSE, LONGEST_PAUSE, POLL = 0.25, 30.0, 0.25
 
 
 class ServerAway(Exception):
-    """MLflow does not answer now."""
+    """Raised if MLflow does not answer."""
 
 
 class Shipper:
-    """Replays spools to one server. `everything` sends spools that were meant for other servers too."""
+    """Replays spools to one server; with `everything`, also spools for other servers."""
 
     def __init__(self, workspace: Path, uri: str, everything: bool = False) -> None:
         self.workspace, self.uri, self.everything = workspace, uri, everything
@@ -49,15 +49,15 @@ class Shipper:
         self.client: MlflowClient | None = None
         self.appliers: dict[Path, tuple[Applier, Sent]] = {}
         self.finished: set[Path] = set()
-        self.champions: dict[Path, str] = {}  # of each spool: how its model became the champion
+        self.champions: dict[Path, str] = {}  # by spool: the sentence about its model that became champion
 
     def connect_ahead(self) -> None:
-        """Imports MLflow and sets its database up while nobody waits for us; what goes wrong is met again, and told."""
+        """Imports MLflow and sets up its database ahead of time; an error occurs again later and is reported then."""
         with contextlib.suppress(Exception):
             self.client = connect(self.uri, self.workspace)
 
     def ship_left(self, own: Spool | None) -> None:
-        """What dead processes left; the runs that they left open are ended."""
+        """Sends the spools of dead processes and ends the runs that they left open."""
         for spool in self._waiting():
             if spool.path in self.finished or (own is not None and spool.path == own.path):
                 continue
@@ -67,10 +67,10 @@ class Shipper:
                         self.finish(spool, again=own is None)
                         self.finished.add(spool.path)
             except BlockingIOError:
-                continue  # another process is at it
+                continue  # another process is sending it
 
     def ship(self, spool: Spool) -> None:
-        """Everything that is new in a spool."""
+        """Sends everything new in a spool."""
         applier, sent = self._applier(spool)
         for offset, operation in spool.operations(sent.offset):
             self._send(applier, sent, operation, offset)
@@ -78,7 +78,7 @@ class Shipper:
                 self.champions[spool.path] = applier.champion
 
     def finish(self, spool: Spool, again: bool = False) -> None:
-        """The rest of a spool to which nobody will add; with `again`, also what was refused before."""
+        """Sends the rest of a spool that is complete; with `again`, also operations refused earlier."""
         applier, sent = self._applier(spool)
         refused = list(sent.rejected) if again else []
         self.ship(spool)
@@ -91,7 +91,7 @@ class Shipper:
             remove(spool)
 
     def left(self, own: Spool | None) -> int:
-        """Operations that wait for this server in spools that nobody else is responsible for."""
+        """Counts the operations that wait for this server in spools of dead processes and in our own."""
         counted = [spool for spool in self._waiting() if spool.dead or (own is not None and spool.path == own.path)]
         return sum(1 for spool in counted for _ in spool.operations(Sent.load(spool, self.uri).offset))
 
@@ -106,7 +106,7 @@ class Shipper:
                 experiment = experiment_id(self.client, spool.header["experiment"], self.workspace)
             except ConfigError:
                 raise
-            except Exception as error:  # whatever MLflow, a driver or a socket raises: there is no connection
+            except Exception as error:  # any error of MLflow, a driver or a socket means no connection
                 raise ServerAway(first_line(error)) from error
             sent = Sent.load(spool, self.uri)
             applier = Applier(self.client, experiment, sent.ids, lambda artifact: self._is_pending(artifact, spool))
@@ -134,7 +134,7 @@ class Shipper:
             sent.mark(offset, **learned, rejected={**operation, "reason": reason})
 
     def _retry(self, applier: Applier, sent: Sent, refused: list[dict[str, Any]]) -> None:
-        """Offers again what was refused; what is refused again stays written down."""
+        """Retries refused operations; those refused again remain recorded."""
         still = []
         for operation in refused:
             if (reason := self._try(applier, operation)) is None:
@@ -146,7 +146,8 @@ class Shipper:
         applier.learned.clear()
 
     def _try(self, applier: Applier, operation: Operation) -> str | None:
-        """None where it worked; the reason where the server lives and refuses. ServerAway where it does not live."""
+        """Applies one operation; returns why the server refused it, or None. Raises ServerAway if it does not
+        answer."""
         reason = ""
         for number in range(TRIES):
             try:
@@ -171,19 +172,20 @@ class Shipper:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a log."""
+    """Returns the first line of an error, short enough for a log."""
     return without_password((str(error).strip() or repr(error)).splitlines()[0])[:500]
 
 
 class Parent:
-    """Our standard input: which spool is ours, whether the parent has said "end", or has died."""
+    """The parent process, known by standard input: it names the spool, says "end", or dies."""
 
     def __init__(self) -> None:
         self.ending = False
         self.number = os.getppid()
 
     def line(self) -> str:
-        """The next line. Leaves where none will come. Byte by byte: what is buffered, `select` would not see."""
+        """Returns the next line; exits if none will come. It reads byte by byte, because `select` does not see a
+        buffer."""
         line = b""
         while not line.endswith(b"\n"):
             if not (more := os.read(0, 1)):
@@ -192,7 +194,7 @@ class Parent:
         return line.decode().strip()
 
     def wait(self, seconds: float) -> None:
-        """Pauses, but not once the parent has spoken. Leaves at once where the parent is dead."""
+        """Pauses until the parent writes; exits at once if the parent is dead."""
         if self.ending:
             return
         if select.select([sys.stdin], [], [], seconds)[0]:
@@ -216,11 +218,11 @@ def serve(shipper: Shipper, own: Spool | None, parent: Parent) -> None:
             if last:
                 return
             parent.wait(POLL)
-        except Later:  # another process is about to send what ours refers to
+        except Later:  # our operation refers to one that another process will send
             time.sleep(POLL)
             parent.wait(0)
         except ServerAway as error:
-            shipper.reason = f"MLflow is away: {error}"
+            shipper.reason = f"MLflow does not answer: {error}"
             log.warning("%s; trying again in %.1f s", shipper.reason, pause)
             if last:
                 return
@@ -238,15 +240,15 @@ def main() -> None:
     """`python -m selftrain.ssl_tasks.tracking.shipper WORKSPACE EVERYTHING`, started by the tracker."""
     die_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    # These reach the whole group; the parent decides when we end.
+    # These signals reach the whole group; the parent decides when this process ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # MLflow prints; the answer must stand alone
+    os.dup2(2, 1)  # MLflow prints to stdout, where only the report may appear
     own_process()
     workspace, everything = Path(sys.argv[1]), bool(int(sys.argv[2]))
     uri = os.environ["SELFTRAIN_TRACKING_URI"]
-    os.environ["MLFLOW_TRACKING_URI"] = uri  # the registry of a database looks models up through it
+    os.environ["MLFLOW_TRACKING_URI"] = uri  # a database's model registry finds models through it
     parent = Parent()
     shipper = Shipper(workspace, uri, everything)
     shipper.connect_ahead()
@@ -256,7 +258,7 @@ def main() -> None:
         serve(shipper, own, parent)
         champion = shipper.champions.get(own.path, "") if own is not None else ""
         report = Report(shipper.sent, shipper.left(own), shipper.rejected, shipper.reason, champion)
-    answer.write("\n" + json.dumps(asdict(report)) + "\n")  # a line of its own, whatever was printed before us
+    answer.write("\n" + json.dumps(asdict(report)) + "\n")  # on its own line, whatever was printed before
     answer.flush()
 
 

@@ -1,8 +1,8 @@
-"""The local spool: everything that has to reach MLflow is first a line in a file, and is replayed in order.
+"""The local spool: every record for MLflow is first a line in a file, and is replayed in order.
 
-`<workspace>/tracking/spool/<name>.jsonl` belongs to one process and only grows; its first line says whose it is and
-where it goes. `<name>.<server>.sent` says how far it was replayed to a server, and which MLflow ids our local ids
-became; `<name>.closed` that nothing more will come; `<name>.lock` is held by whoever replays it.
+`<workspace>/tracking/spool/<name>.jsonl` belongs to one process and only grows; its first line names the process and
+the server. `<name>.<server>.sent` records how far it was replayed to a server, and MLflow's ids of our local ids.
+`<name>.closed` says that the spool is complete. The process that replays it holds `<name>.lock`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, parse_json
-from selftrain.ssl_tasks.store.process_lock import held_lock
+from selftrain.ssl_tasks.store.locks import held_lock
 from selftrain.ssl_tasks.store.runs import alive, owner
 
 log = logging.getLogger("selftrain.tracking")
@@ -31,24 +31,24 @@ Operation = Mapping[str, Any]
 
 
 def without_password(text: str) -> str:
-    """An address alone, or a text whose addresses hold no credentials: what may stand in a file or in a message."""
+    """Removes credentials from the addresses in a text, for files and messages."""
     return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
 
 
 def spool_folder(workspace: Path) -> Path:
-    """Where the spools of a workspace are."""
+    """Returns the folder of a workspace's spools."""
     return workspace / "tracking" / "spool"
 
 
 class Entry(Shape):
-    """A line of a spool."""
+    """The shape of a line of a spool."""
 
     kind: str
     time: float
 
 
 class Header(Entry):
-    """The first line of a spool."""
+    """The shape of the first line of a spool."""
 
     uri: str
     experiment: str
@@ -58,7 +58,7 @@ class Header(Entry):
 
 
 class SentEntry(Shape):
-    """A line of what is known of a spool and a server."""
+    """The shape of a line of a `.sent` file."""
 
     offset: int
     ids: dict[str, str] = Field(default_factory=dict)
@@ -67,23 +67,23 @@ class SentEntry(Shape):
 
 
 def spools(workspace: Path) -> list["Spool"]:
-    """Every spool that is not wholly sent, oldest first; one whose first line was never whole holds nothing."""
+    """Returns the spools that are not wholly sent, the oldest first; one with an incomplete first line is empty."""
     found = [Spool(path) for path in sorted(spool_folder(workspace).glob("*.jsonl"))]
     return [spool for spool in found if spool.begun]
 
 
 def waiting_elsewhere(workspace: Path) -> list[str]:
-    """A sentence for each spool that processes of other hosts are believed to add to."""
+    """Returns a sentence for each spool whose process on another host may still run."""
     others = [one for one in spools(workspace) if one.header["host"] != socket.gethostname() and not one.dead]
     return [
-        f"{one.path} is left to its process on {one.header['host']}, which is believed to live; if that host is gone, "
-        f"`touch {one.path.with_suffix('.closed')}` and sync again"
+        f"{one.path} belongs to a process on {one.header['host']}, which may still run. If that host is gone: "
+        f"touch {one.path.with_suffix('.closed')} && selftrain sync"
         for one in others
     ]
 
 
 class Spool:
-    """One file of operations."""
+    """One spool: a file of operations."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -92,7 +92,7 @@ class Spool:
 
     @classmethod
     def create(cls, workspace: Path, uri: str, experiment: str) -> "Spool":
-        """A new spool of this process."""
+        """Creates a spool of this process."""
         folder = spool_folder(workspace)
         folder.mkdir(parents=True, exist_ok=True)
         spool = cls(folder / f"{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:6]}.jsonl")
@@ -100,8 +100,8 @@ class Spool:
         return spool
 
     def append(self, kind: str, **values: Any) -> None:
-        """Adds an operation; once this returns, no death of a process loses it. A full disk loses it, and is logged:
-        a run does not fail for its tracking."""
+        """Adds an operation, which then survives the death of any process. On a full disk it is lost and logged,
+        because a run must not fail for its tracking."""
         line = json.dumps({"kind": kind, "time": round(time.time(), 3), **values}, default=str) + "\n"
         with self._lock:
             try:
@@ -114,7 +114,7 @@ class Spool:
 
     @property
     def begun(self) -> bool:
-        """Whether its first line is whole."""
+        """Returns whether the first line is complete."""
         try:
             return Header.model_validate(self.header).kind == "header"
         except (StopIteration, ValidationError):
@@ -122,21 +122,21 @@ class Spool:
 
     @property
     def header(self) -> dict[str, Any]:
-        """Whose it is (host, pid, pid_started), the server's address, the experiment."""
+        """The process (host, pid, pid_started), the server's address, and the experiment."""
         return dict(next(self.operations())[1])
 
     @property
     def dead(self) -> bool:
-        """Whether no living process will add to it."""
+        """Whether the spool is complete: its process is dead or has closed it."""
         return self.path.with_suffix(".closed").exists() or not alive(self.header, self.path.parents[2])
 
     def close(self) -> None:
-        """Nothing more will be added."""
+        """Marks the spool as complete."""
         self.path.with_suffix(".closed").touch()
 
     def operations(self, offset: int = 0) -> Iterator[tuple[int, Operation]]:
-        """Whole lines from a byte offset on, each with the offset behind it. What a kill or a full disk has torn is
-        passed over."""
+        """Yields the complete lines from a byte offset on, each with the offset after it. Lines that a kill or a full
+        disk cut off are skipped."""
         with self.path.open("rb") as file:
             file.seek(offset)
             for line in file:
@@ -147,7 +147,7 @@ class Spool:
                     yield offset, parse_json(line, Entry)
 
     def open_runs(self) -> dict[str, float]:
-        """Runs that were started here and not ended, with the time of the last operation."""
+        """Returns the runs that were started in this spool and not ended, with the time of the last operation."""
         started: dict[str, float] = {}
         last = 0.0
         for _, operation in self.operations():
@@ -161,27 +161,28 @@ class Spool:
 
 @dataclass
 class Sent:
-    """How far a spool was replayed to one server. Kept by appending, so that it is never torn in the middle."""
+    """The progress of replaying a spool to one server. The file is only appended to, so it is never damaged in the
+    middle."""
 
     path: Path
     offset: int = 0
-    ids: dict[str, str] = field(default_factory=dict)  # local run → MLflow run
-    rejected: list[dict[str, Any]] = field(default_factory=list)  # operations that the server refuses, and why
+    ids: dict[str, str] = field(default_factory=dict)  # local run id → MLflow run id
+    rejected: list[dict[str, Any]] = field(default_factory=list)  # operations that the server refused, with the reasons
 
     @classmethod
     def load(cls, spool: Spool, uri: str) -> "Sent":
-        """What is known of this spool and this server."""
+        """Reads how far the spool was replayed to this server."""
         code = hashlib.sha256(without_password(uri).encode()).hexdigest()[:8]
         sent = cls(spool.path.with_suffix(f".{code}.sent"))
         if sent.path.exists():
             for line in sent.path.read_text(errors="replace").splitlines(keepends=True):
                 if line.endswith("\n"):
-                    with contextlib.suppress(Malformed):  # then operations may be sent again
+                    with contextlib.suppress(Malformed):  # without this file, operations are sent again, which is safe
                         sent._take(parse_json(line, SentEntry))
         return sent
 
     def mark(self, offset: int, **learned: Any) -> None:
-        """Notes that everything before `offset` is done: `ids` that were learned, an operation that was `rejected`."""
+        """Records that everything before `offset` is done, with new `ids` and an operation that was `rejected`."""
         entry = {"offset": offset, **learned}
         with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
@@ -197,7 +198,7 @@ class Sent:
 
 
 def remove(spool: Spool) -> None:
-    """Forgets a spool that is wholly sent: the server can be asked for the ids."""
+    """Deletes a spool that is wholly sent; the server knows the ids."""
     for path in spool.path.parent.glob(f"{spool.path.stem}.*"):
         if path != spool.path:
             path.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
-"""Reads lineages (of a model, or of a single image), and verifies the files of all artifacts in them.
+"""Reads the lineage of a model or an image, and verifies the files of all artifacts in it.
 
-A model's lineage leads over its selection, predictions and teacher to the labels; it is read from the store's
-manifests, or through MLflow's API. An image's history says which teacher gave it which label in which round, and which
-student saw it how often. Verification compares each file's digest, and names the models that depend on a damaged one.
+A model's lineage leads through its selection, predictions and teacher to the labels. It is read from the store's
+manifests, or through MLflow's API. An image's history lists its pseudo-label in each round, the teacher that predicted
+it, and the copies in the student's training. Verification checks each file's digest and names the models that depend on
+a damaged file.
 """
 
 import json
@@ -16,7 +17,7 @@ import pandas as pd
 from selftrain.ssl_tasks.errors import DamagedArtifact, NotFound, nearest
 from selftrain.ssl_tasks.store.artifacts import MANIFEST, Artifact, Store, digest_file, digest_json, read_manifest
 from selftrain.ssl_tasks.store.runs import Run
-from selftrain.ssl_tasks.tracking.entities import champion, input_datasets, input_models
+from selftrain.ssl_tasks.tracking.entities import input_datasets, input_models
 from selftrain.ssl_tasks.tracking.lineage import Graph, Kind, Node, visible
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ KINDS: dict[str, Kind] = {
     "gate": "gate",
 }
 PARTS = ("labeled", "unlabeled", "validation", "test")
-CORRECTIONS = "overrides.parquet"  # of a selection
+CORRECTIONS = "overrides.parquet"  # a file of a selection
 
 
 def store_lineage(store: Store, artifact: Artifact, names: dict[str, str] | None = None) -> Graph:
-    """The graph above an artifact. `names` are labels by key: what a run calls its stages."""
+    """Returns the graph of everything that an artifact was made from. `names` are a run's stage names by key."""
     graph = Graph(artifact.key)
     waiting = [artifact]
     while waiting:
@@ -48,7 +49,7 @@ def store_lineage(store: Store, artifact: Artifact, names: dict[str, str] | None
         if not graph.add(artifact_node(one, (names or {}).get(one.key))):
             continue
         for role, source in one.manifest["inputs"].items():
-            found = store.unchecked(source["stage"], source["key"])  # what is damaged has a lineage too
+            found = store.unchecked(source["stage"], source["key"])  # a damaged artifact has a lineage too
             if found is None:
                 graph.add(
                     Node(source["key"], kind_of(source["stage"]), f"{source['stage']} (missing)", source["digest"])
@@ -64,12 +65,12 @@ def store_lineage(store: Store, artifact: Artifact, names: dict[str, str] | None
 
 
 def kind_of(stage: str) -> Kind:
-    """What a stage makes."""
+    """Returns the kind of artifact that a stage makes."""
     return KINDS.get(stage, "other")
 
 
 def artifact_node(artifact: Artifact, name: str | None = None) -> Node:
-    """An artifact as a node: by its key, since two questions may have the same answer."""
+    """Returns an artifact as a node, identified by its key, because two stages may make the same contents."""
     details = {
         "stage": artifact.stage,
         "key": artifact.key,
@@ -85,7 +86,8 @@ def artifact_node(artifact: Artifact, name: str | None = None) -> Node:
 
 
 def _add_parts(graph: Graph, dataset: Artifact) -> None:
-    """The labelled, unlabelled, validation and test images, each with the digest of its ids, labels and contents."""
+    """Adds the labelled, unlabelled, validation and test images, each with the digest of its ids, labels and
+    contents."""
     for part in PARTS:
         if part in dataset.parts:
             node_id = f"{dataset.key}.{part}"
@@ -96,7 +98,7 @@ def _add_parts(graph: Graph, dataset: Artifact) -> None:
 
 
 def _add_corrections(graph: Graph, selection: Artifact) -> None:
-    """What people said of labels: it wins over the models."""
+    """Adds the corrections of a selection, which take precedence over the models."""
     node_id = f"{selection.key}.corrections"
     count = selection.summary.get("overrides", 0) + selection.summary.get("rejected", 0)
     digest = selection.manifest["files"][CORRECTIONS]["sha256"]
@@ -105,7 +107,7 @@ def _add_corrections(graph: Graph, selection: Artifact) -> None:
 
 
 def find_artifact(store: Store, name: str) -> Artifact:
-    """An artifact by its folder, or by the beginning of its digest or key."""
+    """Finds an artifact by its folder, or by the beginning of its digest or key."""
     known = list(store.artifacts())
     fitting = {
         one.key: one
@@ -117,12 +119,12 @@ def find_artifact(store: Store, name: str) -> Artifact:
         raise NotFound(f"no artifact '{name}' in {store.root}." + nearest(name, {one.digest for one in known}))
     if len(digests) > 1:
         shown = ", ".join(sorted(f"{one.stage} {one.digest[:12]}" for one in fitting.values())[:10])
-        raise NotFound(f"'{name}' fits {len(digests)} artifacts: {shown}. Give more of the digest.")
+        raise NotFound(f"'{name}' is the beginning of {len(digests)} digests: {shown}. Give more of the digest.")
     return min(fitting.values(), key=lambda one: one.key)
 
 
 def resting_on(store: Store, keys: Iterable[str]) -> list[Artifact]:
-    """Every artifact that was made from one of these keys, directly or not, and these themselves."""
+    """Returns the keys of all artifacts made directly or indirectly from the given ones, which are included."""
     known = {one.key: one for one in store.artifacts()}
     tainted = set(keys)
     grown = True
@@ -139,7 +141,7 @@ def resting_on(store: Store, keys: Iterable[str]) -> list[Artifact]:
 
 @dataclass(frozen=True)
 class SampleRound:
-    """What one round made of an image. `label` is the class's name; `error` says why it could not be read."""
+    """One round of an image's history. `label` is the name of a class; `error` says why the image could not be read."""
 
     round: int
     teacher: str  # digest
@@ -149,16 +151,16 @@ class SampleRound:
     margin: float | None
     error: str | None
     selected: bool
-    chosen_label: str | None  # differs from `label` where a person has corrected it
+    chosen_label: str | None  # differs from `label` after a correction
     source: str | None  # model or override
     copies: int
     selection: str | None
-    student: str | None  # digest; None where none has been trained yet
+    student: str | None  # digest; None if none has been trained yet
 
 
 @dataclass(frozen=True)
 class SampleLineage:
-    """An image: where it is, what is known of it, and its rounds."""
+    """The history of one image: its place, its label, and its rounds."""
 
     sample_id: str
     split: str
@@ -169,13 +171,15 @@ class SampleLineage:
 
 
 def sample_lineage(run: Run, sample_id: str) -> SampleLineage:
-    """The history of an image in a run; NotFound where the data set has no such image."""
+    """Returns the history of an image in a run; raises NotFound if the data set has no such image."""
     dataset = run.dataset
     if dataset is None:
-        raise NotFound(f"run {run.id} has no data set yet")
+        raise NotFound(f"run {run.id} has no data set yet. See: selftrain status {run.id}")
     row = _row(dataset.file("manifest.parquet"), sample_id, ["split", "content", "uri", "label"])
     if row is None:
-        raise NotFound(f"no sample '{sample_id}' in the data set of run {run.id}; `selftrain labels` lists sample ids")
+        raise NotFound(
+            f"no sample '{sample_id}' in the data set of run {run.id}. List the sample ids: selftrain labels {run.id}"
+        )
     classes = json.loads(dataset.file("info.json").read_text())["classes"]
     known = run.rounds()
     teachers = [one.model for one in known]
@@ -189,7 +193,7 @@ def sample_lineage(run: Run, sample_id: str) -> SampleLineage:
 
 
 def sample_tree(lineage: SampleLineage) -> str:
-    """Lines for a terminal."""
+    """Draws the history of an image as a tree."""
     known = f" · {visible(lineage.label)}" if lineage.label else ""
     lines = [f"{visible(lineage.sample_id)}  {lineage.split}{known}  {lineage.content[:12]}"]
     for number, one in enumerate(lineage.rounds, 1):
@@ -199,9 +203,9 @@ def sample_tree(lineage: SampleLineage) -> str:
         if one.selected:
             other = f" as {visible(str(one.chosen_label))} ({one.source})" if one.chosen_label != one.label else ""
             student = f"student {one.student[:12]} sees" if one.student else "its student will see"
-            lines.append(f"{bar}selected{other}; {student} {one.copies} {'copy' if one.copies == 1 else 'copies'}")
+            lines.append(f"{bar}accepted{other}; {student} {one.copies} {'copy' if one.copies == 1 else 'copies'}")
         else:
-            lines.append(f"{bar}not selected")
+            lines.append(f"{bar}rejected")
     return "\n".join(lines)
 
 
@@ -254,16 +258,8 @@ def _name(classes: list[str], label: Any) -> str | None:
     return None if label is None or pd.isna(label) or int(label) < 0 else str(classes[int(label)])
 
 
-def champion_lineage(client: "MlflowClient", name: str) -> Graph:
-    """What the champion of a registered model rests on. (A version's model_id is None here: its source has it.)"""
-    version = champion(client, name)
-    if version is None:
-        raise NotFound(f"no version of the registered model '{name}' is the champion; finish a run first")
-    return mlflow_lineage(client, str(version.source).rsplit("/", 1)[-1])
-
-
 def mlflow_lineage(client: "MlflowClient", model_id: str) -> Graph:
-    """What a logged model rests on."""
+    """Returns the lineage of a logged model."""
     graph = Graph(model_id)
     _add_model(client, graph, model_id)
     return graph
@@ -285,7 +281,7 @@ def _add_inputs(client: "MlflowClient", graph: Graph, run: "MlflowRun", target: 
 
 
 def _add_dataset(client: "MlflowClient", graph: Graph, dataset: "Dataset", experiment: str, target: str) -> None:
-    """A data set, and, where it is an artifact of ours, what the run that made it has read."""
+    """Adds a data set and, if a run of ours made it, everything that this run has read."""
     source = json.loads(dataset.source)
     part = source.get("part")
     node_id = f"{dataset.name}:{dataset.digest}" if part else source.get("key", dataset.digest)
@@ -293,10 +289,10 @@ def _add_dataset(client: "MlflowClient", graph: Graph, dataset: "Dataset", exper
     graph.connect(node_id, target, part or dataset.name)
     if not graph.add(Node(node_id, kind, part or dataset.name, dataset.digest, source)) or part:
         return
-    # The digest too: an attempt that failed has the same key.
+    # The digest is needed too, because a failed attempt has the same key.
     filters = f"tags.`selftrain.key` = '{source.get('key')}' AND tags.`selftrain.digest` LIKE '{dataset.digest}%'"
     made_by = client.search_runs([experiment], filters, max_results=1)
-    if made_by:  # a search leaves model inputs out
+    if made_by:  # a search does not return model inputs
         _add_inputs(client, graph, client.get_run(made_by[0].info.run_id), node_id)
 
 
@@ -305,17 +301,17 @@ MODELS = ("train", "given")
 
 @dataclass(frozen=True)
 class Damage:
-    """One file that is not what it was."""
+    """One damaged file."""
 
     stage: str
     key: str
     file: str
     problem: str
-    models: tuple[str, ...]  # the digests of the models that rest on it
+    models: tuple[str, ...]  # the digests of the models made from it
 
 
 def verify(store: Store, graph: Graph | None = None) -> list[Damage]:
-    """Checks every file above a graph's root, or of the whole store."""
+    """Checks every file of a graph's artifacts, or of the whole store; returns the damaged ones."""
     artifacts = [one for one in store.artifacts() if graph is None or one.key in graph.nodes]
     artifacts.sort(key=lambda one: (one.stage, one.key))
     known = {one.key: one for one in artifacts}
@@ -331,7 +327,7 @@ def verify(store: Store, graph: Graph | None = None) -> list[Damage]:
 
 
 def models_on(store: Store, keys: Iterable[str]) -> tuple[str, ...]:
-    """The digests of the models that were made from these keys."""
+    """Returns the digests of the models made from the given keys."""
     return tuple(one.digest for one in resting_on(store, keys) if one.stage in MODELS)
 
 
@@ -349,11 +345,11 @@ def _problems(artifact: Artifact, known: dict[str, Artifact]) -> Iterator[tuple[
         if not path.is_file():
             yield name, "is missing"
         elif digest_file(path) != entry["sha256"]:
-            yield name, "has other contents than when it was written"
+            yield name, "has changed since it was written"
     contents = {name: entry["sha256"] for name, entry in files.items() if not name.startswith("logs/")}
     if digest_json(contents) != artifact.digest:
-        yield MANIFEST, "names files that do not make up its digest: it was changed"
+        yield MANIFEST, "does not match its digest: it was changed"
     for role, source in artifact.manifest["inputs"].items():
         upstream = known.get(source["key"])
         if upstream is not None and upstream.digest != source["digest"]:
-            yield MANIFEST, f"was made from another {role} than is there now: {source['digest'][:12]}"
+            yield MANIFEST, f"was made from a different {role} than the stored one: {source['digest'][:12]}"

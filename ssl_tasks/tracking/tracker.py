@@ -1,9 +1,7 @@
-"""What a run tells MLflow, in words of the pipeline. Nothing here imports MLflow, waits for it, or fails with it.
+"""Records a run for MLflow. Nothing here imports MLflow, waits for it, or fails because of it.
 
-Runs have local ids, which are MLflow's once the shipper has created them; every call is one line in the spool.
-
-
-A Follower tails a stage's events file into the spool, and samples the machine at a low rate.
+Runs have local ids until the shipper has created them in MLflow. Every call is one line in the spool. A Follower copies
+a stage's events into the spool, and samples the machine's load at a low rate.
 """
 
 import contextlib
@@ -17,15 +15,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
-from selftrain.ssl_tasks.execution.parent import parent_of_mine
-from selftrain.ssl_tasks.execution.safe_path import safe_path
+from selftrain.ssl_tasks.execution.progress import Show
+from selftrain.ssl_tasks.execution.startup import parent_of_mine, safe_path
 from selftrain.ssl_tasks.store.artifacts import Artifact, write_atomically
 from selftrain.ssl_tasks.store.json_file import Malformed, Shape, read_json
 from selftrain.ssl_tasks.tracking.client import default_uri
@@ -34,50 +32,50 @@ from selftrain.ssl_tasks.tracking.spool import Spool, spools, without_password
 log = logging.getLogger("selftrain.tracking")
 EXPERIMENT = "selftrain"
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
-_ahead: "dict[tuple[Path, str], subprocess.Popen[str]]" = {}  # shippers that wait for a spool, by workspace and server
+_ahead: "dict[tuple[Path, str], subprocess.Popen[str]]" = {}  # shippers that wait, by workspace and server
 POLL_SECONDS = 0.5
 SYSTEM_SECONDS = 10.0
-BATCH = 1_000  # MLflow's most metrics a request
+BATCH = 1_000  # MLflow's limit of metrics per request
 Row = tuple[str, float, int, int]  # name, value, milliseconds, step
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow takes."""
+    """Returns a metric name with only characters that MLflow allows."""
     return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:250]
 
 
 def metric_rows(values: Mapping[str, Any], seconds: float, step: int) -> Iterator[Row]:
-    """The finite numbers among some values, as rows."""
+    """Returns the finite numbers among some values, as rows."""
     for name, value in values.items():
         if isinstance(value, (int, float)) and math.isfinite(value):
             yield metric_name(name), float(value), int(seconds * 1000), step
 
 
 def spool_rows(spool: Spool, run: str, rows: Iterable[Row]) -> None:
-    """Adds rows in batches of a size that a server takes."""
+    """Adds rows to the spool, in batches of a size that a server accepts."""
     ready = list(rows)
     for start in range(0, len(ready), BATCH):
         spool.append("metrics", run=run, rows=ready[start : start + BATCH])
 
 
 class Mark(Shape):
-    """How far an attempt's events were spooled, and to which run."""
+    """The shape of a mark: how far an attempt's events were spooled, and to which run."""
 
     run: str
     offset: int
 
 
 class Follower(threading.Thread):
-    """Follows one attempt of a stage. What an earlier attempt wrote and nobody spooled still goes to its own run."""
+    """Follows one attempt of a stage. Events of an earlier attempt that were not spooled go to that attempt's run."""
 
-    def __init__(self, spool: Spool, run: str, events: Path) -> None:
+    def __init__(self, spool: Spool, run: str, events: Path, show: Show | None = None) -> None:
         super().__init__(name=f"follow-{run[:8]}", daemon=True)
         self.spool, self.local, self.events = spool, run, events
         self.mark = events.with_name(events.name + ".followed")
         self.ended = threading.Event()
         self.offset = 0
         self.progress: tuple[int, int, str] | None = None  # done, total, what
-        self.show: Callable[[int, int, str], None] = lambda _done, _total, _what: None  # is told of it
+        self.show = show  # called with each progress
         before: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError, Malformed):
             before = read_json(self.mark, Mark)
@@ -89,7 +87,7 @@ class Follower(threading.Thread):
     def run(self) -> None:
         """Polls until stopped."""
         sampled = time.monotonic()
-        psutil.cpu_percent()  # the first call has nothing to compare with
+        psutil.cpu_percent()  # the first call only sets the reference
         step = 0
         while not self.ended.wait(POLL_SECONDS):
             self._drain(self.local)
@@ -98,7 +96,7 @@ class Follower(threading.Thread):
                 spool_rows(self.spool, self.local, metric_rows(machine_load(self.events.parent), time.time(), step))
 
     def stop(self) -> None:
-        """Takes what is left in the file. Call before the stage's artifact is committed: then the file is gone."""
+        """Spools the rest of the events. Call it before the stage's artifact is committed, which removes the file."""
         self.ended.set()
         if self.is_alive():
             self.join()
@@ -119,25 +117,25 @@ class Follower(threading.Thread):
         for line in whole.splitlines():
             try:
                 event = json.loads(line)
-            except (ValueError, RecursionError):  # torn by a kill, or by a full disk
+            except (ValueError, RecursionError):  # cut off by a kill or a full disk
                 continue
             if not isinstance(event, dict) or not isinstance(event.get("time"), (int, float)):
                 continue
             if "progress" in event:
                 self.progress = (*event["progress"], event.get("what", ""))
             rows += metric_rows(event.get("metrics", {}), event["time"], event.get("step", 0))
-        if self.progress is not None and self.progress != before:
+        if self.show is not None and self.progress is not None and self.progress != before:
             self.show(*self.progress)
         spool_rows(self.spool, run, rows)
         self.offset += len(whole)
         try:
             write_atomically(self.mark, json.dumps({"run": run, "offset": self.offset}))
-        except OSError as error:  # a run does not fail for its tracking; at worst MLflow gets a number twice
+        except OSError as error:  # a run must not fail for its tracking; at worst MLflow gets a number twice
             log.error("%s cannot be written: %s", self.mark, error)
 
 
 def machine_load(folder: Path) -> dict[str, float]:
-    """The host's load, under the names that MLflow shows as system metrics."""
+    """Returns the host's load, with the names that MLflow shows as system metrics."""
     memory = psutil.virtual_memory()
     disk = psutil.disk_usage(str(folder))
     return {
@@ -150,9 +148,9 @@ def machine_load(folder: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Report:
-    """How replaying went: operations that reached MLflow, that wait, and that it refused; why some wait.
+    """The result of replaying: the numbers of operations sent, left and refused, and why some are left.
 
-    `champion` says what a model of this process did to become the champion, empty where none became it.
+    `champion` is a sentence about a model of this process that became champion, else empty.
     """
 
     sent: int = 0
@@ -163,7 +161,7 @@ class Report:
 
 
 class Tracker:
-    """Tracks the runs of one process. `ship=False` only spools: `sync` sends it later."""
+    """Tracks the runs of one process. With `ship=False` it only spools, and `sync` sends later."""
 
     def __init__(self, uri: str, workspace: Path, experiment: str | None = None, ship: bool = True) -> None:
         self.uri, self.workspace = uri, Path(workspace).absolute()
@@ -179,9 +177,9 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         local: str = "",
     ) -> str:
-        """A pipeline run: `settings` (name.of.setting → value) become parameters, the YAML a file.
+        """Starts a pipeline run: `settings` (name.of.setting → value) become parameters, the YAML a file.
 
-        A run of the same `local` id is gone on with; without one, it is a new run.
+        With the `local` id of an earlier run, that run is continued; without one, a new run is started.
         """
         run = self._start(name, None, tags, local)
         self.spool.append("params", run=run, params={key: str(value) for key, value in settings.items()})
@@ -190,66 +188,56 @@ class Tracker:
         return run
 
     def start_stage(self, parent: str, name: str, tags: Mapping[str, str] | None = None) -> str:
-        """One attempt of a stage: a child run of its own."""
+        """Starts a child run for one attempt of a stage."""
         return self._start(name, parent, tags)
 
-    def follow(self, run: str, events: Path) -> Follower:
-        """Ships an attempt's events while it runs; `.stop()` it before the artifact is committed."""
-        follower = Follower(self.spool, run, events)
+    def follow(self, run: str, events: Path, show: Show | None = None) -> Follower:
+        """Ships an attempt's events while it runs, and tells `show` of its progress.
+
+        `.stop()` it before the artifact is committed.
+        """
+        follower = Follower(self.spool, run, events, show)
         follower.start()
         return follower
 
     def finish_stage(self, run: str, artifact: Artifact, round_number: int = 0) -> None:
-        """The attempt made this artifact: its inputs, outputs, numbers and small files are tracked; the run ends."""
+        """Records the artifact of an attempt with its inputs, outputs, numbers and small files, and ends the run."""
         self.spool.append("artifact", run=run, round=round_number, **_carried(artifact))
         self._end(run, "FINISHED")
 
     def fail_stage(self, run: str, reason: str, killed: bool = False) -> None:
-        """The attempt failed, or was stopped."""
+        """Ends the run of an attempt that failed or was stopped."""
         self.spool.append("tags", run=run, tags={"selftrain.reason": reason})
         self._end(run, "KILLED" if killed else "FAILED")
 
     def link_reused(self, parent: str, name: str, artifact: Artifact, round_number: int = 0) -> None:
-        """No new run: the pipeline run points to the run that computed the artifact."""
+        """Links the pipeline run to the run that computed a reused artifact."""
         self.spool.append("reused", run=parent, name=name, round=round_number, **_carried(artifact))
 
     def log_file(self, run: str, path: Path, folder: str = "") -> None:
-        """A file that stays where it is (a report, a log) is copied to the run's artifacts."""
+        """Copies a file (a report, a log) to the run's artifacts."""
         self.spool.append("file", run=run, path=str(Path(path).absolute()), folder=folder)
 
-    def log_text(self, run: str, text: str, file: str) -> None:
-        """A small text becomes a file among the run's artifacts."""
-        self.spool.append("text", run=run, text=text, file=file)
-
-    def log_metrics(self, run: str, values: Mapping[str, float], step: int = 0) -> None:
-        """Numbers of a run, now."""
-        spool_rows(self.spool, run, metric_rows(values, time.time(), step))
-
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
-        """Tags of a run; the last value counts."""
+        """Sets tags of a run; the last value counts."""
         self.spool.append("tags", run=run, tags=dict(tags))
 
     def promote(self, run: str, model: Artifact, score: float, name: str, validation_digest: str = "") -> None:
-        """Registers a model as `name`, and gives it the alias `champion` if it beats the holder's score on validation.
+        """Registers a model as `name` and makes it champion if it beats the current champion on validation.
 
-        The verdict is the run's tag `selftrain.champion`.
+        The run's tag `selftrain.champion` states the result.
         """
         values = {"score": score, "name": name, "validation": validation_digest}
         self.spool.append("promote", run=run, **values, **_carried(model))
 
     def finish_run(self, run: str, ending: Ending = "FINISHED", tags: Mapping[str, str] | None = None) -> None:
-        """The pipeline run is over."""
+        """Ends the pipeline run."""
         if tags:
             self.set_tags(run, tags)
         self._end(run, ending)
 
-    def end_dead(self, runs: Iterable[str]) -> None:
-        """Ends runs of dead attempts. (Those that a dead process left open in its spool are ended without this.)"""
-        for run in runs:
-            self._end(run, "KILLED")
-
     def close(self, timeout: float = 60.0) -> Report:
-        """Sends what is left, unless the server is away; what waits is sent by the next run, or by `sync`."""
+        """Sends the rest, unless the server does not answer; then the next run or `sync` sends it."""
         self.spool.close()
         if self.shipper is None:
             return Report(left=sum(1 for _ in self.spool.operations()))
@@ -272,7 +260,7 @@ class Tracker:
 
 
 def sync(workspace: Path, uri: str | None = None) -> Report:
-    """Sends everything that waits in a workspace, each spool to its own server, or all to `uri`. Twice is once."""
+    """Sends everything that waits in a workspace, each spool to its own server or all to `uri`; safe to repeat."""
     workspace = Path(workspace).absolute()
     waiting = spools(workspace)
     targets = sorted({spool.header["uri"] for spool in waiting}) if uri is None else [uri]
@@ -289,25 +277,25 @@ def sync(workspace: Path, uri: str | None = None) -> Report:
 
 
 def _with_password(target: str, workspace: Path) -> str:
-    """Spools hold the address alone; the environment knows the credentials of the server that it names."""
+    """Adds the credentials in the environment to the address of a spool, which holds none."""
     uri = default_uri(workspace)
     return uri if without_password(uri) == target else target
 
 
 def _carried(artifact: Artifact) -> dict[str, Any]:
-    """The manifest goes along: what it says can be tracked even if the folder is gone by then."""
+    """Returns an artifact with its manifest, so that it can be tracked even after its folder was deleted."""
     return {"path": str(artifact.path), "manifest": dict(artifact.manifest)}
 
 
 def start_ahead(workspace: Path, uri: str) -> None:
-    """Starts the shipper of the next `Tracker` of this process: by then it has imported MLflow."""
+    """Starts the shipper of the next `Tracker` of this process early, because importing MLflow takes time."""
     key = (Path(workspace).absolute(), uri)
     if key not in _ahead:
         _ahead[key] = _start_shipper(*key)
 
 
 def _shipper_of(spool: Spool, workspace: Path, uri: str) -> "subprocess.Popen[str]":
-    """A shipper that replays this spool."""
+    """Returns a shipper process that replays this spool."""
     shipper = _ahead.pop((workspace, uri), None)
     if shipper is None or shipper.poll() is not None:
         shipper = _start_shipper(workspace, uri)
@@ -318,14 +306,15 @@ def _shipper_of(spool: Spool, workspace: Path, uri: str) -> "subprocess.Popen[st
 
 
 def _start_shipper(workspace: Path, uri: str, everything: bool = False) -> "subprocess.Popen[str]":
-    """A process of its own: MLflow's import and its requests cost the run nothing. Its output is one report.
+    """Starts a shipper in its own process, so that MLflow's import and requests do not slow the run down.
 
-    It waits for a line with its spool's name (empty: what dead processes left), and later for one that says "end".
+    It waits for a line with the name of its spool (empty: spools of dead processes), and later for "end". Its output is
+    one report.
     """
     log = workspace / "tracking" / "shipper.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **safe_path(), **parent_of_mine()}
-    environment["SELFTRAIN_TRACKING_URI"] = uri  # not an argument: it may hold a password
+    environment["SELFTRAIN_TRACKING_URI"] = uri  # not an argument, because it may contain a password
     command = [sys.executable, "-m", "selftrain.ssl_tasks.tracking.shipper", str(workspace), str(int(everything))]
     with log.open("a") as file:
         return subprocess.Popen(
@@ -334,8 +323,8 @@ def _start_shipper(workspace: Path, uri: str, everything: bool = False) -> "subp
 
 
 def _report(output: str) -> Report:
-    """The answer is the last line. Anything else was printed by others, who may have been why there is no answer."""
+    """Reads the report from the last line of the output; other lines were printed by libraries."""
     try:
         return Report(**json.loads((output.splitlines() or [""])[-1]))
     except (ValueError, TypeError):
-        return Report(left=1, reason="the shipper died; see shipper.log")
+        return Report(left=1, reason="the process that sends records died; see shipper.log")

@@ -1,1 +1,1 @@
-"""Trained models: their files, predictions, exports and cards."""
+"""Trained models: their files, cards, predictions and exports."""

@@ -1,4 +1,4 @@
-"""Image files through a trained network: read as in training, decoded by threads while the batch before is computed."""
+"""Classifies image files with a trained network; threads decode the next batches while one is computed."""
 
 import logging
 import os
@@ -20,12 +20,12 @@ from selftrain.ssl_tasks.trained.model import Trained
 
 MAX_FILE_MB = 256  # a larger image file is not read
 log = logging.getLogger("selftrain")
-AHEAD = 2  # batches that are decoded while one is computed
+AHEAD = 2  # number of batches decoded ahead
 PROBABILITY = "p_"  # columns p_cat, p_dog, …
 
 
 def listed_images(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are named, and every image file below the folders, in the order in which they were asked for."""
+    """Lists the given files and every image file in the given folders, in the given order."""
     found: list[Path] = []
     notes = Notes()
     for path in paths:
@@ -39,14 +39,15 @@ def listed_images(paths: Sequence[Path]) -> list[Path]:
         log.warning("%s", note)
     if not found:
         places = ", ".join(map(str, paths))
-        raise DataError(f"no image in {places}; expected files such as .png and .jpg, in it or below")
+        raise DataError(f"no image file in {places}; expected files such as .png or .jpg, in it or in its subfolders")
     return found
 
 
 def classify(
     trained: Trained, files: Sequence[Path], max_pixels: int, batch_size: int = 256, threads: int | None = None
 ) -> pd.DataFrame:
-    """A row for each file: path, label, confidence, error where it cannot be read, and a column p_… for each class."""
+    """Returns a row for each file: path, label, confidence, error where it cannot be read, and a column p_… for each
+    class."""
     card = trained.card
     decoder = Decoder(card.image_size, card.in_channels, max_pixels, **(card.resizing or {}))  # type: ignore[arg-type]
     probs, errors = [np.empty((0, len(card.classes)), np.float32)], []
@@ -59,7 +60,7 @@ def classify(
 def decoded_batches(
     files: Sequence[Path], decoder: Decoder, batch_size: int, threads: int | None
 ) -> Iterator[list[Decoded]]:
-    """The files in order, a batch at a time, with the next ones under way."""
+    """Yields the files in order, a batch at a time, with the next ones under way."""
     under_way: deque[list[Future[Decoded]]] = deque()
     with quiet_decoding(), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for start in range(0, len(files), batch_size):
@@ -71,7 +72,7 @@ def decoded_batches(
 
 
 def read_image(file: Path, decoder: Decoder) -> Decoded:
-    """One file as training would see it, or why it cannot be used."""
+    """Reads one file as in training; returns the image or why it cannot be read."""
     try:
         data = read_regular(file, MAX_FILE_MB * 1_000_000)
     except OSError as error:
@@ -80,9 +81,9 @@ def read_image(file: Path, decoder: Decoder) -> Decoded:
 
 
 def probabilities(trained: Trained, images: Sequence[Decoded]) -> NDArray[np.float32]:
-    """[n, K]; rows of unreadable images are not numbers."""
+    """Returns probabilities [n, K]; rows of unreadable images are NaN."""
     card = trained.card
-    # An unreadable image takes its place as a black one, so that the batch keeps a size that kernels were made for.
+    # A black image replaces an unreadable one, so that the size of the batch does not change.
     pixels = np.zeros((len(images), card.image_size, card.image_size, card.in_channels), np.uint8)
     for row, image in zip(pixels, images, strict=True):
         if image.pixels is not None:
@@ -95,7 +96,7 @@ def probabilities(trained: Trained, images: Sequence[Decoded]) -> NDArray[np.flo
 def as_table(
     files: Sequence[Path], classes: Sequence[str], probs: NDArray[np.float32], errors: Sequence[str | None]
 ) -> pd.DataFrame:
-    """What each file was taken for; label and confidence are empty where there is an error."""
+    """Returns the table of predictions; label and confidence are empty for unreadable files."""
     readable = ~np.isnan(probs[:, 0])
     best = np.where(readable, np.nan_to_num(probs).argmax(axis=1), -1)
     columns = {

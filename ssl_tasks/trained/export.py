@@ -1,4 +1,4 @@
-"""A trained network as one file for other programs: torch.export (.pt2) or ONNX, with its normalisation inside.
+"""Exports a trained network as one file for other programs: torch.export (.pt2) or ONNX, with the normalisation inside.
 
 Input `images`: uint8 [n, height, width, channels] of the card's size, any n. Output `logits`: float32 [n, classes].
 """
@@ -22,7 +22,7 @@ from selftrain.ssl_tasks.trained.model import Trained, load_trained
 Format = Literal["torch", "onnx"]
 TOLERANCE = 1e-4
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-CARD_KEY = "model.json"  # what the card is called inside either file
+CARD_KEY = "model.json"  # the name of the card inside both files
 Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
@@ -45,7 +45,7 @@ class RawImages(nn.Module):
 def export_model(folder: Path, output: Path, format: Format) -> float:
     """Writes the file and returns the largest difference of its logits from the network's, at most TOLERANCE.
 
-    Nothing is written where they differ by more: of logits above 1, relative to the largest.
+    Nothing is written if they differ by more. For logits above 1, the difference is relative to the largest.
     """
     if format == "onnx":
         require_onnx()
@@ -57,7 +57,7 @@ def export_model(folder: Path, output: Path, format: Format) -> float:
             write_onnx(program, trained, temporary) if format == "onnx" else write_torch(program, trained, temporary)
         )
         difference = largest_difference(trained, logits)
-        if not difference <= TOLERANCE:  # also where it is not a number
+        if not difference <= TOLERANCE:  # also true for NaN
             raise SelftrainError(
                 f"the exported network's outputs differ by {difference:.2g} from the model's, more than {TOLERANCE:g}; "
                 "nothing was written"
@@ -69,29 +69,30 @@ def export_model(folder: Path, output: Path, format: Format) -> float:
 
 
 def require_onnx() -> None:
-    """ConfigError unless the packages of the extra are there."""
+    """Raises ConfigError unless the packages of the extra are installed."""
     if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
         raise ConfigError(
-            f"--format onnx needs {', '.join(missing)}: pip install 'selftrain[onnx]', or export with --format torch"
+            f"--format onnx needs {', '.join(missing)}. Install it: pip install 'selftrain[onnx]', or "
+            "export with --format torch"
         )
 
 
 def exported_program(trained: Trained) -> ExportedProgram:
-    """The graph for any number of images."""
-    # In plain memory: weights in channels_last would be stored with strides that other readers do not expect.
+    """Returns the graph for any number of images."""
+    # In plain memory layout, because other readers do not expect the strides of channels_last.
     module = RawImages(trained).eval().to(memory_format=torch.contiguous_format)
     return export(module, (torch.from_numpy(probe_images(trained, 2)),), dynamic_shapes=({0: Dim("n", min=1)},))
 
 
 def probe_images(trained: Trained, count: int) -> NDArray[np.uint8]:
-    """Noise in which every grey level occurs."""
+    """Returns images of noise in which every grey level occurs."""
     card = trained.card
     shape = (count, card.image_size, card.image_size, card.in_channels)
     return np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
 
 
 def write_torch(program: ExportedProgram, trained: Trained, path: Path) -> Logits:
-    """The .pt2 file, and the function that it holds."""
+    """Returns the .pt2 file, and the function that it holds."""
     with path.open("wb") as file:
         save(program, file, extra_files={CARD_KEY: trained.card.model_dump_json()})
     with path.open("rb") as file:
@@ -100,7 +101,7 @@ def write_torch(program: ExportedProgram, trained: Trained, path: Path) -> Logit
 
 
 def write_onnx(program: ExportedProgram, trained: Trained, path: Path) -> Logits:
-    """The .onnx file, and the function that it holds, as ONNX Runtime computes it."""
+    """Returns the .onnx file, and the function that it holds, as ONNX Runtime computes it."""
     import onnxruntime
 
     made = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False)
@@ -112,7 +113,8 @@ def write_onnx(program: ExportedProgram, trained: Trained, path: Path) -> Logits
 
 
 def largest_difference(trained: Trained, logits: Logits) -> float:
-    """Over batches of several sizes; absolute for logits up to 1, relative to the largest above."""
+    """Returns the largest difference over batches of several sizes; relative to the largest logit if that is above
+    1."""
     worst = 0.0
     for count in (1, 2, 5):
         images = probe_images(trained, count)

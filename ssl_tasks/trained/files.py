@@ -1,4 +1,4 @@
-"""A trained model on disk, without loading it: which files it is made of, and their digest."""
+"""Handles the files of a trained model without loading it, and computes their digest."""
 
 import json
 import shutil
@@ -13,20 +13,20 @@ BASE = "weights.safetensors"  # what a model that holds a difference differs fro
 
 
 def require_trained(folder: Path) -> None:
-    """ConfigError where the folder holds no model."""
+    """Raises ConfigError if the folder holds no model."""
     for name in (WEIGHTS, CARD):
         if not (folder / name).is_file():
             raise ConfigError(f"given_teacher: {folder} holds no {name}; expected a folder with {WEIGHTS} and {CARD}")
 
 
 def trained_digest(folder: Path) -> str:
-    """The digest of a model's weights and card; ConfigError where the folder holds none."""
+    """Returns the digest of a model's weights and card; ConfigError where the folder holds none."""
     require_trained(folder)
     return digest_json({name: digest_file(folder / name) for name in (WEIGHTS, CARD)})
 
 
 def copy_trained(folder: Path, output: Path) -> StageResult:
-    """Copies a model's two files, whole where they hold a difference, and says what it is."""
+    """Copies a model's two files, made whole if they hold a difference, and returns its summary."""
     card = json.loads((folder / CARD).read_text())
     if isinstance(card, dict) and "base" in card:
         from selftrain.ssl_tasks.trained.model import write_whole

@@ -1,4 +1,4 @@
-"""A trained network and its card: what predicting, evaluating and serving need, and nothing of how it was trained."""
+"""Loads and saves a trained network and its card, which prediction, evaluation and export need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from selftrain.models.classifier import Classifier, joined
 from selftrain.models.settings import ModelSettings, Normalisation
 from selftrain.models.tuning import merged
 from selftrain.ssl_tasks.errors import DamagedArtifact, DataError
-from selftrain.ssl_tasks.execution.precision import autocast, resolve_device, resolve_precision
+from selftrain.ssl_tasks.execution.devices import autocast, resolve_device, resolve_precision
 from selftrain.ssl_tasks.regular_file import read_regular
 from selftrain.ssl_tasks.settings.section import Section
 from selftrain.ssl_tasks.store.json_file import MOST_BYTES
@@ -33,7 +33,7 @@ class Base(Section):
 
 
 class Card(Section):
-    """What must be known to use the weights."""
+    """The facts needed to use the weights."""
 
     model: ModelSettings
     classes: tuple[str, ...]
@@ -41,15 +41,15 @@ class Card(Section):
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    precision: str = "auto"  # as asked for in training; `auto` is resolved on the machine that predicts
-    built_for: int | None = None  # the image size by which the network is built, where it was fine-tuned at another
-    members: int = 1  # networks of this model side by side, whose logits are averaged
+    precision: str = "auto"  # as set in training; `auto` is resolved on the machine that predicts
+    built_for: int | None = None  # the image size that the network is built for, if it was fine-tuned at another
+    members: int = 1  # number of networks in this model, whose logits are averaged
     base: Base | None = None
     resizing: dict[str, str | float] | None = None  # how images become squares, where it is not the usual way
 
     @property
     def own_normalisation(self) -> Normalisation | None:
-        """The mean and deviation that belong to the weights, where they are not those of the training images."""
+        """The mean and deviation of the weights, if they are not those of the training images."""
         return self.model.preprocess if isinstance(self.model.preprocess, Normalisation) else None
 
 
@@ -81,7 +81,7 @@ class Trained:
         tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         if tensor.ndim != 4 or tensor.shape[-1] != self.card.in_channels or tensor.dtype != torch.uint8:
             raise DataError(
-                f"found images {list(tensor.shape)} of {tensor.dtype}; this network reads uint8 images "
+                f"found images {list(tensor.shape)} of {tensor.dtype}; expected uint8 images "
                 f"[n, height, width, {self.card.in_channels}]"
             )
         moved = tensor.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
@@ -95,7 +95,7 @@ def save_trained(folder: Path, network: nn.Module, card: Card) -> None:
 
 
 def save_card(folder: Path, card: Card) -> None:
-    """Writes model.json. Where the first weights came from is no part of it: no path of this machine leaves it."""
+    """Writes model.json, without the origin of the first weights, so that no path of this machine is published."""
     card = card.model_copy(update={"model": card.model.model_copy(update={"pretrained": None})})
     unsaid: dict[str, Any] = {name: True for name in ("built_for", "base", "resizing") if getattr(card, name) is None}
     if card.own_normalisation is None:
@@ -104,12 +104,12 @@ def save_card(folder: Path, card: Card) -> None:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """A network's whole state, in one plain memory layout, so that equal weights are equal bytes."""
+    """Writes a network's state in one plain memory layout, so that equal weights are equal bytes."""
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, path)
 
 
 def load_card(folder: Path) -> Card:
-    """The card beside the weights."""
+    """Returns the card beside the weights."""
     try:
         return Card.model_validate_json(read_regular(folder / CARD, MOST_BYTES))
     except FileNotFoundError:
@@ -123,7 +123,7 @@ def load_card(folder: Path) -> Card:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, on the CPU."""
+    """Returns the tensors of a .safetensors file, on the CPU."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -131,13 +131,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write_whole(folder: Path, output: Path) -> None:
-    """Writes the two files of a model that holds a difference as those of one that needs nothing else."""
+    """Writes a model that holds a difference as a whole one, which needs no other file."""
     card = load_card(folder)
     save_trained(output, load_trained(folder, "cpu", "fp32").network, card.model_copy(update={"base": None}))
 
 
 def load_trained(folder: Path, device: str = "auto", precision: str = "auto") -> Trained:
-    """The network of a model artifact, ready to predict; `precision=auto` is what it was trained for."""
+    """Returns the network of a model artifact, ready to predict; `precision=auto` is what it was trained for."""
     card = load_card(folder)
     size = len(card.classes), card.in_channels, card.built_for or card.image_size
     networks = [build_model(card.model, *size) for _ in range(card.members)]
@@ -152,12 +152,12 @@ def load_trained(folder: Path, device: str = "auto", precision: str = "auto") ->
 
 
 def as_trained(network: Classifier, card: Card, device: str = "auto", precision: str = "auto") -> Trained:
-    """Moves a network where it predicts best: evaluation mode, channels_last, products' weights in their own format."""
+    """Prepares a network for prediction: evaluation mode, channels_last, and weights in the format of products."""
     where = resolve_device(device)
     dtype = resolve_precision(card.precision if precision == "auto" else precision, where)
     network = network.to(where).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     for module in network.modules():
-        # Autocast would convert these weights anew for every batch; the result is the same.
+        # Autocast would convert these weights again for every batch; the result is the same.
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.to(dtype)
     mean, std = (torch.tensor(values, device=where).view(1, -1, 1, 1) for values in (card.mean, card.std))

@@ -1,4 +1,4 @@
-"""Pretrained weights in the store: their stage, the check that networks take them, and models that hold a difference.
+"""Stores pretrained weights, checks that networks accept them, and joins them with models that hold a difference.
 
 The stage `weights` keeps the file that a network starts from, and what is known of it. A model whose body was frozen
 or adapted stores the tensors that differ from that file, with the file's digest; reading it puts both together.
@@ -28,7 +28,7 @@ FACTS = "weights.json"
 
 
 def take_weights(context: StageContext) -> StageResult:
-    """Body of `weights`: fetches the file where it is not on this machine, and keeps it with what is known of it."""
+    """Runs the stage `weights`: fetches the file if necessary, and stores it with the facts about it."""
     settings = context.section
     assert isinstance(settings, WeightsSettings)
 
@@ -47,7 +47,7 @@ def take_weights(context: StageContext) -> StageResult:
 
 
 def check_network(context: StageContext) -> StageResult:
-    """Body of `check`: builds the network, fills it and chooses what is trained; says what does not fit."""
+    """Runs the stage `check`: builds the network, loads its weights and freezes layers, or says what does not fit."""
     settings, info = context.section, dataset_info(context.inputs["dataset"])
     assert isinstance(settings, CheckSettings)
     model = with_file(settings.model, context.inputs.get("weights"))
@@ -63,22 +63,22 @@ def check_network(context: StageContext) -> StageResult:
 
 
 def dataset_info(dataset: Artifact) -> dict:
-    """Classes, channels and image size of a data set."""
+    """Returns the classes, channels and image size of a data set."""
     return json.loads(dataset.file("info.json").read_text())
 
 
 def with_file(model: ModelSettings, weights: Artifact | None) -> ModelSettings:
-    """The settings with the file of the store in place of whatever they name."""
+    """Returns the settings with the stored file in place of the named weights."""
     return model if weights is None else model.model_copy(update={"pretrained": str(weights.file(BASE))})
 
 
 def facts_of(weights: Artifact | None) -> Facts | None:
-    """What is known of weights."""
+    """Returns the known facts about weights; None without weights."""
     return None if weights is None else Facts.model_validate_json(weights.file(FACTS).read_text())
 
 
 def normalisation_of(model: ModelSettings, own: Normalisation | None, channels: int) -> Normalisation | None:
-    """What a network's images are normalised by, where `own` is its weights'; None for the labelled images'."""
+    """Returns the mean and deviation for a network whose weights have `own`; None for those of the labelled images."""
     chosen = own if model.preprocess == "backbone" else None
     if isinstance(model.preprocess, Normalisation):
         chosen = model.preprocess
@@ -91,14 +91,14 @@ def normalisation_of(model: ModelSettings, own: Normalisation | None, channels: 
 
 
 def body_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file of weights under the names that a classifier gives them."""
+    """Returns the tensors of a file of weights under the names that a classifier gives them."""
     found = load_file(file)
     ours = any(name.startswith("body.") for name in found)
     return found if ours else {f"body.{name}": tensor for name, tensor in found.items()}
 
 
 def difference(state: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a state that are not, bit for bit, in the file of weights."""
+    """Returns the tensors of a state that differ from the file of weights."""
 
     def same(name: str, tensor: Tensor) -> bool:
         other = base.get(name)
@@ -108,7 +108,7 @@ def difference(state: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[
 
 
 def base_file(folder: Path, digest: str) -> Path:
-    """The weights that a model in `folder` differs from: beside it, or in the store that it lies in."""
+    """Returns the file of weights that a model in `folder` differs from: beside the model, or in its store."""
     beside, places = folder / BASE, []
     if beside.is_file():
         places.append(beside)

@@ -24,14 +24,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Which signal asked us to stop, if one did."""
+    """The signal that asked the training to stop, if any."""
 
     received: signal.Signals | None = None
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listens while a run goes on; a second signal acts as it would without us. Signals reach the main thread alone."""
+    """Listens during a training; a second signal acts as it would without us. Signals reach the main thread alone."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """A run's checkpoints in a folder, written by a thread while the run goes on. Some ranks only read."""
+    """A run's checkpoints in a folder, written by a thread during the training. Some ranks only read."""
 
     def __init__(self, folder: Path, every_seconds: float, writes: bool = True) -> None:
         self.folder, self.every, self.writes = folder, every_seconds, writes
@@ -95,11 +95,11 @@ class Checkpoints:
             if digest_file(path) == path.name.split(".")[1]:
                 return read_checkpoint(path)
             self.damaged.append(path)
-            log.warning("checkpoint %s is damaged: its contents differ from its digest. Using the one before.", path)
+            log.warning("checkpoint %s is damaged: its contents differ from its digest. Using the previous one.", path)
         return None
 
     def describe(self) -> str:
-        """Where the last good checkpoint is, for a message."""
+        """Describes the last good checkpoint, for a message."""
         files = checkpoint_files(self.folder)
         return f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
 

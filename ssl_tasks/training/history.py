@@ -51,7 +51,7 @@ class Meter:
         return {name: total / count if count else NAN for name, total, count in zip(self.names, *both, strict=True)}
 
     def clear(self) -> None:
-        """Starts anew."""
+        """Removes all rows."""
         self.sums.zero_()
         self.counts.zero_()
 
@@ -74,7 +74,7 @@ class History:
             self.columns.setdefault(name, [NAN] * len(self))[-1] = value
 
     def column(self, name: str) -> list[float]:
-        """A column by name; all NaN where nobody wrote it."""
+        """A column by name; all NaN if it was never written."""
         return self.columns.get(name, [NAN] * len(self))
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ class History:
         return {name: torch.tensor(column, dtype=torch.float64) for name, column in self.columns.items()}
 
     def from_tensors(self, columns: Mapping[str, Tensor]) -> None:
-        """What `to_tensors` gave; the order of columns is the alphabet's from here on."""
+        """Restores a history from the result of `to_tensors`; columns are then in alphabetical order."""
         self.columns = {name: columns[name].tolist() for name in ["step", *sorted(set(columns) - {"step"})]}
 
     def write(self, path: Path) -> None:
@@ -120,8 +120,9 @@ def _nothing_selected(history: History, method: Section, steps: int) -> str | No
     threshold = getattr(method, "threshold", None)
     lower = f"lower method.threshold (now {threshold:g}), " if isinstance(threshold, float) and threshold else ""
     return (
-        f"no unlabelled image counted in the first {EARLY:.0%} of the run (mask = 0): only the labelled images taught "
-        f"it. To change that, {lower}raise train.steps (now {steps}) or train.learning_rate, or give more labels."
+        f"no unlabelled image counted in the first {EARLY:.0%} of the run (mask = 0): the model was "
+        f"trained on labelled images only. To change that, {lower}raise train.steps (now {steps}) or "
+        "train.learning_rate, or give more labels."
     )
 
 
@@ -139,7 +140,7 @@ def _collapsed(history: History, method: Section, unlabeled_batch: int, largest_
     align = "set method.distribution_alignment, " if "distribution_alignment" in known else ""
     raise_threshold = "raise method.threshold, " if "threshold" in known else ""
     return (
-        f"one class takes {sum(recent) / len(recent):.0%} of the pseudo-labels: the model tells itself what it already "
-        f"believes. To change that, {align}{raise_threshold}lower method.weight or train.learning_rate, or set "
+        f"one class takes {sum(recent) / len(recent):.0%} of the pseudo-labels: the model confirms its own "
+        f"errors. To change that, {align}{raise_threshold}lower method.weight or train.learning_rate, or set "
         "train.class_balanced where the labels are imbalanced."
     )

@@ -18,11 +18,12 @@ from typing import Any
 from uuid import uuid4
 
 from selftrain.ssl_tasks import errors
-from selftrain.ssl_tasks.execution.gpus import lease
-from selftrain.ssl_tasks.execution.safe_path import safe_path
+from selftrain.ssl_tasks.execution.devices import lease
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.startup import safe_path
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSettings
-from selftrain.ssl_tasks.store.artifacts import Artifact, file_lock, write_atomically
+from selftrain.ssl_tasks.store.artifacts import Artifact, write_atomically
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.training.checkpoints import StopRequest, stop_requests
 
 ALIVE, INVITATION = "alive.lock", "invitation.json"
@@ -97,7 +98,7 @@ def train_in_processes(context: StageContext) -> StageResult:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Returns a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
@@ -139,17 +140,17 @@ def read_answers(folder: Path, processes: int, nodes: int = 1) -> StageResult:
     failed = [answer for answer in answers.values() if "error" in answer]
     known = [answer for answer in failed if answer["error"] != "SelftrainError"]
     if known:
-        raise getattr(errors, known[0]["error"])(known[0]["message"])
+        raise errors.described(known[0])
     if nodes > 1 and not answers:
         raise errors.SelftrainError(
             f"the {nodes} hosts of runtime.nodes did not meet, or the network between them broke. Each of the others "
             "needs `selftrain assist`, this workspace under the same path, and a way to runtime.rendezvous. Run again: "
-            "training goes on at the last checkpoint, if there was one"
+            "training resumes at the last checkpoint, if there is one"
         )
     if dead := sorted(set(range(processes)) - set(answers)):
         raise errors.SelftrainError(
             f"training process {dead[0]} of {processes} (counted from 0) was killed or could not start, and the others "
-            "were stopped. Run again: training goes on at the last checkpoint. If it dies again, it may lack memory: "
+            "were stopped. Run again: training resumes at the last checkpoint. If it dies again, it may lack memory: "
             "lower train.batch_size or runtime.processes."
         )
     if failed:
@@ -158,7 +159,7 @@ def read_answers(folder: Path, processes: int, nodes: int = 1) -> StageResult:
 
 
 def answer_path(folder: Path, number: int) -> Path:
-    """Where a rank leaves its result or its error."""
+    """Returns the file for the result or the error of a rank."""
     return folder / f"rank-{number}.json"
 
 
@@ -181,7 +182,7 @@ def to_json(context: StageContext) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> StageContext:
-    """What `to_json` was given."""
+    """Restores the object that `to_json` was given."""
     module, _, name = values["section"]["class"].partition(":")
     return StageContext(
         section=getattr(importlib.import_module(module), name).model_validate(values["section"]["values"]),
@@ -210,7 +211,7 @@ def assist(workspace: Path, device: str = "auto", pause: float = 1.0) -> None:
 
 
 def invitation(path: Path) -> Group | None:
-    """What a training asks for; None where it has just ended."""
+    """Reads the invitation of a training; None if it has just ended."""
     try:
         return Group(**json.loads(path.read_text()))
     except FileNotFoundError:

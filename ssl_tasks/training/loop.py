@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.errors import Interrupted, OutOfMemory, TrainingDiverged
+from selftrain.ssl_tasks.execution.devices import autocast
 from selftrain.ssl_tasks.execution.distributed import (
     average_buffers,
     average_gradients,
@@ -28,20 +29,19 @@ from selftrain.ssl_tasks.execution.distributed import (
     rank,
     sum_over_ranks,
 )
-from selftrain.ssl_tasks.execution.precision import autocast
-from selftrain.ssl_tasks.execution.seeds import derive_seed
+from selftrain.ssl_tasks.execution.progress import Lines
+from selftrain.ssl_tasks.execution.stage import derive_seed
 from selftrain.ssl_tasks.methods.base import Losses
 from selftrain.ssl_tasks.settings.training import TrainSettings
 from selftrain.ssl_tasks.training.checkpoints import Checkpoints, StopRequest, stop_requests
 from selftrain.ssl_tasks.training.history import diagnose
-from selftrain.ssl_tasks.training.progress import show_progress
 from selftrain.ssl_tasks.training.run import TrainingRun, evaluation_mode, validate
 from selftrain.ssl_tasks.training.state import Best, learning_rate, move_average, set_rates, warmed_decay
 
 
 @torch.no_grad()
 def learn_augmentation(run: TrainingRun, batch: Batch) -> None:
-    """How well each probe is recognised, told to the policy in the order of the whole batch; nothing without one."""
+    """Tells the policy how well each probe is recognised, in the order of the whole batch, if there is a policy."""
     if run.policy is None or batch.probe is None or batch.probe_choices is None:
         return
     with evaluation_mode(run.evaluated()) as network, autocast(run.device, run.dtype):
@@ -122,10 +122,10 @@ def train(run: TrainingRun, checkpoints: Checkpoints, report: Report, workers: i
     if (snapshot := checkpoints.newest()) is not None:
         state.restore(snapshot)
         log.info("resumed at step %d of %d", state.step, settings.steps)
-    batches, clock = run.batches(workers), Clock(run)
+    batches, clock, newest = run.batches(workers), Clock(run), ""
     with (
         stop_requests() as request,
-        show_progress("train", settings.steps, rank() == 0) as bar,
+        Lines().stage("train") as show,
         memory_advice(settings),
     ):
         while state.step < settings.steps and not out_of_patience(run):
@@ -138,7 +138,9 @@ def train(run: TrainingRun, checkpoints: Checkpoints, report: Report, workers: i
                 values |= evaluate(run)
             if values:
                 report(state.step, values | clock.images_per_second())
-            bar.advance(state.step, values)
+                newest = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if value == value)
+            if rank() == 0:
+                show(state.step, settings.steps, newest)
             # Several processes pause at rows of the history alone, together, when no rank holds numbers of its own.
             if not grouped() or due(state.step, settings.log_every, settings):
                 asked = asked_to_stop(run, request)
@@ -149,6 +151,8 @@ def train(run: TrainingRun, checkpoints: Checkpoints, report: Report, workers: i
                     checkpoints.wait()
                     raise Interrupted(f"asked to stop at step {state.step}; {checkpoints.describe()}")
     checkpoints.wait()
+    if rank() == 0:
+        log.info("trained to step %d of %d: %s", state.step, settings.steps, newest)
     return "steps" if state.step == settings.steps else "patience"
 
 
@@ -222,7 +226,7 @@ def evaluate(run: TrainingRun) -> dict[str, float]:
 
 
 def diagnose_run(run: TrainingRun) -> dict[str, str]:
-    """What the history says against the run so far."""
+    """Returns the warnings that the history gives about the run so far."""
     problem = run.problem
     return diagnose(
         run.state.history, run.learner.method, problem.steps, problem.unlabeled_batch, max(problem.class_prior)

@@ -27,9 +27,9 @@ from selftrain.ssl_tasks.data.loading import StreamPools, loader, normalise, to_
 from selftrain.ssl_tasks.data.stream import BatchStream, Images, LabeledPool, PseudoPool
 from selftrain.ssl_tasks.data.views.ctaugment import Policy, build_policy
 from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.devices import autocast, resolve_precision
 from selftrain.ssl_tasks.execution.distributed import grouped, rank, sum_over_ranks, world
-from selftrain.ssl_tasks.execution.precision import autocast, resolve_precision
-from selftrain.ssl_tasks.execution.seeds import derive_seed
+from selftrain.ssl_tasks.execution.stage import derive_seed
 from selftrain.ssl_tasks.methods import build_method, method_class
 from selftrain.ssl_tasks.methods.base import Method, Problem
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings
@@ -42,7 +42,7 @@ LONG_RUN = 5_000  # steps, from which compiling pays on CUDA
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a step, an evaluation and the loop need to know."""
+    """Everything that a step, an evaluation and the loop need."""
 
     learner: LearnerSettings
     seed: int
@@ -143,7 +143,7 @@ def build_run(
 def build_another(
     student: Classifier, learner: LearnerSettings, dataset: Dataset, image_size: int, seed: int
 ) -> Classifier:
-    """A network of the student's kind with weights of its own: all of them, or a head on the student's first body.
+    """Returns a network of the student's kind with weights of its own: all, or a head on the student's first body.
 
     A body that is not trained as a whole must be the given one.
     """
@@ -157,7 +157,7 @@ def build_another(
 
 
 def build_problem(learner: LearnerSettings, dataset: Dataset, selection: PseudoPool | None) -> Problem:
-    """What the method is told; without a `pseudo` view, selected images are labelled ones."""
+    """Returns the facts for the method; without a `pseudo` view, accepted images count as labelled ones."""
     train, unlabeled = learner.train, dataset.pool("unlabeled")
     joined = None if method_class(learner.method.name).views.pseudo else selection
     labeled = LabeledPool(dataset.pool("labeled"), unlabeled, joined)
@@ -175,7 +175,7 @@ def build_problem(learner: LearnerSettings, dataset: Dataset, selection: PseudoP
 
 
 def refuse_what_methods_ignore(method: Method, train: TrainSettings) -> None:
-    """Settings that this method would ignore: say so. One with its own `train_step` neither accumulates nor clips."""
+    """Refuses settings that this method would ignore; one with its own `train_step` neither accumulates nor clips."""
     unadjusted = method.mixes_labels or getattr(method.settings, "units", "softmax") != "softmax"
     if unadjusted and train.loss != "cross_entropy":
         raise ConfigError(

@@ -16,8 +16,8 @@ from selftrain.models.tuning import merged
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.stream import PseudoPool
 from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends, resolve_device
 from selftrain.ssl_tasks.execution.distributed import rank
-from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends, resolve_device
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.methods import method_class
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings, unfit_to_begin_with
@@ -93,7 +93,7 @@ def first_weights(learner: LearnerSettings, init: Artifact | None) -> dict[str, 
 def first_normalisation(
     learner: LearnerSettings, dataset: Dataset, pretrained: Artifact | None, init: Artifact | None
 ) -> Normalisation | None:
-    """Mean and deviation that belong to the first weights; None where the labelled images' are used."""
+    """Returns the mean and deviation of the first weights; None for those of the labelled images."""
     facts = facts_of(pretrained)
     if facts is None and learner.model.pretrained is not None:
         facts = obtain(learner.model).facts
@@ -130,7 +130,7 @@ def write_model(
 
 
 def base_of(context: StageContext, run: TrainingRun) -> Base | None:
-    """The weights that the model's files hold the difference from; None where they hold all of it."""
+    """Returns the weights that the model's files differ from; None if the files hold the whole model."""
     train, pretrained = run.learner.train, context.inputs.get("weights")
     if pretrained is None or train.tune == "all":
         return None
@@ -140,7 +140,7 @@ def base_of(context: StageContext, run: TrainingRun) -> Base | None:
 def to_store(
     context: StageContext, run: TrainingRun, state: Mapping[str, Tensor], base: Base | None
 ) -> Mapping[str, Tensor]:
-    """A state as it is written: what differs from the pretrained weights, or all of it without low-rank additions.
+    """Returns the tensors to write: the difference from the pretrained weights, or the whole state with LoRA merged.
 
     The temperature of the training becomes part of the head.
     """
@@ -153,7 +153,7 @@ def to_store(
 
 
 def card_of(run: TrainingRun, dataset: Dataset, base: Base | None = None) -> Card:
-    """What must be known to use the network."""
+    """Returns the facts needed to use the network."""
     own = (run.mean, run.std) != (dataset.mean, dataset.std)
     preprocess = Normalisation(mean=run.mean, std=run.std) if own else "data"
     return Card(

@@ -133,7 +133,7 @@ class Best:
 
 
 class RunState:
-    """What changes while a network is trained."""
+    """The state that changes while a network is trained."""
 
     def __init__(
         self, student: Classifier, average: Classifier, method: Method, optimizer: torch.optim.Optimizer

@@ -5,7 +5,7 @@ Started by torch's launcher.
 
 import os
 
-from selftrain.ssl_tasks.execution.parent import die_with
+from selftrain.ssl_tasks.execution.startup import die_with
 
 if __name__ == "__main__":
     die_with(os.getppid())  # before torch's import; where that one was dead by now, the lock below is free
@@ -22,9 +22,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from selftrain.ssl_tasks.execution.precision import resolve_device
-from selftrain.ssl_tasks.execution.process import describe
-from selftrain.ssl_tasks.store.artifacts import file_lock, write_atomically
+from selftrain.ssl_tasks.errors import describe
+from selftrain.ssl_tasks.execution.devices import resolve_device
+from selftrain.ssl_tasks.store.artifacts import write_atomically
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.training.launch import ALIVE, MEETING, answer_path, from_json
 from selftrain.ssl_tasks.training.stage import train_here
 
@@ -49,7 +50,7 @@ def main(path: Path) -> int:
     try:
         result = train_here(context, device)
         answer: dict[str, Any] = {"summary": dict(result.summary), "parts": dict(result.parts)}
-        dist.barrier()  # nobody leaves while another still talks
+        dist.barrier()  # no process leaves while another still communicates
         dist.destroy_process_group()
     except Exception as error:  # noqa: BLE001 - whatever it was, the stage must hear of it
         traceback.print_exc()

@@ -1,4 +1,4 @@
-"""What each view does to an image, and what it may never do."""
+"""Each view changes an image as specified, and never more."""
 
 import numpy as np
 import pytest

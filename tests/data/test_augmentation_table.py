@@ -65,7 +65,7 @@ def cell(ours: float, *official: float) -> str:
 
 
 def overflown(name: str, value: float) -> float:
-    """What the TensorFlow codes get: their thresholds are bytes, and a byte is shifted by 0 to 7 bits."""
+    """Returns the values of the TensorFlow codes: their thresholds are bytes, and a byte is shifted by 0 to 7 bits."""
     if name == "solarize":
         return value % 256
     return (1 if not 1 <= value <= 8 else value) if name == "posterize" else value

@@ -40,7 +40,7 @@ def test_a_clean_folder_is_counted(pets: Path, cache: Path, paint: Painter) -> N
     assert report.sizes == {"8x8": 34, "10x9": 1}
     assert report.modes == {"RGB": 34, "L": 1}
     assert report.few_labels == {"cat": 3, "dog": 3}
-    assert report.notes == ("1 entries passed over: not images by their suffix '.db'",)
+    assert report.notes == ("1 entry ignored: not images by their suffix '.db'",)
     assert json.loads(json.dumps(report.to_dict()))["ok"] is True
 
 
@@ -56,7 +56,7 @@ def test_an_image_under_two_classes_leaves_one_of_them_a_label_short(
     report = check_data(DataSettings.model_validate(settings), cache)
     assert sorted(report.counts["labeled"]["per_class"]) == [3, 4]
     (problem,) = report.problems
-    assert "has 3 images with a label for training, 4 are needed" in problem
+    assert "has 3 labelled training images; expected at least 4" in problem
 
 
 def test_duplicates_conflicts_and_leaks_are_found(pets: Path, cache: Path) -> None:
@@ -145,7 +145,7 @@ def test_nothing_to_suggest_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for place, message in (
         ("empty", "neither class folders"),
-        ("notes.txt", "is not a folder"),
+        ("notes.txt", "is neither a folder nor named like a table"),
         ("t.csv", "image: a, b"),
     ):
         with pytest.raises(DataError, match=message):
@@ -163,8 +163,8 @@ def test_hidden_images_and_classes_that_look_alike_are_counted_and_named(
     paint(pets / "unlabeled" / "...png", 9, format="PNG")
     source = {"name": "folder", "path": pets}
     notes = (
-        "3 entries passed over: hidden files that are no images",
-        "6 entries passed over: hidden, because the name begins with a dot: "
+        "3 entries ignored: hidden files that are not images",
+        "6 entries ignored: hidden, because the name begins with a dot: "
         "cat/.blurred.png, pets/..owl, pets/.bird, sub/..twice.png, test/.dog, unlabeled/...png",
         "2 classes differ only in case or blanks: 'Cat', 'cat'",
     )

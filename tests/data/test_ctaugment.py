@@ -124,7 +124,7 @@ def stream_and_policy(world: int = 1, rank: int = 0) -> tuple[BatchStream, Polic
 
 
 def scores_of(batch: Batch) -> torch.Tensor:
-    """What stands for a network: it recognises an image the worse, the darker it is."""
+    """Stands for a network that recognises darker images less well."""
     assert batch.probe is not None
     return batch.probe.float().mean((1, 2, 3)) / 255
 

@@ -57,7 +57,7 @@ def test_pixels_are_the_same_with_any_cache(artifact: Artifact, cache: Path, gig
 
 
 def test_a_cache_that_is_off_holds_no_pixels(build: Build, pets: Path, cache: Path) -> None:
-    from selftrain.ssl_tasks.execution.execute import Request, execute
+    from selftrain.ssl_tasks.execution.stage import Request, execute
 
     settings = DataSettings.model_validate({"source": {"name": "folder", "path": pets}})
     request = Request("dataset", "dataset", 1, "selftrain.ssl_tasks.data.dataset:build_dataset", settings)
@@ -144,7 +144,7 @@ def test_processes_that_miss_the_same_images_agree(artifact: Artifact, cache: Pa
 def test_images_that_are_gone_say_so(artifact: Artifact, cache: Path, pets: Path) -> None:
     shutil.rmtree(cache / "decoded")
     shutil.rmtree(pets / "cat")
-    with pytest.raises(DataError, match=r"images:cat/.* cannot now: no such file"):
+    with pytest.raises(DataError, match=r"images:cat/.* but not any more: no such file"):
         pixels(artifact, cache)
 
 

@@ -1,4 +1,4 @@
-"""Whoever gives a teacher that knows labels of the held-out images is told."""
+"""A person who gives a teacher that knows labels of the held-out images is told."""
 
 import json
 from pathlib import Path

@@ -13,7 +13,7 @@ import pytest
 
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.sources import fingerprint, open_source
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.file_digests import FileDigests
@@ -32,7 +32,7 @@ def cache(workspace: Path) -> Path:
 
 
 def age(root: Path) -> None:
-    """Waits until the files' stamps are old enough to be believed."""
+    """Waits until the files' stamps are old enough to be trusted."""
     newest = max(max(path.stat().st_mtime, path.stat().st_ctime) for path in root.rglob("*"))
     time.sleep(max(0.0, newest + 2.1 - time.time()))
 

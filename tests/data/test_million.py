@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.settings.data import DataSettings
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 import selftrain.ssl_tasks.data.dataset, sklearn  # what any data set costs
 
 def peak():

@@ -1,4 +1,4 @@
-"""Whatever kind of file a folder holds, looking at it ends soon, takes little memory, and says what was passed over."""
+"""Checking a folder ends soon, takes little memory and names ignored entries, for every kind of file."""
 
 import os
 import subprocess
@@ -127,7 +127,7 @@ def test_links_out_of_the_folder_are_counted_and_not_walked(pets: Path, tmp_path
     (pets / "cat" / "system").symlink_to("/usr")
     source = open_source(FolderSource(name="folder", path=pets), Path())
     (note,) = [note for note in source.listing().notes if "outside" in note]
-    assert note.startswith("3 entries passed over: links to folders outside the image folder, such as ")
+    assert note.startswith("3 entries ignored: links to folders outside the image folder, such as ")
     assert f"{pets}/cat/a;" in note
     assert "follow_links" in note
     assert "cat/within/1.png" in source.listing().ids.to_pylist()

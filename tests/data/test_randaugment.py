@@ -62,13 +62,13 @@ OPERATIONS_OF = {
 
 
 def argument(strong: str, name: str, level: float, side: int = 32) -> float:
-    """What the code calls an operation with, in the official code's unit."""
+    """Returns the argument of an operation in the official code's unit."""
     row = list(OFFICIAL[strong].curves).index(name)
     return float(argument_table(strong, (float(level),), side)[row, 0]) * UNITS.get(name, 1)
 
 
 def saturated(name: str, value: float) -> float:
-    """Where the official code overflows a byte, ours keeps to its range."""
+    """Clips values where the official code overflows a byte."""
     return {"posterize": np.clip(value, 1, 8), "solarize": min(value, 256)}.get(name, value)
 
 
@@ -89,7 +89,7 @@ def test_a_magnitude_of_16_goes_beyond_the_usual_ranges() -> None:
 
 
 def official_picture(name: str, value: float, image: Image.Image) -> Image.Image:
-    """What PIL makes of the image, called as the official code calls it; a movement uncovers grey."""
+    """Returns PIL's result, called as in the official code; a movement uncovers grey."""
     match name:
         case "identity":
             return image
@@ -213,9 +213,9 @@ def test_official_views_keep_shape_and_type(strong: str, size: int, channels: in
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strong": "ctaugment", "magnitude": 16}, "magnitude is 16.0, and strong: ctaugment has no such setting"),
-        ({"strong": "simclr", "operations": 3}, "operations is 3, and strong: simclr has no such setting"),
-        ({"jitter": 0.5}, "jitter is 0.5, and strong: randaugment has no such setting"),
+        ({"strong": "ctaugment", "magnitude": 16}, "magnitude is 16.0, but strong: ctaugment has no such setting"),
+        ({"strong": "simclr", "operations": 3}, "operations is 3, but strong: simclr has no such setting"),
+        ({"jitter": 0.5}, "jitter is 0.5, but strong: randaugment has no such setting"),
     ],
 )
 def test_a_setting_that_the_view_does_not_have_is_refused(settings: dict, message: str) -> None:

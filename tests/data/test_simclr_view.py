@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from selftrain.ssl_tasks.data.views.augmentation import (
-    DRAWS,
+    SIMCLR_DRAWS,
     blurred,
     crop_boxes,
     grey,
@@ -18,11 +18,11 @@ from selftrain.ssl_tasks.settings.data import AugmentSettings
 from tests.data.test_augmentation import draws_of, photographs
 
 CIFAR = AugmentSettings(strong="simclr", jitter=0.5, blur=0)
-STILL = np.full((1, DRAWS), 0.999)  # the whole image, and nothing else happens
+STILL = np.full((1, SIMCLR_DRAWS), 0.999)  # the whole image, and nothing else happens
 STILL[0, 0] = 1
 
 
-def uniform(count: int, width: int = DRAWS) -> NDArray[np.float64]:
+def uniform(count: int, width: int = SIMCLR_DRAWS) -> NDArray[np.float64]:
     return draws_of(count).uniform(width, "strong")
 
 

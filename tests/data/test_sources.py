@@ -1,4 +1,4 @@
-"""What each source lists, and that it reads what it lists."""
+"""Each source lists its samples and can read all that it lists."""
 
 import io
 import struct

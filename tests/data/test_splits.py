@@ -175,7 +175,7 @@ def test_an_image_under_two_classes_counts_for_the_one_that_may_draw_it() -> Non
     split = draw_splits(found, 2, SplitSettings(labels_per_class=4, test=0, validation=0))
     assert sorted(per_class(labels, split, LABELED)) == [3, 4]
     (line,) = short(found, split, labels_per_class=4)
-    assert "has 3 images with a label for training, 4 are needed" in line
+    assert "has 3 labelled training images; expected at least 4" in line
     assert not short(found, split, labels_per_class=3)
 
 

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from selftrain.models import ModelSettings
+from selftrain.models.settings import ModelSettings
 from selftrain.ssl_tasks.evaluation import stage
 from selftrain.ssl_tasks.evaluation.comparison import compare_evaluations
 from selftrain.ssl_tasks.evaluation.robustness import CORRUPTIONS
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.precision import computed_by, prepare_backends
+from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
 from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, LearnerSettings, RuntimeSettings
 from selftrain.ssl_tasks.settings.training import TrainSettings

@@ -1,4 +1,4 @@
-"""What is left of a run that ended or died: processes, leases, and states that claim to run."""
+"""Finds the remains of a run that ended or died: processes, leases, and states that claim to run."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 from tests.clock import HANG
 from tests.flows.tiny import selftrain
 

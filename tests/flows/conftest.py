@@ -1,16 +1,15 @@
 """One finished tiny run for the whole session; tests work on copies of its workspace."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 from tests.browser import browser
 from tests.flows.tiny import environment, last, selftrain, write_recipe
 from tests.local_servers import settle
+from tests.warm import Command
 
 __all__ = ["browser"]
 
@@ -25,16 +24,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 def migrated(shared_folder: Path) -> Path:
     """Prefect's database before any run. Its migrations cost seconds of a CPU, which one test pays for all."""
     home = shared_folder / "migrated"
-    words = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+    words = ["-m", "prefect", "server", "database", "upgrade", "--yes"]
     with file_lock(shared_folder / "migrated.lock"):
         if not home.exists():
-            subprocess.run(words, env=environment(PREFECT_HOME=str(home)), check=True, capture_output=True)
+            upgrade = Command(words, environment(PREFECT_HOME=str(home)))
+            said = upgrade.communicate()
+            assert upgrade.returncode == 0, said
     return home / "prefect.db"
 
 
 @pytest.fixture
 def prefect_home(tmp_path: Path, migrated: Path) -> Path:
-    """The folder of a Prefect server that nobody has used."""
+    """The folder of an unused Prefect server."""
     return settle(migrated, tmp_path / "prefect")
 
 

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from selftrain.ssl_tasks.execution.listening import own_password
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from tests.flows.claims import GPU
 from tests.flows.tiny import command, environment
+from tests.warm import Command
 
 STAGE, STEP = "student-1", 20
 ONE_ROUND = ("--set", "rounds=1", "--set", "rounds.1.student.train.steps=40")
@@ -37,7 +37,7 @@ class Faulty(StageContext):
 
 
 def go_wrong(how: str, workspace: Path) -> None:
-    """What can happen to a process."""
+    """Makes a process fail in a given way."""
     match how:
         case "defect":
             raise KeyError("surprise")
@@ -45,7 +45,7 @@ def go_wrong(how: str, workspace: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "disk_full":
             with (workspace / BALLAST).open("wb") as file:
-                while True:  # ends in the error that everybody meets who writes from now on
+                while True:  # ends in the error that every later write meets
                     file.write(bytes(4096))
                     file.flush()
         case "file_too_large":
@@ -65,17 +65,16 @@ def train(context: StageContext) -> StageResult:
     return train_model(context)
 
 
-def run_faulty(workspace: Path, recipe: str, how: str, **changes: str) -> "subprocess.Popen[str]":
-    """Starts a run into a fault. A GPU is pretended, and all that comes from it is known by a mark."""
+def run_faulty(workspace: Path, recipe: str, how: str, **changes: str) -> Command:
+    """Starts a run into a fault. A GPU is pretended (its lease is real, but no GPU is used), and all that comes from it
+    is known by a mark."""
     given = {"FAULT": how, "SELFTRAIN_LOCKS": str(workspace / "locks"), "SELFTRAIN_TEST": str(workspace), **GPU}
     line = command(workspace, "run", recipe, *ONE_ROUND)
     line[line.index("selftrain")] = "tests.flows.faulty"
-    given = environment(**given, **changes)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(line, env=given, text=True, start_new_session=True, **pipes)
+    return Command(line[1:], environment(**given, **changes), session=True)
 
 
-def wait_for_the_mark(workspace: Path, run: "subprocess.Popen[str]") -> None:
+def wait_for_the_mark(workspace: Path, run: Command) -> None:
     """Until the held stage is at work."""
     deadline = time.monotonic() + 600
     while not (workspace / MARK).exists():
@@ -84,8 +83,8 @@ def wait_for_the_mark(workspace: Path, run: "subprocess.Popen[str]") -> None:
         time.sleep(0.05)
 
 
-def let_go(workspace: Path, run: "subprocess.Popen[str]") -> str:
-    """The held stage goes on, and the run ends well; what it says."""
+def let_go(workspace: Path, run: Command) -> str:
+    """Lets the held stage continue until the run ends well; returns its output."""
     (workspace / MARK).unlink()
     errors = run.communicate(timeout=900)[1]
     assert run.returncode == 0, errors

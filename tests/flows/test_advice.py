@@ -12,11 +12,10 @@ from selftrain.flows.cli.main import _how_to_continue, main, parser
 from selftrain.flows.rounds.conductor import Conductor, reason_of
 from selftrain.ssl_tasks import errors
 from selftrain.ssl_tasks.errors import DataError, Interrupted, StageFailed
-from selftrain.ssl_tasks.execution.execute import Request
+from selftrain.ssl_tasks.execution.stage import Request
 from selftrain.ssl_tasks.report.page import report_data
 from selftrain.ssl_tasks.settings.run_config import RunConfig
-from selftrain.ssl_tasks.store.advice import advice
-from selftrain.ssl_tasks.store.runs import Run, StageRecord, find_run
+from selftrain.ssl_tasks.store.runs import Run, StageRecord, advice, find_run
 from tests.bodies import Behaviour
 
 ROOT = Path(__file__).parent.parent.parent
@@ -54,7 +53,7 @@ def test_a_run_of_another_process_is_not_taken_for_ours(workspace: Path) -> None
     run.update(state="failed", pid_started=1.0)
     options = parser().parse_args(["--workspace", str(workspace), "run", "quickstart"])
     assert _how_to_continue(options, ["run", "quickstart"], ended=False) == ""
-    assert _how_to_continue(options, ["run", "quickstart"], ended=True) == "\ncontinue with: selftrain run quickstart"
+    assert _how_to_continue(options, ["run", "quickstart"], ended=True) == "\nresume with: selftrain run quickstart"
 
 
 def test_rerun_without_a_stage_goes_on_with_the_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +87,7 @@ def test_a_damaged_artifact_is_named_on_the_terminal_and_in_the_status(
     request = Request("dataset", "dataset", 1, "tests.bodies:behave", Behaviour())
     for damaged in (False, True):
         run = Run.create(workspace, config)
-        conductor = Conductor(run, config, isolate=False)
+        conductor = Conductor(config, workspace, run)
         with caplog.at_level(logging.WARNING, logger="selftrain"):
             caplog.clear()
             made = conductor.run(request, 0)
@@ -176,10 +175,10 @@ def test_the_address_of_a_database_holds_any_other_letter(tmp_path: Path, name: 
         (["--cron", "* * * *"], "is not a schedule"),
         (["--cron", ""], "is not a schedule"),
         (["--cron", "99 * * * *"], "is not a schedule"),
-        (["--interval", "0"], "--interval 0: expected seconds"),
-        (["--interval=-5"], "--interval -5: expected seconds"),
-        (["--interval", "nan"], "--interval nan: expected seconds"),
-        (["--interval", "1e300"], "--interval 1e+300: expected seconds"),
+        (["--interval", "0"], "--interval is 0; expected 1 to"),
+        (["--interval=-5"], "--interval is -5; expected 1 to"),
+        (["--interval", "nan"], "--interval is nan; expected 1 to"),
+        (["--interval", "1e300"], "--interval is 1e+300; expected 1 to"),
         (["--rrule", "nonsense"], "--rrule 'nonsense' is not a schedule"),
     ],
 )

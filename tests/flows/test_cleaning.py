@@ -1,4 +1,4 @@
-"""`clean --yes` takes nothing from under whoever is at work, and says who that is."""
+"""`clean --yes` deletes nothing that a running process may use, and names the process."""
 
 import json
 from contextlib import ExitStack
@@ -7,22 +7,23 @@ from typing import Any
 
 import pytest
 
-from selftrain.flows.actions import housekeeping, measuring
+from selftrain.flows.actions import housekeeping
 from selftrain.flows.actions.housekeeping import clean
 from selftrain.flows.actions.measuring import evaluate
 from selftrain.flows.actions.models import export, predict
+from selftrain.flows.rounds import conductor
 from selftrain.ssl_tasks.errors import UserError
-from selftrain.ssl_tasks.execution.execute import Request, run_inline
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
-from selftrain.ssl_tasks.store.artifacts import Store, file_lock
-from selftrain.ssl_tasks.store.occupancy import at_work
+from selftrain.ssl_tasks.execution.process import run_isolated
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult
+from selftrain.ssl_tasks.store.artifacts import Store
+from selftrain.ssl_tasks.store.locks import at_work, file_lock
 
 WRITTEN = {"stage": "train", "key": "stray", "digest": "", "files": {}}
 WRITTEN |= {"inputs": {}, "settings": {}, "seconds": 0.0, "finished": 0.0}
 
 
 def stray(workspace: Path) -> Path:
-    """An artifact that no run names."""
+    """An artifact that no run references."""
     folder = workspace / "store" / "train" / "stray"
     folder.mkdir(parents=True)
     (folder / "artifact.json").write_text(json.dumps(WRITTEN))
@@ -40,11 +41,11 @@ def test_clean_takes_no_data_set_from_under_an_evaluation(
             assert "another command" in cleaned.at_work[0]
             assert cleaned.paths == ()
             left.append(context.inputs["dataset"].path)
-            with pytest.raises(UserError, match="reads the cache"):
+            with pytest.raises(UserError, match="is using the cache"):
                 clean(copy, dry_run=False, cache=True)
-        return run_inline(request, context)
+        return run_isolated(request, context, log)
 
-    monkeypatch.setattr(measuring, "run_isolated", run)
+    monkeypatch.setattr(conductor, "run_isolated", run)
     evaluate("student-1", recipe, ["data.split.test=50"], workspace=copy, against=None)
     (dataset,) = left
     assert Store(copy / "store").find("dataset", dataset.name) is not None

@@ -15,7 +15,7 @@ from selftrain.flows.actions.housekeeping import clean
 from selftrain.flows.cli.main import _ToStderr, main
 from selftrain.flows.tables import printable
 from selftrain.ssl_tasks.errors import Interrupted, UserError
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 from selftrain.ssl_tasks.store.runs import Run, owner
 from selftrain.ssl_tasks.tracking.tracker import Tracker
 from tests.flows.tiny import command, environment, last, selftrain
@@ -46,7 +46,7 @@ def test_a_failed_stage_gets_code_3_and_the_command_that_goes_on(copy: Path, rec
     done = selftrain(copy, "run", recipe, *steep, "--set", "teacher.train.precision=fp32", "--no-prefect")
     assert done.returncode == 3, done.stderr
     assert "stage 'teacher' failed" in done.stderr
-    assert "continue with: selftrain" in done.stderr
+    assert "resume with: selftrain" in done.stderr
     assert "Traceback" not in done.stderr
     stages = {stage["name"]: stage for stage in json.loads(selftrain(copy, "status", "--json").stdout)["stages"]}
     assert stages["teacher"]["state"] == "failed"
@@ -82,8 +82,8 @@ def test_lineage_reaches_the_labelled_images_and_finds_damage(copy: Path) -> Non
         weights.write_bytes(changed)
         damaged = selftrain(copy, "lineage", "last", "--verify")
         assert damaged.returncode == 3
-        assert "model.safetensors has other contents" in damaged.stderr
-        (_, _, rest) = damaged.stderr.partition("models that rest on it: ")
+        assert "model.safetensors has changed" in damaged.stderr
+        (_, _, rest) = damaged.stderr.partition("models made from it: ")
         assert {name.split(" ")[0] for name in rest.strip().split(", ")} == {"teacher", "student-1", "student-2"}
 
 
@@ -114,9 +114,9 @@ def test_clean_removes_what_no_run_names_and_nothing_else(copy: Path, recipe: st
     stray.mkdir()
     some = next(copy.glob("store/train/*/artifact.json"))
     (stray / "artifact.json").write_text(some.read_text())
-    assert "would be removed" in selftrain(copy, "clean").stdout
+    assert "can be deleted" in selftrain(copy, "clean").stdout
     assert stray.exists()
-    assert "1 folders" in selftrain(copy, "clean", "--yes").stdout
+    assert "1 folder, " in selftrain(copy, "clean", "--yes").stdout
     assert not stray.exists()
     assert some.exists()
 
@@ -129,7 +129,7 @@ def test_clean_takes_nothing_that_a_run_at_work_may_name_any_moment(copy: Path) 
     state = run.info["state"]
     run.update(state="running", **owner())
     said = selftrain(copy, "clean", "--yes").stdout
-    assert f"{run.id} at work" in said
+    assert f"unreferenced artifacts are kept while these run: {run.id}" in said
     assert stray.exists()
     run.update(state=state)
     assert clean(copy).paths == (stray,)
@@ -143,11 +143,11 @@ def test_the_cache_is_offered_and_removed_where_it_is_asked_for(copy: Path) -> N
     before, offered = kept(), clean(copy)
     assert offered.paths == ()
     assert offered.cache_bytes >= pixels
-    assert f"{offered.cache_bytes / 1e6:.1f} MB that the next run would make again" in selftrain(copy, "clean").stdout
+    assert f"{offered.cache_bytes / 1e6:.1f} MB that the next run would write again" in selftrain(copy, "clean").stdout
     assert (copy / "cache" / "decoded").exists()
     with file_lock(copy / "store" / "locks" / "train-key"):
         (copy / "store" / "attempts" / "train-key").mkdir(parents=True)
-        with pytest.raises(UserError, match="a run is at work"):
+        with pytest.raises(UserError, match="a run is using the cache"):
             clean(copy, dry_run=False, cache=True)
     assert clean(copy, dry_run=False, cache=True).cache_bytes == offered.cache_bytes
     assert not list((copy / "cache").iterdir())

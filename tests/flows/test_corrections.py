@@ -43,7 +43,7 @@ def run_once(folder: Path, workspace: Path) -> Run:
         }
     )
     run = Run.create(workspace, config)
-    conductor = Conductor(run, config, isolate=False)
+    conductor = Conductor(config, run.workspace, run)
     summary = self_training(config, conductor)
     conductor.close()
     run.write_summary(summary.as_json())
@@ -89,6 +89,6 @@ def test_corrections_of_awkward_names_are_in_force_and_what_fits_no_more_is_coun
     assert report_data(third).rounds[1].unmatched_corrections == 2
     show_summary(third, as_json=False)
     said_at_the_end = capsys.readouterr().out
-    assert "2 corrections do not fit the data any more and are not used:\n" in said_at_the_end
+    assert "2 corrections ignored, because the data has changed:\n" in said_at_the_end
     assert "  not in the data: unlabeled/a\\rb.png\n" in said_at_the_end
     assert "  the image has changed since a person labelled it: unlabeled/d.png\n" in said_at_the_end

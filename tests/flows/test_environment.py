@@ -1,4 +1,4 @@
-"""What Prefect and MLflow find in the environment; an empty variable is one that is not set."""
+"""The environment that Prefect and MLflow find; an empty variable counts as unset."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from selftrain.flows.actions.housekeeping import examine
 from selftrain.flows.environment import set_environment
-from selftrain.ssl_tasks.execution.precision import computed_by, resolve_device, resolve_precision
+from selftrain.ssl_tasks.execution.devices import computed_by, resolve_device, resolve_precision
 from selftrain.ssl_tasks.tracking.client import default_uri
 
 
@@ -51,5 +51,5 @@ def test_doctor_says_what_decides_the_last_digits_on_this_machine(tmp_path: Path
     device = resolve_device("auto")
     found = {one.what: one.found for one in examine(tmp_path)}["compute"]
     computed = computed_by(device, resolve_precision("auto", device))
-    assert found.endswith(f"precision auto is {computed['precision']}")
+    assert found.endswith(f"precision: auto means {computed['precision']}")
     assert (computed["instruction_set"] if device.type == "cpu" else computed["device"]) in found

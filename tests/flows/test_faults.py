@@ -1,4 +1,4 @@
-"""A stage that fails says so, leaves nothing behind that runs or claims to, and `run` and `rerun` go on from it."""
+"""A stage that fails says so, leaves nothing behind that runs or claims to, and `run` and `rerun` resume from it."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from selftrain.ssl_tasks.store.artifacts import file_lock
+from selftrain.ssl_tasks.store.locks import file_lock
 from tests.flows.claims import assert_nobody_is_left, claims_to_run, nobody_holds_the_gpu
 from tests.flows.faulty import BALLAST, ONE_ROUND, run_faulty
 from tests.flows.tiny import last, outcome, selftrain, states
@@ -20,7 +20,7 @@ NEW = {"student-1", "evaluate-1", "gate-1"}  # what this asks that the finished 
 
 @pytest.fixture(scope="module")
 def undisturbed(finished: Path, recipe: str, shared_folder: Path) -> dict[str, Any]:
-    """What the run gives in which nothing goes wrong, in the first test process that asks."""
+    """The result of a run without faults, computed by the first test process that needs it."""
     workspace = shared_folder / "undisturbed"
     with file_lock(shared_folder / "undisturbed.lock"):
         if not workspace.exists():
@@ -38,7 +38,7 @@ def assert_failed(workspace: Path, recipe: str, how: str, reason: str) -> None:
     assert len(message) == 1
     assert message[0].startswith("selftrain: stage 'student-1' failed: ")
     assert reason in message[0]
-    assert "continue with: selftrain" in errors
+    assert "resume with: selftrain" in errors
     assert "Traceback" not in errors
     shown = selftrain(workspace, "status", "--json")
     answer = json.loads(shown.stdout)
@@ -68,7 +68,7 @@ def assert_goes_on(workspace: Path, recipe: str, undisturbed: dict[str, Any], ve
     ("how", "reason", "verb"),
     [
         ("defect", "KeyError: 'surprise'", "run"),
-        ("killed", "its process was killed by SIGKILL (often the kernel's, when memory runs out)", "rerun"),
+        ("killed", "its process was killed by SIGKILL, which often means that the host ran out of memory", "rerun"),
         ("file_too_large", "no space left to write", "run"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,19 +12,19 @@ import pandas as pd
 import pytest
 from prefect.client.schemas.objects import State, StateType
 
-from selftrain.flows.prefect.holding import followed_by_running
-from selftrain.flows.prefect.local_api import prefect_api
+from selftrain.flows.prefect.server import prefect_api
+from selftrain.flows.prefect.tasks import followed_by_running
 from selftrain.flows.rounds.conductor import APPROVAL_SECONDS
-from selftrain.ssl_tasks.store.occupancy import alone
+from selftrain.ssl_tasks.store.locks import alone
 from selftrain.ssl_tasks.store.runs import find_run
 from tests.clock import HANG
-from tests.flows.tiny import command, environment, last, selftrain
+from tests.flows.tiny import last, selftrain, start
 
 
 def test_a_held_run_waits_takes_corrections_and_goes_on(copy: Path, recipe: str, tmp_path: Path) -> None:
-    words = command(copy, "run", recipe, "--set", "rounds.1.hold=true", "--set", "rounds=1", "--no-prefect")
+    words = ("run", recipe, "--set", "rounds.1.hold=true", "--set", "rounds=1", "--no-prefect")
     before = last(copy).id
-    run = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = start(copy, *words)
     deadline = time.monotonic() + HANG
     while time.monotonic() < deadline and (last(copy).id == before or last(copy).info["state"] != "waiting"):
         time.sleep(0.2)
@@ -47,8 +46,7 @@ def test_a_held_run_waits_takes_corrections_and_goes_on(copy: Path, recipe: str,
     assert second.digest != first.digest
     corrected = pd.read_parquet(second.file("selection.parquet")).set_index("sample_id").loc[wrong.sample_id]
     assert (corrected.label, corrected.source) == ((wrong.label + 1) % 10, "override")
-    again = subprocess.run(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=HANG)
-    assert again.returncode == 0, "what was approved is not asked again"
+    assert selftrain(copy, *words).returncode == 0, "what was approved is not asked again"
 
 
 def test_what_the_recipe_says_of_labels_counts_beside_applied_corrections(
@@ -71,13 +69,12 @@ def test_what_the_recipe_says_of_labels_counts_beside_applied_corrections(
 
 
 def test_a_held_run_is_paused_in_prefect_and_resume_approves_it(copy: Path, recipe: str, tmp_path: Path) -> None:
-    words = command(copy, "run", recipe, "--set", "rounds.1.hold=true", "--set", "rounds=1")
     before = last(copy).id
     with prefect_api(tmp_path / "server") as url, httpx.Client(base_url=url, timeout=30) as prefect:
         password = os.environ["PREFECT_API_AUTH_STRING"]
         prefect.auth = httpx.BasicAuth(*password.split(":", 1))
-        told = environment(PREFECT_API_URL=url, PREFECT_API_AUTH_STRING=password)
-        run = subprocess.Popen(words, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        told = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
+        run = start(copy, "run", recipe, "--set", "rounds.1.hold=true", "--set", "rounds=1", **told)
 
         def paused() -> list[dict[str, Any]]:
             return prefect.post(

@@ -98,9 +98,11 @@ def interrupted(number: signal.Signals, seconds: float, *words: str) -> float:
 @pytest.mark.parametrize(
     ("words", "moments", "span"),
     [
-        (("up", "quickstart", "--port", "0", "--mlflow-port", "0"), 6, 9.0),
-        (("run", "quickstart", "--set", "teacher.train.steps=1000000"), 6, 9.0),
+        (("up", "quickstart", "--port", "0", "--mlflow-port", "0"), 3, 6.0),
+        (("run", "quickstart", "--set", "teacher.train.steps=1000000"), 3, 6.0),
         (("status",), 4, 0.4),
+        pytest.param(("up", "quickstart", "--port", "0", "--mlflow-port", "0"), 12, 9.0, marks=pytest.mark.long),
+        pytest.param(("run", "quickstart", "--set", "teacher.train.steps=1000000"), 12, 9.0, marks=pytest.mark.long),
     ],
 )
 def test_a_signal_in_the_first_seconds_ends_every_command(
@@ -161,7 +163,7 @@ def test_under_nohup_a_run_and_its_stages_survive_the_end_of_the_terminal(copy: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGHUP, marks=pytest.mark.long), signal.SIGKILL])
 def test_no_server_outlives_the_command_that_started_it(fresh: Path, number: signal.Signals) -> None:
     with up(fresh, fresh.parent) as process:
         servers(process)

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on: nothing finished is done twice, nothing comes out otherwise, nobody is left."""
+"""A run killed at any moment resumes: nothing finished is recomputed, results are equal, no process is left."""
 
 import os
 import random
@@ -11,26 +11,32 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.ssl_tasks.execution.gpus import visible_gpus
+from selftrain.ssl_tasks.execution.devices import visible_gpus
 from selftrain.ssl_tasks.store.runs import Run, all_runs
 from tests.clock import HANG
 from tests.flows.claims import GPU, assert_nobody_is_left, claims_to_run, marked, nobody_holds_the_gpu
 from tests.flows.tiny import STAGES, command, environment, last, outcome, selftrain
+from tests.warm import Command
 
-KILLS = 20
-ALONE = int(os.environ.get("SELFTRAIN_TEST_KILLS", "4"))  # of the main process alone; 30 were done once
 FOLLOW_SECONDS = 5.0
 BEFORE_WORK = 4  # every fourth kill comes before a stage is at work
 START_SECONDS = 4.0
 WORK_SECONDS = 0.6  # the other kills come so long after a stage has begun to work, at the most
 
 
-Kill = Callable[["subprocess.Popen[bytes]", Path], None]
+Started = Command | subprocess.Popen[bytes]
+Kill = Callable[[Started, Path], None]
 
 
-def start(workspace: Path, *words: str) -> "subprocess.Popen[bytes]":
-    """A command in a process group of its own. All that comes from it is known by a mark; a GPU is pretended."""
+def start(workspace: Path, *words: str, warm: bool = False) -> Started:
+    """A command in a process group of its own. All that comes from it is known by a mark.
+
+    With `warm`, its imports are behind it (`tests.warm`): for kills that shall hit its work. A GPU is pretended by an
+    environment variable: the lease is a real lock, held and freed as on a GPU machine, but no GPU is used.
+    """
     changes = {"SELFTRAIN_TEST": str(workspace), "SELFTRAIN_LOCKS": str(workspace / "locks"), **GPU}
+    if warm:
+        return Command(command(workspace, *words)[1:], environment(**changes), session=True)
     return subprocess.Popen(
         command(workspace, *words),
         env=environment(**changes),
@@ -40,14 +46,14 @@ def start(workspace: Path, *words: str) -> "subprocess.Popen[bytes]":
     )
 
 
-def kill(run: "subprocess.Popen[bytes]", workspace: Path) -> None:
-    """SIGKILL to the whole group; nobody is told, and nobody is left."""
+def kill(run: Started, workspace: Path) -> None:
+    """Sends SIGKILL to the whole process group, so that no process can clean up."""
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     assert_nobody_is_left(str(workspace))
 
 
-def kill_alone(run: "subprocess.Popen[bytes]", workspace: Path) -> None:
+def kill_alone(run: Started, workspace: Path) -> None:
     """SIGKILL to the main process, as a person or the kernel does when memory runs out; its children follow at once."""
     run.kill()
     run.wait()
@@ -57,7 +63,7 @@ def kill_alone(run: "subprocess.Popen[bytes]", workspace: Path) -> None:
         time.sleep(0.05)
 
 
-def at_work(workspace: Path, process: "subprocess.Popen[bytes]", first: int) -> bool:
+def at_work(workspace: Path, process: Started, first: int) -> bool:
     """Whether a stage of this very command computes, the `first` of the pipeline or a later one."""
     runs = [run for run in all_runs(workspace) if run.info["pid"] == process.pid]
     stages = [stage for run in runs for stage in run.stages()]
@@ -65,7 +71,7 @@ def at_work(workspace: Path, process: "subprocess.Popen[bytes]", first: int) -> 
     return any(stage.state == "running" and stage.order >= first and Path(stage.log).exists() for stage in stages)
 
 
-def wait_until_at_work(workspace: Path, process: "subprocess.Popen[bytes]", first: int) -> None:
+def wait_until_at_work(workspace: Path, process: Started, first: int) -> None:
     """Or until it has ended."""
     while process.poll() is None and not at_work(workspace, process, first):
         time.sleep(0.05)
@@ -81,15 +87,24 @@ def assert_nothing_was_computed_twice(workspace: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("killing", "kills"), [(kill, KILLS), (kill_alone, ALONE)])
+@pytest.mark.parametrize(
+    ("killing", "kills"),
+    [
+        (kill, 5),
+        (kill_alone, 4),
+        pytest.param(kill, 40, marks=pytest.mark.long),
+        pytest.param(kill_alone, 20, marks=pytest.mark.long),
+    ],
+)
 def test_killed_at_many_moments_it_ends_as_if_nothing_had_been(
     tmp_path: Path, finished: Path, recipe: str, killing: Kill, kills: int
 ) -> None:
-    """The kills are spread over one pipeline's life: each run goes on where the one before was killed."""
+    """The kills are spread over one pipeline's life: each run resumes where the previous one was killed."""
     moments, killed = random.Random(0), 0  # the machine's load makes the moments differ all the same
     while killed < kills:
-        run = start(tmp_path, "run", recipe, *(["--no-prefect"] if killed % 2 else []))
-        if killed % BEFORE_WORK == 0:
+        before_work = killed % BEFORE_WORK == 0
+        run = start(tmp_path, "run", recipe, *(["--no-prefect"] if killed % 2 else []), warm=not before_work)
+        if before_work:
             time.sleep(moments.uniform(0, START_SECONDS))
         else:
             wait_until_at_work(tmp_path, run, first=killed * (STAGES - 1) // kills)
@@ -116,7 +131,7 @@ def assert_ended_as(undisturbed: Run, workspace: Path) -> None:
 
 
 def delete(artifact: Path) -> None:
-    """Somebody cleaned too much."""
+    """Deletes too much, as a person might."""
     shutil.rmtree(artifact)
 
 
@@ -129,14 +144,14 @@ def flip_a_bit(artifact: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lose", [delete, flip_a_bit])
+@pytest.mark.parametrize("lose", [pytest.param(delete, marks=pytest.mark.long), flip_a_bit])
 def test_a_killed_rerun_of_a_lost_stage_ends_as_if_nothing_had_been(
     copy: Path, finished: Path, recipe: str, lose: Callable[[Path], None]
 ) -> None:
     moments, first = random.Random(1), last(copy)
     lose(Path(first.stage("student-1").artifact))
     for at_work_already in (False, True):
-        rerun = start(copy, "rerun", first.id, "student-1")
+        rerun = start(copy, "rerun", first.id, "student-1", warm=at_work_already)
         if at_work_already:
             wait_until_at_work(copy, rerun, first=0)
         time.sleep(moments.uniform(0, WORK_SECONDS if at_work_already else START_SECONDS))
@@ -163,7 +178,7 @@ def test_ctrl_c_checkpoints_and_says_how_to_continue(fresh: Path, recipe: str) -
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 130, errors
-    assert f"continue with: selftrain --workspace {fresh} rerun {last(fresh).id}" in errors
+    assert f"resume with: selftrain --workspace {fresh} rerun {last(fresh).id}" in errors
     assert_nobody_is_left(str(fresh))
     assert last(fresh).info["state"] == "interrupted"
     assert list(fresh.glob("store/attempts/train-*/scratch/*")), "the checkpoint is kept"

@@ -64,7 +64,7 @@ def test_an_unreadable_image_gets_a_row_that_says_why(copy: Path, test_images: P
     assert sum(second[f"p_{digit}"] for digit in range(10)) == pytest.approx(1, abs=1e-4)
     refused = selftrain(copy, "predict", "last", str(missing))
     assert refused.returncode == 2
-    assert "no.png is not there" in refused.stderr
+    assert "no.png does not exist" in refused.stderr
 
 
 def test_a_model_has_many_names(copy: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_model_has_many_names(copy: Path) -> None:
     ("name", "sentence"),
     [
         ("studnet-2", "Did you mean 'student-2'"),
-        ("last:evaluate-1", "is no model"),
+        ("last:evaluate-1", "not a model"),
         ("last:student-9", "has no stage 'student-9'"),
         ("champion:nobody", "no champion of 'nobody'"),
     ],
@@ -123,20 +123,20 @@ def test_attacks_corruptions_and_the_own_teacher_stand_beside_the_accuracy(copy:
     assert f"mean corruption error relative to {found['against']}: " in shown
     alone = selftrain(copy, "evaluate", "student-2", *words, "--against", "none").stdout
     assert "mean error under corruptions: " in alone
-    assert "no model to relate it to" in alone
+    assert "no second model to relate it to" in alone
 
 
 def test_a_model_without_a_teacher_is_measured_alone(copy: Path, recipe: str) -> None:
     found = evaluate("teacher", recipe, workspace=copy)
     assert (found.against, found.compared) == ("", None)
-    assert "learned from no invented labels" in found.note
+    assert "was not trained on pseudo-labels, so it has no teacher" in found.note
 
 
 def test_clean_says_what_evaluate_measured_before_it_removes_it(copy: Path, recipe: str) -> None:
     assert clean(copy).evaluations == 0
     evaluate("student-1", recipe, ["evaluate.bootstrap=60"], workspace=copy, against=None)
     said = selftrain(copy, "clean").stdout
-    assert "1 of them: what `selftrain evaluate` measured; asked again, it is computed again" in said
+    assert "1 of them come from `selftrain evaluate` and would be recomputed when needed" in said
     assert clean(copy).evaluations == 1
 
 
@@ -145,7 +145,7 @@ def test_a_failed_evaluation_says_how_to_continue(copy: Path, recipe: str) -> No
     done = selftrain(copy, *words)
     assert done.returncode == 3, done.stderr
     assert "stage 'evaluate' failed: took longer than" in done.stderr
-    assert f"continue with: selftrain --workspace {copy} evaluate student-1 {recipe}" in done.stderr
+    assert f"resume with: selftrain --workspace {copy} evaluate student-1 {recipe}" in done.stderr
     assert "log: " in done.stderr
 
 
@@ -160,7 +160,7 @@ def test_a_failed_evaluation_says_how_to_continue(copy: Path, recipe: str) -> No
         (["predict", "student-1", "FOLDER", "--csv", "FOLDER"], "it is a folder"),
         (["predict", "student-1", "IMAGE", "--device", "abacus"], "abacus"),
         (["export", "student-1", "--output", "FOLDER"], "expected a file"),
-        (["export", "dataset", "--output", "FOLDER/model.pt2"], "is no model"),
+        (["export", "dataset", "--output", "FOLDER/model.pt2"], "not a model"),
     ],
 )
 def test_wrong_input_gets_one_sentence(
@@ -227,7 +227,7 @@ def test_an_export_without_a_file_name_is_named_by_run_and_stage_and_replaces_no
     assert set(before) == {tmp_path / "tiny-teacher.pt2", tmp_path / "tiny-teacher.md"}
     formats: tuple[Format, ...] = ("torch", "onnx")
     for format in formats:  # the card is there already
-        with pytest.raises(ConfigError, match="is here already; name another file with --output"):
+        with pytest.raises(ConfigError, match=r"exists already\. Name the file to write"):
             export("teacher", workspace=finished, format=format)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -11,9 +11,9 @@ from prefect.flow_engine import run_flow
 from prefect.states import Paused, Running
 from prefect.utilities.names import generate_slug
 
-from selftrain.flows.prefect import holding
-from selftrain.flows.prefect.local_api import prefect_api
-from selftrain.flows.prefect.names import flow_run_name, is_generated
+from selftrain.flows.prefect import tasks
+from selftrain.flows.prefect.flow import flow_run_name, is_generated
+from selftrain.flows.prefect.server import prefect_api
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.runs import Run
 from tests.clock import HANG, until
@@ -41,17 +41,17 @@ def test_a_given_name_stays_and_a_run_without_one_is_called_as_its_recipe(tmp_pa
 
 
 def test_no_stage_begins_while_a_person_has_paused_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holding, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(tasks, "PAUSE_SECONDS", 0.05)
     run = Run.create(tmp_path / "workspace", RunConfig())
     with prefect_api(tmp_path), get_client(sync_client=True) as client:
         asked = client.create_flow_run(flow(lambda: None, name="self-training"), state=Running())
         monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(asked.id))
-        holding.wait_while_paused(run)  # returns at once
+        tasks.wait_while_paused(run)  # returns at once
         client.set_flow_run_state(asked.id, Paused())
-        waiting = threading.Thread(target=contextvars.copy_context().run, args=(holding.wait_while_paused, run))
+        waiting = threading.Thread(target=contextvars.copy_context().run, args=(tasks.wait_while_paused, run))
         waiting.start()
         until(lambda: run.info["state"] == "waiting")
-        until(lambda: "no stage computes now" in str(client.read_flow_run(asked.id).state.message))
+        until(lambda: "no stage is running" in str(client.read_flow_run(asked.id).state.message))
         assert waiting.is_alive()
         assert "Resume" in run.info["stopped"]
         client.resume_flow_run(asked.id)

@@ -15,7 +15,7 @@ from prefect.server.database.dependencies import temporary_database_config
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
 
 from selftrain.flows.prefect.database import SQLITE, prepare_database
-from selftrain.flows.prefect.local_api import prefect_api
+from selftrain.flows.prefect.server import prefect_api
 from selftrain.ssl_tasks.errors import SelftrainError
 from tests.clock import HANG
 from tests.flows.tiny import environment
@@ -41,7 +41,7 @@ def rows(database: Path, query: str) -> list[tuple[str, ...]]:
 
 
 def revision(database: Path) -> str:
-    """Which version its tables are of."""
+    """Returns the version of the database's tables."""
     return rows(database, "SELECT version_num FROM alembic_version")[0][0]
 
 
@@ -117,7 +117,7 @@ def test_an_older_database_keeps_its_rows(database: Path) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_api_that_does_not_start_says_why(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half_migrated(database)
-    monkeypatch.setattr("selftrain.flows.prefect.local_api.prepare_database", lambda: None)
+    monkeypatch.setattr("selftrain.flows.prefect.server.prepare_database", lambda: None)
     broken = temporary_database_config(AioSqliteConfiguration(connection_url=f"{SQLITE}{database}"))
     said = r"Prefect's API did not start: .*index \w+ already exists"
     with broken, pytest.raises(SelftrainError, match=said), prefect_api(tmp_path / "workspace"):
@@ -125,10 +125,12 @@ def test_an_api_that_does_not_start_says_why(database: Path, tmp_path: Path, mon
 
 
 @pytest.mark.slow
-def test_starts_that_are_killed_at_many_moments_and_doubled_leave_a_database_that_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.long)])
+def test_starts_that_are_killed_at_many_moments_and_doubled_leave_a_database_that_starts(
+    tmp_path: Path, kills: int
+) -> None:
     """Each kill hits two starts that race; the moments are spread over the migration."""
     home = tmp_path / "prefect"
-    kills = 6
     for at in range(kills):
         both = starts(home, 2)
         for one in both:

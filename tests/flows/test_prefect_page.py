@@ -1,15 +1,15 @@
-"""What Prefect's page of a run shows can be read in both of its UIs."""
+"""Prefect's page of a run can be read in both of its UIs."""
 
 from pathlib import Path
 
-from selftrain.flows.prefect.page import as_markdown
+from selftrain.flows.prefect.flow import page_of
 from tests.flows.tiny import last
 
 
 def test_the_lineage_is_a_tree_that_needs_no_drawing_and_a_diagram(finished: Path) -> None:
     run = last(finished)
-    _, _, below = as_markdown(run).partition("### What the best model rests on\n\n")
-    tree, _, diagram = below.partition("### The same as a diagram\n\n")
+    _, _, below = page_of(run).partition("### Lineage of the best model\n\n")
+    tree, _, diagram = below.partition("### The lineage as a diagram\n\n")
     best = run.rounds()[run.summary["best_round"]].model
     assert best is not None
     lines = tree.strip("\n").splitlines()

@@ -8,13 +8,14 @@ import pytest
 from safetensors.torch import save_file
 
 from selftrain.flows.rounds.conductor import Conductor
-from selftrain.flows.rounds.planning import plan, stage_names
+from selftrain.flows.rounds.planning import plan
 from selftrain.flows.rounds.self_training import self_training
 from selftrain.models import ModelSettings, build_model
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.settings.recipe import load_recipe, parse_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.runs import Run
+from selftrain.ssl_tasks.store.stage_names import stage_names
 from selftrain.ssl_tasks.trained.model import load_trained
 from tests.flows.tiny import states
 
@@ -48,12 +49,13 @@ def config_of(file: Path, **student: Any) -> RunConfig:
 
 
 def conduct(workspace: Path, config: RunConfig) -> Run:
-    conductor = Conductor(Run.create(workspace, config), config, isolate=False)
+    run = Run.create(workspace, config)
+    conductor = Conductor(config, workspace, run)
     try:
         self_training(config, conductor)
     finally:
         conductor.close()
-    return conductor.run_record
+    return run
 
 
 def test_a_run_keeps_the_weights_checks_every_network_and_computes_nothing_twice(tmp_path: Path, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, a line every ten seconds elsewhere."""
+"""The progress of a stage is a bar on a terminal, and a line every ten seconds elsewhere."""
 
 import os
 import pty
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.flows.rounds import progress
-from selftrain.flows.rounds.progress import Lines
+from selftrain.ssl_tasks.execution import progress
+from selftrain.ssl_tasks.execution.progress import Lines
 from tests.clock import HANG
 
 ON_A_TERMINAL = """
 import logging, time
 from selftrain.flows.cli.main import _log_to_stderr
-from selftrain.flows.rounds.progress import Bars, display
+from selftrain.ssl_tasks.execution.progress import Bars, display
 _log_to_stderr()
 shown = display()
 assert isinstance(shown, Bars)
@@ -62,6 +62,6 @@ def test_elsewhere_there_is_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyP
 
 
 def test_stderr_in_a_file_gets_lines(tmp_path: Path) -> None:
-    code = "from selftrain.flows.rounds.progress import Lines, display; assert isinstance(display(), Lines)"
+    code = "from selftrain.ssl_tasks.execution.progress import Lines, display; assert isinstance(display(), Lines)"
     with (tmp_path / "stderr").open("w") as file:
         subprocess.run([sys.executable, "-c", code], stderr=file, check=True)

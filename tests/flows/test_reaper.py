@@ -7,8 +7,8 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.states import Running
 
-from selftrain.flows.prefect.local_api import prefect_api
-from selftrain.flows.rounds.reaper import process_tag, tell_prefect
+from selftrain.flows.prefect.server import prefect_api
+from selftrain.flows.prefect.tasks import process_tag, tell_prefect
 from selftrain.ssl_tasks.store.runs import owner
 from tests.flows.claims import rows
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from selftrain.flows.rounds.recipe_paths import check_paths
+from selftrain.flows.rounds.pipeline import check_paths
 from selftrain.ssl_tasks.errors import UserError
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from tests.flows.tiny import command, environment, selftrain
@@ -36,8 +36,11 @@ def source(**values: Any) -> str:
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        (source(name="folder", path="IN/imagse"), "imagse is not there. Did you mean"),
-        (source(name="folder", path="IN/text.txt"), "is a file; expected a folder with one folder of images per class"),
+        (source(name="folder", path="IN/imagse"), "imagse does not exist. Did you mean"),
+        (
+            source(name="folder", path="IN/text.txt"),
+            "is a file; expected a folder with one subfolder of images per class",
+        ),
         (source(name="folder", path="IN/empty"), "has no class folders"),
         (source(name="folder", path="IN/images", unlabeled="IN/nothing"), "the unlabeled images' place"),
         (source(name="folder", path="IN/images", test="IN/nothing"), "the test images' place"),
@@ -94,7 +97,7 @@ def test_a_wrong_source_fails_in_under_a_second_and_leaves_nothing(tmp_path: Pat
         seconds.append(usage.ru_utime + usage.ru_stime)
         assert process.returncode == 2, errors
     assert min(seconds) < 1.0
-    assert errors.startswith(f"selftrain: the image folder {NOWHERE} is not there.")
+    assert errors.startswith(f"selftrain: the image folder {NOWHERE} does not exist.")
     assert len(errors.splitlines()) == 1
     assert not (tmp_path / "workspace").exists(), "neither a run nor Prefect's or MLflow's databases"
 
@@ -103,4 +106,4 @@ def test_a_workspace_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = selftrain(tmp_path / "file", "run", "quickstart")
     assert done.returncode == 2
-    assert f"the workspace {tmp_path / 'file'} cannot be made" in done.stderr
+    assert f"the workspace {tmp_path / 'file'} cannot be created" in done.stderr

@@ -5,8 +5,8 @@ from typing import Any
 
 from prefect.client.schemas.objects import State, StateType
 
-from selftrain.flows.prefect.events import RESTARTED
 from selftrain.flows.prefect.flow import crashes_in_a_row
+from selftrain.flows.prefect.server import RESTARTED
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 

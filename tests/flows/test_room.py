@@ -1,4 +1,8 @@
-"""Independent stages run at the same time where there is room; members of an ensemble are each evaluated."""
+"""Independent stages run at the same time where there is room; members of an ensemble are each evaluated.
+
+The bodies are stand-ins that wait for each other, in threads: so the order is certain on any machine. Real stages, in
+processes of their own, run at the same time in `test_runs.py`.
+"""
 
 import threading
 from collections.abc import Mapping
@@ -9,15 +13,14 @@ import pytest
 
 from selftrain.flows.rounds import conductor as conducting
 from selftrain.flows.rounds.conductor import Conductor
-from selftrain.flows.rounds.planning import stage_names
 from selftrain.flows.rounds.self_training import Summary, self_training
 from selftrain.flows.rounds.stages import dataset_request
 from selftrain.ssl_tasks.errors import Interrupted, StageFailed
-from selftrain.ssl_tasks.execution.execute import Request
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult
 from selftrain.ssl_tasks.settings.recipe import parse_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.runs import Run
+from selftrain.ssl_tasks.store.stage_names import stage_names
 from tests.clock import HANG
 
 PATIENCE = HANG
@@ -40,7 +43,7 @@ class Stages:
         self.names: list[str] = []
         self.running = self.most = 0
 
-    def __call__(self, request: Request, context: StageContext) -> StageResult:
+    def __call__(self, request: Request, context: StageContext, _log: Path) -> StageResult:
         with self.lock:
             self.names.append(request.name)
             self.running += 1
@@ -66,11 +69,11 @@ def config_of(parallel: int, **recipe: Any) -> RunConfig:
 @pytest.fixture
 def conduct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the rounds with these stages."""
-    monkeypatch.setattr("selftrain.flows.rounds.self_training.true_precision", lambda *_: None)
+    monkeypatch.setattr("selftrain.ssl_tasks.evaluation.metrics.true_precision", lambda *_: None)
 
     def run(config: RunConfig, stages: Stages) -> Summary:
-        monkeypatch.setattr(conducting, "run_inline", stages)
-        conductor = Conductor(Run.create(tmp_path, config), config, isolate=False)
+        monkeypatch.setattr(conducting, "run_isolated", stages)
+        conductor = Conductor(config, tmp_path, Run.create(tmp_path, config))
         try:
             return self_training(config, conductor)
         except BaseException:
@@ -119,8 +122,8 @@ def test_a_failed_evaluation_fails_the_run_and_what_waits_does_not_begin(conduct
 
 def test_what_waits_for_room_does_not_begin_once_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, stages = config_of(2), Stages()
-    monkeypatch.setattr(conducting, "run_inline", stages)
-    conductor = Conductor(Run.create(tmp_path, config), config, isolate=False)
+    monkeypatch.setattr(conducting, "run_isolated", stages)
+    conductor = Conductor(config, tmp_path, Run.create(tmp_path, config))
     for _ in range(2):
         conductor.room.acquire()
     waiting = conductor.submit(dataset_request(config.data, "contents"), 0)

@@ -3,30 +3,20 @@
 import json
 import shutil
 import sqlite3
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.store.runs import find_run
-from tests.flows.tiny import (
-    STAGES,
-    command,
-    computed_in_total,
-    environment,
-    last,
-    outcome,
-    selftrain,
-    states,
-)
+from tests.flows.tiny import STAGES, computed_in_total, last, outcome, selftrain, start, states
 
 
 def test_a_run_ends_with_a_table_and_says_why_it_stopped(copy: Path, recipe: str) -> None:
     done = selftrain(copy, "run", recipe, "--no-prefect")
     assert done.returncode == 0
-    assert "their precision" in done.stdout
-    assert "stopped: all 2 rounds done" in done.stdout
+    assert "pseudo-label accuracy" in done.stdout
+    assert "stopped: 2 rounds done" in done.stdout
     assert "selftrain status tiny-" in done.stderr
 
 
@@ -38,7 +28,7 @@ def test_a_second_run_reuses_every_stage(copy: Path, finished: Path, recipe: str
     assert outcome(last(copy))["digests"] == outcome(last(finished))["digests"]
     answer = json.loads(done.stdout.splitlines()[-1])
     assert [line["round"] for line in answer["rounds"]] == [0, 1, 2]
-    assert answer["stopped"] == "all 2 rounds done"
+    assert answer["stopped"] == "2 rounds done"
 
 
 def test_a_run_with_nothing_new_refers_to_the_report_that_is_there_and_writes_its_own_when_asked(
@@ -160,16 +150,27 @@ def test_rerun_of_an_unknown_stage_names_the_nearest(copy: Path) -> None:
 
 @pytest.mark.slow
 def test_three_runs_at_once_compute_each_stage_once(tmp_path: Path, finished: Path, recipe: str) -> None:
-    words = command(tmp_path, "run", recipe, "--json")
-    racers = [
-        subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    racers = [start(tmp_path, "run", recipe, "--json") for _ in range(3)]
     ends = [racer.communicate(timeout=300) for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0, 0], [end[1] for end in ends]
     assert computed_in_total(tmp_path) == STAGES
     runs = [json.loads(end[0].splitlines()[-1])["run"] for end in ends]
     assert all(outcome(find_run(tmp_path, run))["digests"] == outcome(last(finished))["digests"] for run in runs)
+
+
+@pytest.mark.slow
+def test_stages_at_the_same_time_make_what_one_after_the_other_makes(tmp_path: Path, recipe: str) -> None:
+    words = ("run", recipe, "--set", "rounds=[]", "--set", "teacher.members=2", "--no-prefect")
+    found = []
+    for parallel in (1, 2):
+        done = selftrain(tmp_path / str(parallel), *words, "--set", f"runtime.parallel={parallel}")
+        assert done.returncode == 0, done.stderr
+        found.append(last(tmp_path / str(parallel)))
+    assert outcome(found[0]) == outcome(found[1])
+    begins = [[run.stage(name).started for name in ("teacher", "teacher-member-2")] for run in found]
+    seconds = [run.stage("teacher").seconds for run in found]
+    assert begins[0][1] >= begins[0][0] + seconds[0]
+    assert begins[1][1] < begins[1][0] + seconds[1]
 
 
 def test_a_moved_workspace_still_answers(copy: Path, finished: Path, tmp_path: Path, recipe: str) -> None:

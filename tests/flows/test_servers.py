@@ -1,4 +1,4 @@
-"""Real servers of Prefect and MLflow that come and go: the run goes on, and in the end both know all of it, once."""
+"""Real servers of Prefect and MLflow that come and go: the run continues, and in the end both have all of it, once."""
 
 from pathlib import Path
 from typing import Any
@@ -6,16 +6,17 @@ from typing import Any
 import httpx
 import pytest
 
+from selftrain.ssl_tasks.training.launch import free_port
 from tests.flows.claims import rows, unended_in_prefect
 from tests.flows.faulty import let_go, run_faulty, wait_for_the_mark
 from tests.flows.tiny import STAGES, computed_in_total, last, outcome, selftrain, states
-from tests.local_servers import free_port, mlflow_server, prefect_server, settle
+from tests.local_servers import mlflow_server, prefect_server, settle
 
 FRESH = {"student-1", "evaluate-1", "gate-1"}
 
 
 def computed(workspace: Path) -> set[str]:
-    """What the newest run has computed."""
+    """Returns the stages that the newest run has computed."""
     return {name for name, state in states(last(workspace)).items() if state == "computed"}
 
 
@@ -54,9 +55,9 @@ def test_a_prefect_server_that_stops_in_mid_run_takes_only_its_page_with_it(
         wait_for_the_mark(copy, run)
         assert httpx.get(f"{url}/v2/concurrency_limits/gpu").json()["active_slots"] == 1
     errors = let_go(copy, run)
-    assert "Prefect takes back a slot of 'gpu' when its lease ends" in errors
-    assert "computing without a slot of the limit 'gpu'" in errors
-    assert "Prefect did not hear how" in errors
+    assert "a slot of 'gpu' could not be returned to Prefect" in errors
+    assert "the stage runs without a slot of the concurrency limit 'gpu'" in errors
+    assert "Prefect could not be told how" in errors
     assert "Traceback" not in errors
     assert last(copy).info["state"] == "done"
     assert computed(copy) == FRESH
@@ -94,14 +95,14 @@ def test_an_mlflow_server_that_is_away_or_dies_gets_everything_once(copy: Path, 
     longer = ("--set", "rounds=1", "--set", "rounds.1.student.train.steps=50")
     never_there = selftrain(copy, "run", recipe, *longer, **uri)
     assert never_there.returncode == 0, never_there.stderr
-    assert "MLflow does not have" in never_there.stderr
+    assert "records are not yet in MLflow" in never_there.stderr
     waited = last(copy).id
     assert selftrain(copy, "sync", **uri).returncode == 2
     with mlflow_server(server, port):
         run = run_faulty(copy, recipe, "held", **uri)
         wait_for_the_mark(copy, run)
     died = last(copy).id
-    assert "MLflow does not have" in let_go(copy, run)
+    assert "records are not yet in MLflow" in let_go(copy, run)
     with mlflow_server(server, port):
         for _ in range(2):  # twice is once
             synced = selftrain(copy, "sync", **uri)

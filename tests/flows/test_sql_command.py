@@ -40,9 +40,9 @@ def test_a_terminal_shows_the_first_rows_and_says_that_there_are_more(
     assert ask(made, "select range as n from range(1000000000000)") == 0
     shown = capsys.readouterr()
     assert shown.out.split() == ["n", "0", "1", "2"]
-    assert "the first 3 rows; there are more: --limit N shows more, --csv FILE all" in shown.err
+    assert "the first 3 rows are shown. More: --limit N. All: --csv FILE" in shown.err
     assert ask(made, "select range as n from range(3)") == 0
-    assert "more" not in capsys.readouterr().err
+    assert "rows are shown" not in capsys.readouterr().err
     assert ask(made, "select range as n from range(9)", "--limit", "2") == 0
     assert capsys.readouterr().out.split() == ["n", "0", "1"]
     assert ask(made, "select repeat('x', 1000000)") == 0
@@ -145,4 +145,4 @@ def test_a_query_that_does_not_notice_the_end_of_its_time_is_ended(made: Path) -
     )
     ended = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (3, "")
-    assert "did not stop" in ended.stderr
+    assert "was ended. Allow more: --timeout SECONDS" in ended.stderr

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from selftrain.flows.cli.main import main
+from selftrain.ssl_tasks.execution.progress import read_progress
 from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Store
 from selftrain.ssl_tasks.store.runs import Run, StageRecord
-from selftrain.ssl_tasks.store.stage_progress import read_progress
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ class Server:
 
 
 def servers(process: "subprocess.Popen[str]") -> tuple[Server, Server]:
-    """What it prints first: Prefect's link and MLflow's."""
+    """Reads the two links that are printed first: Prefect's and MLflow's."""
     assert process.stdout is not None
     lines = [process.stdout.readline().split() for _ in range(2)]
     assert [line[:1] for line in lines] == [["Prefect"], ["MLflow"]], lines

@@ -1,10 +1,10 @@
-"""What is begun ahead: the process that speaks with MLflow always, torch only where something is to be computed."""
+"""Started early: always the process that uses MLflow, and torch only if something must be computed."""
 
 from pathlib import Path
 
 import pytest
 
-from selftrain.flows.rounds import warming
+from selftrain.flows.rounds import pipeline
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 
 
@@ -22,15 +22,15 @@ def test_torch_is_imported_ahead_where_anything_is_likely_to_be_computed(
     torch: bool,
 ) -> None:
     begun: list[str] = []
-    monkeypatch.setattr(warming, "start_ahead", lambda *_: begun.append("mlflow"))
-    monkeypatch.setattr(warming, "start_fork_server", lambda: begun.append("torch"))
-    warming.warm_up(load_recipe(recipe, overrides).config, finished, force)
+    monkeypatch.setattr(pipeline, "start_ahead", lambda *_: begun.append("mlflow"))
+    monkeypatch.setattr(pipeline, "start_fork_server", lambda: begun.append("torch"))
+    pipeline.warm_up(load_recipe(recipe, overrides).config, finished, force)
     assert begun == ["mlflow", *["torch"] * torch]
 
 
 def test_in_a_fresh_workspace_everything_is_begun(tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[str] = []
-    monkeypatch.setattr(warming, "start_ahead", lambda *_: begun.append("mlflow"))
-    monkeypatch.setattr(warming, "start_fork_server", lambda: begun.append("torch"))
-    warming.warm_up(load_recipe(recipe).config, tmp_path)
+    monkeypatch.setattr(pipeline, "start_ahead", lambda *_: begun.append("mlflow"))
+    monkeypatch.setattr(pipeline, "start_fork_server", lambda: begun.append("torch"))
+    pipeline.warm_up(load_recipe(recipe).config, tmp_path)
     assert begun == ["mlflow", "torch"]

@@ -12,7 +12,7 @@ from selftrain.flows.cli.running import show_summary
 from selftrain.flows.rounds.self_training import Pending, Summary, self_training
 from selftrain.ssl_tasks.data.sources import fingerprint
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.recipe import parse_recipe
 from selftrain.ssl_tasks.settings.run_config import RunConfig, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
@@ -83,8 +83,8 @@ def test_a_setting_that_needs_validation_images_is_refused_before_anything_is_tr
     with pytest.raises(ConfigError) as caught:
         self_training(recipe(**sections), answers)
     assert str(caught.value) == (
-        f"the data has no validation images, and {setting} cannot act without them; "
-        "set data.split.validation, or leave it at the default"
+        f"the data has no validation images, and these settings need them: {setting}. "
+        "Set data.split.validation, or leave it at the default"
     )
     assert list(answers.artifacts) == ["dataset"]
 
@@ -96,7 +96,7 @@ def test_a_run_without_validation_goes_through_all_stages_and_reports_the_median
     answers = Inline(tmp_path)
     config = recipe(teacher=printed, round={"select": {"threshold": 0.1}, "student": printed})
     summary = self_training(config, answers)
-    assert (summary.stopped, summary.best_round) == ("all 1 rounds done", 1)
+    assert (summary.stopped, summary.best_round) == ("1 round done", 1)
     assert "no validation images to compare on" in answers.artifacts["gate-1"].summary["reason"]
     for line, name in zip(summary.rounds, ("teacher", "student-1"), strict=True):
         history = pd.read_parquet(answers.artifacts[name].file("history.parquet")).dropna(subset=["test_accuracy"])
@@ -110,7 +110,7 @@ def test_a_run_without_validation_goes_through_all_stages_and_reports_the_median
 
 
 def table_of(summary: Summary, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a person reads at the end of such a run."""
+    """Returns the table that is printed at the end of such a run."""
 
     run = SimpleNamespace(id="papers-1", summary={**summary.as_json(), "nothing_new": True})
     capsys.readouterr()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selftrain.ssl_tasks.store.runs import Run, find_run
+from tests.warm import Command
 
 RECIPE = """\
 name: tiny
@@ -38,11 +39,20 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", **changes}
 
 
+def start(workspace: Path, *words: str, session: bool = False, **changes: str) -> Command:
+    """Starts the command in a fork that has its imports behind it; with `session`, in a process group of its own."""
+    return Command(command(workspace, *words)[1:], environment(**changes), session)
+
+
 def selftrain(workspace: Path, *words: str, **changes: str) -> "subprocess.CompletedProcess[str]":
-    """Runs the command to its end."""
-    return subprocess.run(
-        command(workspace, *words), env=environment(**changes), capture_output=True, text=True, timeout=900, check=False
-    )
+    """Runs the command to its end; where the interpreter's own variables are changed, in a new process."""
+    line = command(workspace, *words)
+    if any(name.startswith("PYTHON") for name in changes):
+        given = environment(**changes)
+        return subprocess.run(line, env=given, capture_output=True, text=True, timeout=900, check=False)
+    done = start(workspace, *words, **changes)
+    output, errors = done.communicate(timeout=900)
+    return subprocess.CompletedProcess(line, done.returncode or 0, output, errors)
 
 
 def write_recipe(folder: Path) -> str:
@@ -53,7 +63,7 @@ def write_recipe(folder: Path) -> str:
 
 
 def states(run: Run) -> dict[str, str]:
-    """How each stage ended."""
+    """Returns the state of each stage."""
     return {stage.name: stage.state for stage in run.stages()}
 
 
@@ -70,6 +80,6 @@ def last(workspace: Path) -> Run:
 
 
 def computed_in_total(workspace: Path) -> int:
-    """How many stages were computed, over all runs of a workspace."""
+    """Counts the computed stages of all runs of a workspace."""
     records = [json.loads(path.read_text()) for path in workspace.glob("runs/*/stages/*.json")]
     return sum(record["state"] == "computed" for record in records)

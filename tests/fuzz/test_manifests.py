@@ -1,4 +1,4 @@
-"""JSON files of ours, changed by a person or a disk: quarantined, passed over or named in one sentence."""
+"""JSON files of ours, changed by a person or a disk: quarantined, ignored or named in one sentence."""
 
 import json
 import shutil
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from selftrain.flows.cli.main import main
 from selftrain.ssl_tasks.errors import DamagedArtifact, StageFailed
-from selftrain.ssl_tasks.execution.execute import Request, execute
 from selftrain.ssl_tasks.execution.process import RESULT, _read_result
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.store.artifacts import MANIFEST, Store
 from selftrain.ssl_tasks.tracking.lineage import UP, served_at
 from selftrain.ssl_tasks.tracking.spool import Sent, Spool, spools

@@ -10,11 +10,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selftrain.flows.rounds.planning import stage_names
 from selftrain.ssl_tasks.errors import SelftrainError
 from selftrain.ssl_tasks.settings.recipe import BUILT_IN, Recipe, load_recipe, values_with_origin
 from selftrain.ssl_tasks.settings.run_config import MOST_MEMBERS, MOST_ROUNDS
 from selftrain.ssl_tasks.store.runs import Run
+from selftrain.ssl_tasks.store.stage_names import stage_names
 
 TEXTS = [path.read_text() for path in sorted(BUILT_IN.rglob("*.yaml"))]
 MOST_STAGES = 2 + 2 * MOST_MEMBERS + MOST_ROUNDS * (5 + 4 * MOST_MEMBERS)

@@ -1,7 +1,8 @@
-"""What every method owes: finite losses, gradients in the right places, a state that resumes, and no dead knob."""
+"""Every method has finite losses, gradients in the right places, a state that resumes, and no dead knob."""
 
 import time
 from dataclasses import replace
+from functools import cache
 from typing import Any, get_args
 
 import pytest
@@ -10,7 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from selftrain.ssl_tasks.data.batch import Views
-from selftrain.ssl_tasks.methods import METHODS, method_class
+from selftrain.ssl_tasks.methods import method_class
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.section import Section
 from tests.methods.trial import METHOD_NAMES, PROBLEM, SETTINGS, Trial, batch_of, same, settings_of, student_of
 
@@ -122,7 +124,7 @@ def test_no_gradient_reaches_what_is_not_trained(name: str) -> None:
 
 
 def resumed(settings: Section, at: int) -> tuple[Trial, Trial]:
-    """An uninterrupted run, and one that went on from another's state at step `at`."""
+    """An uninterrupted run, and one that resumed from another's state at step `at`."""
     whole, before = Trial(settings), Trial(settings)
     for number in range(PROBLEM.steps):
         whole.step(number)
@@ -176,8 +178,9 @@ def valid(name: str, **knobs: Any) -> Section | None:
         return None
 
 
+@cache
 def trace(settings: Section) -> list[Tensor]:
-    """Everything that a run of six steps leaves."""
+    """Everything that a run of six steps leaves; each settings' once, for all the knobs of a method."""
     trial = Trial(settings)
     totals = [trial.step(number).total.detach() for number in range(PROBLEM.steps)]
     return [*totals, *trial.state().values(), *trial.method.evaluated(trial.student).state_dict().values()]

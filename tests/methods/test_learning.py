@@ -31,6 +31,13 @@ PROBLEMS = {  # these learn too little in 200 steps, or differ too much from one
     "temporal_ensembling": (2, 400),
     "pi_model": (5, 400),
 }
+FAMILIES = {  # the one of each family that `make test` looks at; `make test-all` looks at every method
+    "fixmatch": "labels above a threshold",
+    "vat": "consistency",
+    "mixmatch": "mixing",
+    "label_propagation": "graphs",
+    "noisy_student": "rounds of students",
+}
 WITH_STUDENTS = ("distillation", "noisy_student", "simclr")
 FP32 = "teacher.train.precision=fp32"
 
@@ -49,7 +56,14 @@ def shortened(name: str, labels: int, steps: int) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHOD_NAMES if name not in ("supervised", "dividemix")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FAMILIES else [pytest.mark.long])
+        for name in METHOD_NAMES
+        if name not in ("supervised", "dividemix")
+    ],
+)
 def test_it_beats_supervised_training_on_the_same_labels(name: str, workspace: Path) -> None:
     supervised, error = (
         digits_error(f"digits/{one}", 0, workspace, THREADS, shortened(one, *PROBLEMS.get(name, SHORT)))
@@ -58,7 +72,7 @@ def test_it_beats_supervised_training_on_the_same_labels(name: str, workspace: P
     assert error < supervised - MARGIN
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dividemix_beats_supervised_training_on_the_same_wrong_labels(workspace: Path) -> None:
     """Seed 1: 4.8 % beside 20.0 % with AVX-512, 5.6 % beside 21.0 % with AVX2."""
     wrong = (*SUPERVISED[baseline("dividemix")], FP32)
@@ -66,7 +80,7 @@ def test_dividemix_beats_supervised_training_on_the_same_wrong_labels(workspace:
     assert digits_error("digits/dividemix", 1, workspace, THREADS, (FP32,)) < supervised - MARGIN
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_labels_are_better_and_wrong_ones_worse(workspace: Path) -> None:
     few, full, wrong = (
         digits_error("digits/supervised", 0, workspace, THREADS, (*overrides, FP32))

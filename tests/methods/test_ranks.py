@@ -4,7 +4,6 @@ Where a method draws random numbers, each rank draws its own: here they are made
 network has no batch norm. SimCLR, whose projection has one, has such a test of its own in `test_simclr.py`.
 """
 
-import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.execution.distributed import average_gradients, rank, world
-from selftrain.ssl_tasks.methods import METHODS
+from selftrain.ssl_tasks.methods.table import METHODS
 from tests.methods.trial import PROBLEM, TinyPools, Trial, batch_of, settings_of, student_of
+from tests.warm import call
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("supervised", {}),
@@ -97,13 +97,10 @@ def work(number: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
     """Every case, by two processes."""
-    folder, spawn = tmp_path_factory.mktemp("ranks"), multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=work, args=(number, folder)) for number in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(400)
-    assert [process.exitcode for process in processes] == [0, 0]
+    folder = tmp_path_factory.mktemp("ranks")
+    for process in [call(work, number, folder) for number in range(2)]:
+        said = process.communicate(timeout=400)
+        assert process.returncode == 0, said
     return torch.load(folder / "found.pt", weights_only=True)
 
 

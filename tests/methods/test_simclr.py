@@ -10,6 +10,7 @@ from torch import nn
 
 from selftrain.ssl_tasks.methods.simclr import nt_xent, projection_head, with_other_ranks
 from tests.methods.trial import CLASSES, Trial, batch_of, gradients, settings_of
+from tests.warm import call
 
 
 def by_loops(first: np.ndarray, second: np.ndarray, temperature: float) -> float:
@@ -114,7 +115,9 @@ def test_two_processes_contrast_the_images_of_both(tmp_path: Path) -> None:
     rows, weight = torch.randn(2, 4, 6), torch.randn(6, 5, requires_grad=True)
     nt_xent(rows[0] @ weight, rows[1] @ weight, 0.5)[0].backward()
     store = (str(tmp_path / "store"), rows, weight.detach(), str(tmp_path))
-    torch.multiprocessing.spawn(contrast_in_a_rank, store, nprocs=2)
+    for process in [call(contrast_in_a_rank, number, *store) for number in range(2)]:
+        said = process.communicate(timeout=400)
+        assert process.returncode == 0, said
     for number in (0, 1):
         found = torch.load(tmp_path / f"{number}.pt", weights_only=True)
         assert torch.allclose(found, weight.grad, atol=1e-6)

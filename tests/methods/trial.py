@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from selftrain.models import ModelSettings, build_model
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, View, Views
-from selftrain.ssl_tasks.methods import METHODS, build_method
+from selftrain.ssl_tasks.methods import build_method
 from selftrain.ssl_tasks.methods.base import Losses, Problem
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.methods import MethodSettings
 from selftrain.ssl_tasks.settings.section import Section
 
@@ -177,7 +178,7 @@ class Trial:
         return {name: value.clone() for name, value in state.items() if value is not None}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Goes on from a state."""
+        """Resumes from a state."""
         parts = {
             part: {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
             for part in ("student", "method", "optimizer")

@@ -13,7 +13,7 @@ from selftrain import fetch_weights, find_weights, weights
 from selftrain.models import ModelSettings
 from selftrain.models.sources import find_source, obtain
 from selftrain.ssl_tasks.errors import ConfigError, NotFound
-from tests.local_servers import free_port
+from selftrain.ssl_tasks.training.launch import free_port
 from tests.models.hub import publish, serving
 
 pytest.importorskip("timm")

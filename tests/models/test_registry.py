@@ -170,7 +170,8 @@ class DropPath(nn.Module):
 
 
 class TimmNetwork(nn.Module):
-    """What timm.create_model(num_classes=0) gives: pooled features. As some of timm's, it drops unless told not to."""
+    """Stands for timm.create_model(num_classes=0), which gives pooled features. As some of timm's, it drops unless told
+    not to."""
 
     def __init__(self, in_chans: int, drop_path_rate: float = 0.5) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from PIL import Image
 from selftrain.models import ModelSettings, build_model
 from selftrain.ssl_tasks.data.order import key_of
 from selftrain.ssl_tasks.data.sources import fingerprint
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings, FolderSource, SplitSettings, SyntheticSource
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact

@@ -1,4 +1,4 @@
-"""What people say wins, is checked, and is carried to later rounds."""
+"""Corrections take precedence, are checked, and are carried to later rounds."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ import torch
 
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import ConfigError, TrainingDiverged
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.pseudo_labels.engine import open_duckdb
 from selftrain.ssl_tasks.pseudo_labels.labeller import Labeller
 from selftrain.ssl_tasks.pseudo_labels.schema import Predictions

@@ -1,4 +1,4 @@
-"""What a Ray worker needs to label a shard, and what it refuses; without a cluster."""
+"""A Ray worker labels a shard or refuses it; tested without a cluster."""
 
 import json
 import sys
@@ -11,8 +11,7 @@ import pytest
 from selftrain.flows.actions.compare import refuse_unreachable, run_cell
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.cluster import answer, refuse_deaf, spread
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.stage import StageContext
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, execute
 from selftrain.ssl_tasks.pseudo_labels.predict import at_hand, label_shard, opened
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
@@ -35,7 +34,7 @@ def context(tmp_path: Path) -> StageContext:
 
 
 def asked(context: StageContext) -> dict[str, Any]:
-    """What the run sends with every shard."""
+    """Returns the settings that a run sends with every shard."""
     predicting, pool = opened(json.dumps(to_json(context)))
     _, means = predicting.predict_held_out()
     shared = {"context": to_json(context), "question": predicting.question(1.0), "temperature": 1.0}
@@ -107,7 +106,7 @@ def test_a_cluster_that_does_not_answer_is_named_at_once() -> None:
 
 
 def test_a_cell_whose_worker_cannot_reach_prefect_or_the_workspace_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is not the workspace of this comparison.*a disk that all machines have"):
+    with pytest.raises(ConfigError, match=r"is not the workspace of this comparison.*a disk that all of them mount"):
         run_cell({"workspace": str(tmp_path), "mark": "seen-1"}, {})
     with pytest.raises(ConfigError, match=r"cannot reach the Prefect API .* PREFECT_API_URL .* --no-prefect"):
         refuse_unreachable(f"http://127.0.0.1:{free_port()}/api")

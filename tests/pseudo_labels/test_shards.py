@@ -1,4 +1,4 @@
-"""Where shards end, and how they are kept."""
+"""Shards have fixed borders and are stored once."""
 
 from pathlib import Path
 

@@ -64,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         }
     )
     run = Run.create(folder / "workspace", config)
-    conductor = Conductor(run, config, isolate=False)
+    conductor = Conductor(config, run.workspace, run)
     summary = self_training(config, conductor)
     conductor.close()
     run.write_summary(summary.as_json())

@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.pseudo_labels.corrections import REJECT, LabelWords, read_rows
 from selftrain.ssl_tasks.report.data import RoundPage
 from selftrain.ssl_tasks.report.page import render, report_data
@@ -98,17 +98,17 @@ def test_a_report_in_mid_run_says_what_is_known_so_far(browser: Browser, run: Ru
         browser.open(page)
         return browser.run("return document.querySelector('.lede').textContent")
 
-    begun = "The run is not finished; it computes student-1. So far: "
+    begun = "The run is not finished; student-1 is running. So far: "
     for rounds in ((teacher,), (teacher, untrained)):
         said = lede("running", *rounds)
         assert said.startswith(f"{begun}One model, trained from 12 labelled images: test accuracy ")
-        assert said.endswith("No student has been measured yet.")
+        assert said.endswith("No student has been evaluated yet.")
     assert lede("running", best=None) == begun + "There is no trained model yet."
     unmeasured = replace(teacher, validation=None, test=None)
-    assert lede("running", unmeasured, best=None).endswith("1 model trained on 12 labelled images; not measured yet.")
+    assert lede("running", unmeasured, best=None).endswith("1 model trained on 12 labelled images; not evaluated yet.")
     said = lede("running", teacher, student)
-    assert "no student is better than the teacher on validation (1 student measured)" in said
-    assert "No student has been measured." in lede("failed", teacher, untrained)
+    assert "no student is better than the teacher on validation (1 student evaluated)" in said
+    assert "No student has been evaluated." in lede("failed", teacher, untrained)
     assert "no student was better than the teacher" in lede("done", teacher, student)
 
 
@@ -132,7 +132,7 @@ def test_filters_leave_what_they_say(opened: Browser) -> None:
     assert {one["label"] for one in shown} == {sorted(CLASSES)[1]}
     choose(opened, "kept", "left")
     assert all(
-        "not kept" in text
+        "rejected" in text
         for text in opened.run("return [...document.querySelectorAll('.facts')].map(e => e.textContent)")
     )
     choose(opened, "kept", "")

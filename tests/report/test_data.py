@@ -1,4 +1,4 @@
-"""What the report says is what the tables say."""
+"""The report's numbers are those of the tables."""
 
 import shutil
 from dataclasses import asdict
@@ -135,7 +135,7 @@ def test_images_that_are_gone_leave_the_labels(run: Run) -> None:
         aside.rename(cache)
     assert data.gallery.samples
     assert all(sample.picture is None for sample in data.gallery.samples)
-    assert "cannot be read" in data.gallery.notes[0]
+    assert "can no longer be read" in data.gallery.notes[0]
 
 
 def test_a_large_confusion_keeps_its_diagonal_and_its_largest_mistakes() -> None:

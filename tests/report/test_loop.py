@@ -80,6 +80,6 @@ def test_what_is_clicked_is_what_the_next_run_learns(own: Run, browser: Browser,
     choose(browser, "kept", "people")
     assert browser.run("return document.querySelectorAll('.card').length") == 3
     browser.run("[...document.querySelectorAll('.segments button')].find(one => one.textContent === 'Round 1').click()")
-    until(lambda: "People set 2 labels and rejected 1." in browser.run("return document.body.textContent"))
+    until(lambda: "Corrections set 2 labels and rejected 1." in browser.run("return document.body.textContent"))
     assert browser.complaints() == []
     assert browser.requests() == [page.as_uri()]

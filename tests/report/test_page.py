@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selftrain.ssl_tasks.report import data as collect
+from selftrain.ssl_tasks.report import page
 from selftrain.ssl_tasks.report.page import STATIC, report_data, write_report
 from selftrain.ssl_tasks.report.pictures import COLUMNS, embed, encode_sheets, finite, fit, make_sheets
 from selftrain.ssl_tasks.store.runs import Run
@@ -93,5 +93,5 @@ def test_the_gallery_takes_the_room_that_is_left(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     without = write_report(Run.create(run.workspace, run.config), tmp_path / "empty.html").stat().st_size
-    monkeypatch.setattr(collect, "MOST_BYTES", room)
+    monkeypatch.setattr(page, "MOST_BYTES", room)
     assert write_report(run, tmp_path / "small.html").stat().st_size <= without + room

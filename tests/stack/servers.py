@@ -21,6 +21,8 @@ from typing import Any
 import psutil
 import yaml
 
+from selftrain.ssl_tasks.training.launch import free_port
+
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 BINARIES = Path(sys.executable).parent
@@ -58,7 +60,7 @@ class Stack:
         )
 
     def url(self, service: str, scheme: str = "http") -> str:
-        """Where a service listens."""
+        """Returns the address of a service."""
         return f"{scheme}://127.0.0.1:{self.ports[CONTAINER_PORTS[service]]}"
 
     def environment(self, service: str) -> dict[str, str]:
@@ -89,7 +91,7 @@ class Stack:
         return {**kept, **given, **ours}
 
     def worker_environment(self) -> dict[str, str]:
-        """What flows, and the command line beside them, run with; GPU 0 is pretended, so that it is leased."""
+        """Returns the environment of flows and commands; GPU 0 is pretended, so that it is leased."""
         placed = {
             "SELFTRAIN_HOME": str(self.folder / "workspace"),
             "SELFTRAIN_LOCKS": str(self.folder / "locks"),
@@ -246,7 +248,7 @@ class Stack:
         self._tell(self.processes[service].pid)
 
     def _tell(self, number: int) -> None:
-        """A process group that the watchdog shall end, or with a minus one that is gone."""
+        """A process group that the watchdog must end, or with a minus one that is gone."""
         assert self.watchdog.stdin is not None
         self.watchdog.stdin.write(f"{number}\n".encode())
         self.watchdog.stdin.flush()
@@ -300,10 +302,3 @@ def _variables() -> dict[str, str]:
     filled = {name: value or secrets.token_hex(16) for name, value in values.items()}
     # More slots than GPUs: the lease of a killed run, which lasts a minute, holds up no test but that of the limit.
     return {**filled, "PREFECT_AUTH": f"admin:{filled['PREFECT_AUTH']}", "TORCH_INDEX": "", "GPUS": "8"}
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -110,7 +110,7 @@ class Started:
         return until(lambda: list(all_runs(self.workspace)))[-1]
 
     def log(self, stage: str) -> str:
-        """What a stage's process has written, over all attempts."""
+        """Returns the log of a stage's process, over all attempts."""
         paths = [run.path / "logs" / f"{stage}.log" for run in all_runs(self.workspace)]
         return "".join(path.read_text() for path in paths if path.exists())
 
@@ -134,7 +134,7 @@ class Started:
 
 
 def digests(run: Run) -> dict[str, str]:
-    """What each stage made."""
+    """Returns the digest of each stage's artifact."""
     return {stage.name: stage.digest for stage in run.stages()}
 
 

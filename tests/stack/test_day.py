@@ -64,7 +64,7 @@ def test_the_form_is_typed_and_wrong_values_are_refused(team: Team) -> None:
 def test_a_run_that_finds_nothing_new_ends_at_once_saying_so(team: Team) -> None:
     started = team.start("undisturbed")
     state = team.api.wait_for(started.id, "COMPLETED", "FAILED", "CRASHED")
-    assert (state["name"], state["message"]) == ("NothingNew", "nothing new: every stage was answered before")
+    assert (state["name"], state["message"]) == ("NothingNew", "every stage was reused; nothing was recomputed")
     assert computed(started.workspace) == STAGES
 
 

@@ -1,4 +1,4 @@
-"""Whatever dies under a run: in the end the right result, once. docs/operations.md has these as a table."""
+"""A run gives the right result once, whatever dies during it. docs/operations.md has these as a table."""
 
 import signal
 import time
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture(scope="module")
 def silent(team: Team) -> dict[str, Started]:
-    """Runs whose process ended with its worker, stopped or killed: nobody is left to say so.
+    """Runs whose process ended with its worker, stopped or killed: no process is left to say so.
 
-    It takes the server's automation three heartbeats to notice, in which the other tests go on.
+    It takes the server's automation three heartbeats to notice, while other tests continue.
     """
     runs = {}
     for name, number in (("worker-stopped", signal.SIGTERM), ("all-killed", signal.SIGKILL)):

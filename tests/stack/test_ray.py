@@ -1,4 +1,4 @@
-"""A Ray cluster of two machines (two nodes on this host): the same bytes as at home, whoever dies."""
+"""A Ray cluster of two machines (two nodes on this host): the same bytes as at home, whichever process dies."""
 
 import os
 import signal
@@ -17,14 +17,16 @@ from selftrain.flows.actions.compare import run_cells
 from selftrain.flows.actions.verbs import run
 from selftrain.ssl_tasks.errors import ConfigError, Interrupted
 from selftrain.ssl_tasks.execution import process
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.training.launch import free_port
+from tests.bodies import isolated
 from tests.flows.tiny import write_recipe
 from tests.pseudo_labels.teachers import synthetic, teacher
-from tests.stack.servers import BINARIES, ROOT, free_port
+from tests.stack.servers import BINARIES, ROOT
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'selftrain[ray]'")
 pytestmark = pytest.mark.stack
@@ -104,7 +106,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def at_home(tmp_path_factory: pytest.TempPathFactory, inputs: Inputs) -> Artifact:
-    """What one process makes of the same question."""
+    """Returns the result of one process for the same stage."""
     return predict(tmp_path_factory.mktemp("home"), inputs)
 
 
@@ -122,7 +124,7 @@ def predict(workspace: Path, inputs: Inputs, **runtime: Any) -> Artifact:
     roles = dict(zip(("dataset", "model"), inputs, strict=True))
     request = Request("predict", "predict", 1, "selftrain.ssl_tasks.pseudo_labels.predict:predict", settings, roles)
     chosen = RuntimeSettings.model_validate({"threads": 1, "device": "cpu", **runtime})
-    return execute(request, workspace, chosen, process.run_isolated).artifact
+    return isolated(request, workspace, chosen)
 
 
 def begin(workspace: Path, inputs: Inputs, cluster: Cluster) -> "Future[Artifact]":

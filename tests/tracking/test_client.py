@@ -21,9 +21,11 @@ from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.tracking.client import check_server, connect, default_uri
 from selftrain.ssl_tasks.tracking.spool import spools
 from selftrain.ssl_tasks.tracking.tracker import Report, Tracker, sync
+from selftrain.ssl_tasks.training.launch import free_port
 from tests.clock import own_seconds, until
-from tests.local_servers import free_port, mlflow_server
+from tests.local_servers import mlflow_server
 from tests.tracking.observed import runs_by_name
+from tests.tracking.telling import log_metrics
 
 
 def test_eight_processes_race_to_a_fresh_database(tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_half_a_database_without_runs_is_set_aside_and_one_with_runs_is_not(
     with caplog.at_level(logging.WARNING, "selftrain"):
         assert connect(default_uri(tmp_path), tmp_path).search_experiments()
     assert len(list(tmp_path.glob("mlflow.db.broken-*"))) == 1
-    assert "was never set up to its end" in caplog.text
+    assert "was never finished" in caplog.text
     kept = tmp_path / "kept"
     kept.mkdir()
     with contextlib.closing(sqlite3.connect(kept / "mlflow.db")) as database, database:
@@ -126,7 +128,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 def test_a_server_of_another_major_version_is_refused_in_words() -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(ConfigError, match=r"says version '2\.9\.2', expected 3\.x"):
+        with pytest.raises(ConfigError, match=r"has version '2\.9\.2', expected 3\.x"):
             check_server(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
 
@@ -169,17 +171,17 @@ def test_a_server_that_dies_in_the_middle_delays_nothing_and_loses_nothing(
         tracker = Tracker(uri, workspace)
         run = tracker.start_run("run", {"seed": 1}, "seed: 1\n")
         stage = tracker.start_stage(run, "teacher")
-        tracker.log_metrics(stage, {"loss": 1.0}, step=1)
+        log_metrics(tracker, stage, {"loss": 1.0}, step=1)
         client = MlflowClient(uri)
         until(lambda: "teacher" in runs_by_name(client), "the stage's run", pause=0.2)
     started = own_seconds()
-    tracker.log_metrics(stage, {"loss": 0.5}, step=2)
+    log_metrics(tracker, stage, {"loss": 0.5}, step=2)
     tracker.finish_stage(stage, artifacts["teacher"])
     tracker.finish_run(run)
     assert own_seconds() - started < 0.1
     report = tracker.close()
     assert report.left == 4
-    assert "MLflow is away" in report.reason
+    assert "MLflow does not answer" in report.reason
     away = sync(workspace)
     assert (away.sent, away.left) == (0, 4)
     with mlflow_server(home, port):

@@ -11,11 +11,12 @@ from selftrain.ssl_tasks.settings.run_config import RunConfig
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store
 from selftrain.ssl_tasks.store.runs import Run, StageRecord
 from selftrain.ssl_tasks.tracking.client import connect, default_uri
+from selftrain.ssl_tasks.tracking.entities import champion
 from selftrain.ssl_tasks.tracking.lineage import Graph, Node, as_json, as_mermaid, as_tree, visible
 from selftrain.ssl_tasks.tracking.shipper import Shipper
 from selftrain.ssl_tasks.tracking.trace import (
-    champion_lineage,
     find_artifact,
+    mlflow_lineage,
     resting_on,
     sample_lineage,
     sample_tree,
@@ -35,7 +36,7 @@ def store(workspace: Path, artifacts: dict[str, Artifact]) -> Store:
 
 @pytest.fixture
 def graph(store: Store, artifacts: dict[str, Artifact]) -> Graph:
-    """What the student rests on, under the names of its run."""
+    """The lineage of the student, with the names of its run."""
     return store_lineage(store, artifacts["student-1"], {one.key: name for name, one in artifacts.items()})
 
 
@@ -92,7 +93,7 @@ def test_a_changed_file_is_found_and_so_are_the_models_on_it(store: Store, artif
     path.write_text(path.read_text() + " ")
     (damage,) = verify(store)
     assert (damage.stage, damage.file) == ("select", "stats.json")
-    assert damage.problem == "has other contents than when it was written"
+    assert damage.problem == "has changed since it was written"
     assert damage.models == (artifacts["student-1"].digest,)
 
 
@@ -154,7 +155,10 @@ def test_mlflow_alone_tells_the_same_lineage(
     uri = default_uri(workspace)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     Shipper(workspace, uri).ship_left(None)
-    told = champion_lineage(connect(uri, workspace), "quickstart")
+    client = connect(uri, workspace)
+    version = champion(client, "quickstart")
+    assert version is not None
+    told = mlflow_lineage(client, str(version.source).rsplit("/", 1)[-1])
     assert told.nodes[told.root].digest == artifacts["student-1"].digest
     models = {node.digest for node in told.nodes.values() if node.kind == "model"}
     assert models == {node.digest for node in graph.nodes.values() if node.kind == "model"}
@@ -180,18 +184,18 @@ def test_a_sample_knows_its_teacher_its_label_and_its_student(run: Run, artifact
     assert (first.teacher, first.student) == (artifacts["teacher"].digest, artifacts["student-1"].digest)
     assert (first.label, first.confidence, first.selected, first.copies) == ("cat", 0.9, True, 2)
     assert found.split == "unlabeled"
-    assert "selected; student" in sample_tree(found)
+    assert "accepted; student" in sample_tree(found)
     assert "sees 2 copies" in sample_tree(found)
 
 
 def test_a_correction_is_told_apart_from_the_model(run: Run) -> None:
     (first,) = sample_lineage(run, "image-1").rounds
     assert (first.label, first.chosen_label, first.source) == ("cat", "dog", "override")
-    assert "selected as dog (override)" in sample_tree(sample_lineage(run, "image-1"))
+    assert "accepted as dog (override)" in sample_tree(sample_lineage(run, "image-1"))
 
 
 def test_a_sample_that_was_not_selected_or_not_readable_says_so(run: Run) -> None:
-    assert "not selected" in sample_tree(sample_lineage(run, "image-3"))
+    assert "rejected" in sample_tree(sample_lineage(run, "image-3"))
     unreadable = sample_lineage(run, "image-5")
     assert (unreadable.rounds[0].error, unreadable.rounds[0].label) == ("truncated", None)
     assert "unreadable: truncated" in sample_tree(unreadable)

@@ -1,4 +1,4 @@
-"""What a run tells MLflow arrives whole, and once, whatever dies or is away in between."""
+"""The records of a run arrive in MLflow completely and once, whatever dies or is away in between."""
 
 import shutil
 import signal
@@ -167,15 +167,6 @@ def test_a_live_run_is_not_touched_by_sync(workspace: Path) -> None:
     tracker.start_run("alive", {}, "")
     assert send(workspace).sent == 0
     assert len(spools(workspace)) == 1
-
-
-def test_dead_attempts_are_ended_by_their_local_ids(workspace: Path, client: MlflowClient) -> None:
-    tracker = spool_only(workspace)
-    run = tracker.start_run("run", {}, "")
-    tracker.end_dead([run])
-    tracker.close()
-    send(workspace)
-    assert runs_by_name(client)["run"][0].info.status == "KILLED"
 
 
 def test_what_the_server_refuses_is_kept_and_offered_again(

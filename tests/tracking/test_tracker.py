@@ -1,4 +1,4 @@
-"""What MLflow shows of a run: its stages, what they read and made, the registered model."""
+"""MLflow shows a run's stages, their inputs and outputs, and the registered model."""
 
 import json
 import os
@@ -36,7 +36,9 @@ def test_a_run_is_a_parent_with_a_child_for_each_stage(
     started = own_seconds()
     track_round(tracker, artifacts)
     assert own_seconds() - started < 0.3  # all seven stages together
-    assert tracker.close(timeout=600) == Report(sent=35, champion="version 1, the first, with 0.9000 on validation")
+    assert tracker.close(timeout=600) == Report(
+        sent=35, champion="version 1 is the first champion, with 0.9000 on validation"
+    )
     runs = runs_by_name(client)
     (parent,) = runs["quickstart"]
     assert parent.data.params == {"seed": "0", "teacher.model.name": "small_cnn"}
@@ -148,7 +150,7 @@ def test_a_description_is_never_longer_than_mlflow_keeps(
     assert len(str(held.description)) == model_card.LONGEST
 
 
-@pytest.mark.parametrize(("images", "note"), [("v" * 64, ""), ("w" * 64, " (of other validation images)")])
+@pytest.mark.parametrize(("images", "note"), [("v" * 64, ""), ("w" * 64, " (on different validation images)")])
 def test_a_model_becomes_champion_only_if_it_beats_the_holder(
     workspace: Path, artifacts: dict[str, Artifact], client: MlflowClient, images: str, note: str
 ) -> None:
@@ -158,7 +160,10 @@ def test_a_model_becomes_champion_only_if_it_beats_the_holder(
     tracker.close()
     send(workspace)
     (parent,) = runs_by_name(client)["quickstart"]
-    assert parent.data.tags["selftrain.champion"] == f"version 1 keeps it: 0.9000 on validation{note} against 0.9000"
+    assert (
+        parent.data.tags["selftrain.champion"]
+        == f"version 1 remains champion: 0.9000 on validation{note} against 0.9000"
+    )
     tracker = spool_only(workspace)
     tracker.promote(run, artifacts["teacher"], 0.91, "quickstart")
     tracker.close()
@@ -221,4 +226,6 @@ def test_what_others_print_is_not_taken_for_the_shippers_answer(
     tracker.close()
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     report = sync(workspace)
-    assert (report.left, report.reason) == ((1, "the shipper died; see shipper.log") if "Exit" in how else (0, ""))
+    assert (report.left, report.reason) == (
+        (1, "the process that sends records died; see shipper.log") if "Exit" in how else (0, "")
+    )

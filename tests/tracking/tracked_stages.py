@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from selftrain.ssl_tasks.execution.execute import Request, execute
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
+from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult, execute
 from selftrain.ssl_tasks.settings.section import Section
 from selftrain.ssl_tasks.store.artifacts import Artifact
 
@@ -17,7 +16,7 @@ SAMPLES = [f"image-{number}" for number in range(6)]
 
 
 class Tiny(Section):
-    """What a miniature stage is asked."""
+    """The settings of a miniature stage."""
 
     value: int = 0
     accuracy: float = 0.5

@@ -1,4 +1,4 @@
-"""What the tests of training share: the data set, built once."""
+"""The data set that the tests of training share, built once."""
 
 from pathlib import Path
 

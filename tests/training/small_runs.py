@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from selftrain.ssl_tasks.execution.execute import Request, execute
+from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
@@ -82,7 +82,7 @@ def history_of(model: Artifact) -> pd.DataFrame:
 
 
 def folder_of(workspace: Path, section: LearnerSettings, dataset: Artifact) -> Path:
-    """Where attempts at the training keep their checkpoints."""
+    """Returns the folder of a training's checkpoints."""
     key = request_of(section, {"dataset": dataset}).key
     return workspace / "store" / "attempts" / f"train-{key}" / "scratch" / "checkpoints"
 

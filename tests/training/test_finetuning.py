@@ -12,7 +12,7 @@ from selftrain.models import build_model
 from selftrain.models.settings import ModelSettings
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.execute import execute
+from selftrain.ssl_tasks.execution.stage import execute
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.run_config import FineTuneSettings, LearnerSettings, RuntimeSettings
@@ -27,7 +27,7 @@ STEPS = {"steps": 40, "batch_size": 25, "learning_rate": 0.02, "evaluate_every":
 
 
 def tuning(student: LearnerSettings, **settings: Any) -> LearnerSettings:
-    """What the stage is asked."""
+    """Returns the settings of the stage."""
     asked = {"image_size": LARGER, "train": STEPS, **settings}
     return FineTuneSettings.model_validate(asked).of(student)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.precision import (
+from selftrain.ssl_tasks.execution.devices import (
     autocast,
     computed_by,
     has_native_bf16,
@@ -35,7 +35,7 @@ def test_auto_is_bf16_only_where_the_hardware_has_it() -> None:
 def test_auto_is_fp32_where_the_environment_forbids_the_cpus_bf16() -> None:
     """oneDNN reads ONEDNN_MAX_CPU_ISA once, at its start: so in a process of its own."""
     script = """import torch
-from selftrain.ssl_tasks.execution.precision import computed_by, resolve_precision
+from selftrain.ssl_tasks.execution.devices import computed_by, resolve_precision
 cpu = torch.device("cpu")
 print(computed_by(cpu, resolve_precision("auto", cpu)))"""
     limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}

@@ -1,30 +1,29 @@
 """Several processes train one network: the same numbers, and an orderly end whatever happens to one of them."""
 
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
-from selftrain.ssl_tasks.errors import ConfigError, Interrupted, SelftrainError, TrainingDiverged
+from selftrain.ssl_tasks.errors import ConfigError, SelftrainError, TrainingDiverged
 from selftrain.ssl_tasks.execution.stage import StageContext
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.training.checkpoints import checkpoint_files
 from selftrain.ssl_tasks.training.launch import answer_path, free_port, from_json, read_answers, to_json
 from tests.clock import HANG
 from tests.foreign import listeners
-from tests.training.small_runs import folder_of, history_of, learner, train_apart, train_in, weights_of
+from tests.training.small_runs import folder_of, history_of, learner, train_in, weights_of
+from tests.warm import Command, call
 
 
 @pytest.mark.slow
@@ -33,7 +32,7 @@ def test_two_processes_make_what_one_makes(tmp_path: Path, dataset: Artifact) ->
     method = {"name": "fixmatch", "threshold": 0.11}
     section = learner(method, {"name": "mlp-2", "width": 32}, learning_rate=0.05)
     one = train_in(tmp_path / "one", section, {"dataset": dataset})
-    two = train_in(tmp_path / "two", section, {"dataset": dataset}, processes=2)
+    two = trained(tmp_path / "two", section, dataset, processes=2)
     theirs = weights_of(two)
     for name, value in weights_of(one).items():
         assert np.abs(value - theirs[name]).max() < 1e-5, name
@@ -44,13 +43,17 @@ def test_two_processes_make_what_one_makes(tmp_path: Path, dataset: Artifact) ->
         assert both[0] == pytest.approx(both[1], rel=1e-4, abs=1e-6, nan_ok=True), name
 
 
-@contextmanager
-def meanwhile(action: Callable[[], None]) -> Iterator[None]:
-    """Does something beside what goes on."""
-    thread = Thread(target=action)
-    thread.start()
-    yield
-    thread.join()
+def train(workspace: Path, section: LearnerSettings, dataset: Artifact, **runtime: Any) -> Command:
+    """Starts the training in a process of its own, which starts the ranks."""
+    return call(train_in, workspace, section, {"dataset": dataset}, **runtime)
+
+
+def trained(workspace: Path, section: LearnerSettings, dataset: Artifact, **runtime: Any) -> Artifact:
+    """The same, to its end."""
+    process = train(workspace, section, dataset, **runtime)
+    said = process.communicate(timeout=HANG)[1]
+    assert process.returncode == 0, said
+    return train_in(workspace, section, {"dataset": dataset})  # which is answered
 
 
 def wait_for(what: Callable[[], Any]) -> Any:
@@ -64,46 +67,39 @@ def wait_for(what: Callable[[], Any]) -> Any:
 
 def ranks_below(pid: int) -> list[psutil.Process]:
     """The training processes, without their launcher."""
-    return [
-        one
-        for one in psutil.Process(pid).children(recursive=True)
-        if "selftrain.ssl_tasks.training.worker" in one.cmdline()[3:4]
-    ]
+    return [one for one in psutil.Process(pid).children(recursive=True) if "RANK" in one.environ()]
 
 
 @pytest.mark.slow
 def test_group_that_lost_a_rank_and_was_stopped_makes_the_same_model(tmp_path: Path, dataset: Artifact) -> None:
     section = learner(model={"name": "small_cnn", "width": 4}, steps=300, evaluate_every=100, log_every=10)
-    folder, seen = folder_of(tmp_path / "hurt", section, dataset), []
+    folder = folder_of(tmp_path / "hurt", section, dataset)
+    group = {"processes": 2, "checkpoint_every": 0.1}
 
     def reached() -> int:
         return max((int(path.name[5:15]) for path in checkpoint_files(folder)), default=0)
 
-    def kill_one() -> None:
-        wait_for(reached)
-        seen.extend(ranks_below(os.getpid()))
-        seen[1].kill()
-
-    def stop(since: int) -> None:
-        wait_for(lambda: reached() > since)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def train(name: str) -> Artifact:
-        return train_in(tmp_path / name, section, {"dataset": dataset}, processes=2, checkpoint_every=0.1)
-
-    with meanwhile(kill_one), pytest.raises(SelftrainError, match=r"training process \d of 2 .* was killed.*Run again"):
-        train("hurt")
-    assert len(seen) == 2
-    wait_for(lambda: not any(one.is_running() for one in seen))
-    with meanwhile(partial(stop, reached())), pytest.raises(Interrupted, match="asked to stop at step"):
-        train("hurt")
-    assert train("hurt").digest == train("whole").digest
+    hurt = train(tmp_path / "hurt", section, dataset, **group)
+    wait_for(reached)
+    ranks = ranks_below(hurt.pid)
+    assert len(ranks) == 2
+    ranks[1].kill()
+    said = hurt.communicate(timeout=HANG)[1]
+    assert re.search(r"SelftrainError: training process \d of 2 .* was killed.*Run again", said), said
+    wait_for(lambda: not any(one.is_running() for one in ranks))
+    before, stopped = reached(), train(tmp_path / "hurt", section, dataset, **group)
+    wait_for(lambda: reached() > before)
+    stopped.send_signal(signal.SIGTERM)
+    said = stopped.communicate(timeout=HANG)[1]
+    assert re.search("Interrupted: .*asked to stop at step", said), said
+    ended = [trained(tmp_path / name, section, dataset, **group) for name in ("hurt", "whole")]
+    assert ended[0].digest == ended[1].digest
 
 
 @pytest.mark.slow
 def test_ranks_end_with_the_process_that_started_them(tmp_path: Path, dataset: Artifact) -> None:
     section = learner(steps=20_000, evaluate_every=20_000)
-    process = train_apart(tmp_path, section, dataset, processes=2, checkpoint_every=0.1)
+    process = train(tmp_path, section, dataset, processes=2, checkpoint_every=0.1)
     wait_for(lambda: checkpoint_files(folder_of(tmp_path, section, dataset)))
     ranks = ranks_below(process.pid)
     assert len(ranks) == 2
@@ -115,7 +111,10 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path, dataset: A
 
 @pytest.mark.slow
 def test_two_hosts_make_what_two_processes_make(tmp_path: Path, dataset: Artifact) -> None:
-    """Both on this host: the second is whoever runs `selftrain assist`, and ends when it is asked to."""
+    """Both hosts are this one: the second runs `selftrain assist`, and ends when it is asked to.
+
+    They meet over TCP as two machines do; a network between them, which may be slow or part, is not tested.
+    """
     section = learner()
     words = [
         sys.executable,
@@ -133,14 +132,14 @@ def test_two_hosts_make_what_two_processes_make(tmp_path: Path, dataset: Artifac
         assert assistant.stderr is not None
         assert assistant.stdout.readline().startswith("assisting"), assistant.communicate()[1]
         hosts = {"nodes": 2, "rendezvous": f"127.0.0.1:{free_port()}"}
-        found = train_in(tmp_path / "two", section, {"dataset": dataset}, **hosts)
+        found = trained(tmp_path / "two", section, dataset, **hosts)
         told = [assistant.stderr.readline().strip() for _ in range(2)]
         assert told == [f"joining train-{found.key}", f"train-{found.key}: done"]
     finally:
         assistant.terminate()
         assistant.communicate(timeout=HANG)
     assert assistant.returncode == 130
-    assert found.digest == train_in(tmp_path / "one", section, {"dataset": dataset}, processes=2).digest
+    assert found.digest == trained(tmp_path / "one", section, dataset, processes=2).digest
 
 
 def answer(folder: Path, number: int, **values: Any) -> None:

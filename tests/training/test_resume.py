@@ -20,6 +20,7 @@ from tests.training.small_runs import folder_of, kill, learner, train_apart, tra
 KILLS = 10
 EACH_STEP = 1e-6  # seconds between checkpoints: so that kills fall into writes as well
 METHODS = {"supervised": {"mixup": 0.5}, "fixmatch": {"threshold": 0.3}, "mean_teacher": {"weight": 5.0}}
+WORKERS = {"supervised": 0, "fixmatch": 2, "mean_teacher": 0}  # of `make test`
 
 
 def long_run(method: str) -> LearnerSettings:
@@ -28,8 +29,14 @@ def long_run(method: str) -> LearnerSettings:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [
+        pytest.param(method, workers, marks=[] if workers == WORKERS[method] else [pytest.mark.long])
+        for method in METHODS
+        for workers in (0, 2)
+    ],
+)
 def test_ten_kills_change_no_bit(tmp_path: Path, dataset: Artifact, method: str, workers: int) -> None:
     section, chance = long_run(method), random.Random(f"{method}{workers}")
     started = time.monotonic()

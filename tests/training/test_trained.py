@@ -12,7 +12,7 @@ from selftrain.models import build_model
 from selftrain.models.settings import ModelSettings
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import DamagedArtifact, DataError
-from selftrain.ssl_tasks.execution.execute import execute
+from selftrain.ssl_tasks.execution.stage import execute
 from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
@@ -82,7 +82,7 @@ def test_same_weights_are_the_same_bytes_in_any_memory_format(tmp_path: Path) ->
 
 @pytest.mark.parametrize("images", [np.zeros((2, 16, 16, 1), np.uint8), np.zeros((2, 16, 16, 3), np.float32)])
 def test_images_of_another_kind_are_refused(folder: Path, images: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"this network reads uint8 images \[n, height, width, 3\]"):
+    with pytest.raises(DataError, match=r"expected uint8 images \[n, height, width, 3\]"):
         load_trained(folder, "cpu").logits(images)
 
 

@@ -22,7 +22,7 @@ from selftrain.models import ModelSettings, build_model
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import ConfigError, Interrupted, OutOfMemory, TrainingDiverged
-from selftrain.ssl_tasks.execution.precision import computed_by
+from selftrain.ssl_tasks.execution.devices import computed_by
 from selftrain.ssl_tasks.methods.base import Losses
 from selftrain.ssl_tasks.methods.supervised import Supervised
 from selftrain.ssl_tasks.store.artifacts import Artifact
@@ -111,7 +111,7 @@ def test_scrambled_truth_changes_no_weight_and_no_choice(tmp_path: Path, dataset
 
 
 def told(dataset: Artifact) -> Path:
-    """Where an artifact lies in its workspace."""
+    """Returns the path of an artifact in its workspace."""
     return dataset.path.relative_to(dataset.path.parents[2])
 
 
@@ -235,6 +235,8 @@ def test_loss_that_grows_beyond_reason_stops_the_run(
 def test_memory_that_is_not_enough_says_what_to_lower(
     tmp_path: Path, dataset: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """CUDA's error is raised by hand: a CPU has no memory of its own that a step could exhaust."""
+
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -296,7 +298,7 @@ def test_student_can_start_from_a_model_of_its_kind_alone(tmp_path: Path, datase
     student = train_in(tmp_path, learner(**still), {"dataset": dataset, "init": teacher})
     theirs = weights_of(teacher)
     assert all(np.allclose(value, theirs[name]) for name, value in weights_of(student).items())
-    with pytest.raises(ConfigError, match="mlp 16, the network to train is small_cnn"):
+    with pytest.raises(ConfigError, match="found the weights of mlp 16 for a network small_cnn"):
         train_in(tmp_path, learner(model={"name": "small_cnn"}), {"dataset": dataset, "init": teacher})
 
 

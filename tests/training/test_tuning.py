@@ -16,7 +16,7 @@ from selftrain.models import ModelSettings, build_model
 from selftrain.models.settings import Normalisation
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import ConfigError, DamagedArtifact
-from selftrain.ssl_tasks.execution.execute import execute
+from selftrain.ssl_tasks.execution.stage import execute
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store

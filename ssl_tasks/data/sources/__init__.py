@@ -52,7 +52,7 @@ def fingerprint(settings: DataSettings, cache: Path, say: Callable[[str], None] 
     """A digest of the source's contents, never of its place: a moved folder has the same. Cheap where nothing changed.
 
     Remembers the place under `cache`, so that a data set that was built elsewhere finds its images here.
-    `say` is called with each note on the source, such as what was passed over.
+    `say` is called with each note on the source, such as ignored entries.
     """
     source = open_source(settings.source, cache)
     digest = digest_json([settings.source.name, source.fingerprint(FileDigests(cache))])

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selftrain.ssl_tasks.errors import DataError
-from selftrain.ssl_tasks.store.artifacts import file_lock
 from selftrain.ssl_tasks.store.file_digests import FileDigests
+from selftrain.ssl_tasks.store.locks import file_lock
 
 if TYPE_CHECKING:
     from selftrain.ssl_tasks.store.file_digests import FileDigests
@@ -39,7 +39,7 @@ class Listing:
     uris: pa.Array  # string: what the source reads it by, relative to the source's place
     errors: pa.Array  # string, null: why a sample cannot be read, where the list itself shows it
     classes: tuple[str, ...] | None = None  # the source's own class list, classes without images included
-    notes: tuple[str, ...] = field(default_factory=tuple)  # what was passed over, for a person
+    notes: tuple[str, ...] = field(default_factory=tuple)  # notes for the user, such as ignored entries
 
     @classmethod
     def of(
@@ -72,7 +72,7 @@ class ImageSource(ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for a person: entries that were passed over, and classes that look alike."""
+        """Notes for the user: ignored entries, and classes that look alike."""
         return ()
 
     @abstractmethod

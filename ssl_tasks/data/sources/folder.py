@@ -47,7 +47,7 @@ class Rows:
 
 
 class Notes(Counter[str]):
-    """Counts the entries that were passed over, by reason, with the names of those that a person may miss."""
+    """Counts ignored entries by reason, with the names of those that the user may miss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,13 +60,13 @@ class Notes(Counter[str]):
             reason = "hidden, because the name begins with a dot"
             self.names.setdefault(reason, []).append(as_text("/".join(Path(entry.path).parts[-2:])))
         else:
-            reason = "hidden files that are no images"
+            reason = "hidden files that are not images"
         self[reason] += 1
 
     def lines(self) -> tuple[str, ...]:
         """A sentence for each reason."""
         return tuple(
-            f"{count} entries passed over: {one_line(why, LONGEST_REASON)}"
+            f"{count} {'entry' if count == 1 else 'entries'} ignored: {one_line(why, LONGEST_REASON)}"
             + (f": {brief(sorted(self.names[why]))}" if why in self.names else "")
             for why, count in sorted(self.items())
         )
@@ -85,7 +85,9 @@ class Folder(ImageSource):
     def _places(self) -> Places:
         path = existing(self.settings.path, "the image folder")
         if not path.is_dir():
-            raise DataError(f"the image folder {path} is a file; expected a folder with one folder of images per class")
+            raise DataError(
+                f"the image folder {path} is a file; expected a folder with one subfolder of images per class"
+            )
         roots = {"images": path}
         for name in ("unlabeled", *HELD_OUT):
             asked: Path | None = getattr(self.settings, name)
@@ -93,7 +95,8 @@ class Folder(ImageSource):
                 roots[name] = existing(asked, f"the {name} images' place")
                 if name in HELD_OUT and not asked.is_dir():
                     raise DataError(
-                        f"the {name} images' place {asked} is a file; expected a folder of images per class in a folder"
+                        f"the {name} images' place {asked} is a file; expected a folder with one subfolder "
+                        "of images per class"
                     )
             elif (path / name).is_dir():
                 roots[name] = path / name
@@ -155,7 +158,7 @@ class Folder(ImageSource):
         train = next((name for name in names if name.lower() == "train"), None)
         if train is not None and subfolders(path / train):
             raise DataError(
-                f"{path} holds a folder '{train}' with folders in it; class folders were expected. "
+                f"{path} holds a folder '{train}' with folders in it; expected class folders. "
                 f"Set data.source.path to '{path / train}', and data.source.test to the test folder if there is one"
             )
         if not names:
@@ -184,7 +187,7 @@ class Folder(ImageSource):
                 rows.add(f"unlabeled/{name}", None, "unlabeled", f"unlabeled:{name}", problem)
 
     def _strays(self, notes: Notes) -> int:
-        """How many image files lie beside the class folders, and are not read; hidden entries are noted."""
+        """Counts the image files beside the class folders, which are not read; hidden entries are noted."""
         roots, unlabeled = self._places.roots, self._reading.roots.get("unlabeled")
         places = [roots[name] for name in ("images", *HELD_OUT) if name in roots]
         for place in places:

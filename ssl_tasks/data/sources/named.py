@@ -126,7 +126,7 @@ def palette(classes: int) -> np.ndarray:
 
 
 def covers(shape: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Which points lie inside a shape of radius 1 about the origin."""
+    """Returns which points lie inside a shape of radius 1 around the origin."""
     across, down = np.abs(u), np.abs(v)
     box = np.maximum(across, down) < 1
     match shape:
@@ -174,7 +174,7 @@ DIGITS = tuple("0123456789")
 
 @dataclass(frozen=True)
 class Known:
-    """What torchvision's class is called, its images, and what its folder must hold."""
+    """A data set of torchvision: the name of its class, its images, and the files in its folder."""
 
     name: str
     size: int
@@ -223,7 +223,7 @@ class TorchvisionSet(ImageSource):
             raise DataError(
                 f"{self.known.name} is not in {self.settings.path.absolute()}"
                 + (" and cannot be downloaded here" if self.settings.download else "")
-                + f". Put {self.known.files} into that folder, or name another one in data.source.path"
+                + f". Put {self.known.files} into that folder, or set data.source.path to another one"
             ) from missing
 
     def _load(self, part: str, download: bool) -> Any:

@@ -102,4 +102,4 @@ def existing(path: Path, what: str) -> Path:
     close = difflib.get_close_matches(missing, there, n=1)
     hint = f" Did you mean '{parent / close[0]}'?" if close else ""
     shown = ", ".join(there[:10]) + (", …" if len(there) > 10 else "") if there else "nothing"
-    raise DataError(f"{what} {path} is not there.{hint} {parent} holds: {shown}.")
+    raise DataError(f"{what} {path} does not exist.{hint} {parent} holds: {shown}.")

@@ -166,7 +166,7 @@ def columns_of(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def readable(path: Path, format: str) -> Iterator[None]:
-    """Whatever Arrow raises of a damaged file, of bytes that are no text or of lengths without end, as a DataError."""
+    """Turns Arrow's errors about damaged files, bytes that are not text, or wrong lengths into a DataError."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:

@@ -11,7 +11,7 @@ brightness, contrast and saturation are multiplied by 1 ± .8 · `jitter` at mos
 blurred by a Gaussian of .1 to 2 pixels over a tenth of the side. The paper has jitter 1 and blur .5 on ImageNet, jitter
 .5 and no blur on CIFAR-10.
 
-Deviations: where a large crop has no room for every ratio, one that fits is drawn; the official code draws anew until
+Deviations: where a large crop has no room for every ratio, one that fits is drawn; the official code draws again until
 one fits. Contrast turns about the mean grey, as in torchvision, and not about each channel's mean.
 """
 
@@ -49,7 +49,7 @@ RING = (np.ones((5, 5)) - np.pad(np.ones((3, 3)), 1)) / 16  # PIL's BLUR
 
 
 def autocontrast(image: Bytes, _: float) -> Bytes:
-    """Each channel stretched to the full range."""
+    """Returns each channel stretched to the full range."""
     return pixel.auto_contrast(image, 0, None, "pil").reshape(image.shape)
 
 
@@ -59,7 +59,7 @@ def contrast(image: Bytes, factor: float) -> Bytes:
 
 
 def equalize(image: Bytes, _: float) -> Bytes:
-    """Each channel's histogram made flat."""
+    """Returns each channel's histogram made flat."""
     return np.asarray(pixel.equalize(image, mode="cv", by_channels=True), np.uint8)
 
 
@@ -84,7 +84,7 @@ def _brighter_shadows(addition: int) -> Bytes:
 
 
 def solarize_add(image: Bytes, addition: float) -> Bytes:
-    """A number added to the pixels below 128."""
+    """Returns a number added to the pixels below 128."""
     return np.asarray(cv2.LUT(image, _brighter_shadows(int(addition))), np.uint8).reshape(image.shape)
 
 
@@ -94,7 +94,7 @@ def sharpness(image: Bytes, factor: float) -> Bytes:
 
 
 def turn_hue(image: Bytes, share: float) -> Bytes:
-    """Every hue moved by a share of the circle; grey has none."""
+    """Returns every hue moved by a share of the circle; grey has none."""
     return image if image.shape[2] == 1 else np.asarray(pixel.adjust_hue_torchvision(image, share), np.uint8)
 
 
@@ -109,19 +109,19 @@ def blend(image: Bytes, other: Bytes, share: float) -> Bytes:
 
 
 def invert(image: Bytes) -> Bytes:
-    """The negative."""
+    """Returns the negative."""
     return np.asarray(pixel.invert(image), np.uint8)
 
 
 def magnify(image: Bytes, margin: float) -> Bytes:
-    """The image without a margin (a share of its side) all around, at the old size."""
+    """Returns the image without a margin (a share of its side) all around, at the old size."""
     top, left = int(image.shape[0] * margin), int(image.shape[1] * margin)
     inner = image[top : image.shape[0] - top, left : image.shape[1] - left]
     return np.asarray(geometric.resize(inner, image.shape[:2], cv2.INTER_LINEAR), np.uint8)
 
 
 def warp(image: Bytes, matrix: list[list[float]], fill: float = BLACK) -> Bytes:
-    """An affine map of the image, given from output to input coordinates."""
+    """Returns an affine map of the image, given from output to input coordinates."""
     size = (image.shape[1], image.shape[0])
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     warped = geometric.warp_affine_with_value_extension(image, np.array(matrix), size, flags, cv2.BORDER_CONSTANT, fill)
@@ -136,7 +136,7 @@ def rotate(image: Bytes, degrees: float, fill: float = BLACK) -> Bytes:
 
 
 def shear_x(image: Bytes, slope: float) -> Bytes:
-    """Rows shifted in proportion to their distance from the middle."""
+    """Returns rows shifted in proportion to their distance from the middle."""
     return warp(image, [[1, slope, -slope * (image.shape[0] - 1) / 2], [0, 1, 0]])
 
 
@@ -197,7 +197,8 @@ def fixed_boxes(draws: NDArray[np.float64], size: int, half: int) -> Boxes:
 
 
 def squares(draws: NDArray[np.float64], size: int, settings: AugmentSettings) -> Boxes | None:
-    """The squares that the settings cut out of the images at the end, from three numbers for each; None: none."""
+    """Returns the squares that the settings cut out of the images at the end, from three numbers for each; None:
+    none."""
     if not settings.cutout:
         return None
     if settings.random_cutout:
@@ -206,7 +207,7 @@ def squares(draws: NDArray[np.float64], size: int, settings: AugmentSettings) ->
 
 
 def cutout(image: Bytes, box: Boxes) -> Bytes:
-    """The image with a grey square."""
+    """Returns the image with a grey square."""
     return dropout.cutout(image, box[None], GREY, UNUSED)
 
 
@@ -237,7 +238,7 @@ def jitter_factors(draws: Numbers, strength: float) -> Numbers:
 
 
 def resized_crop(image: Bytes, top: int, left: int, height: int, width: int) -> Bytes:
-    """A part of the image at the image's size."""
+    """Returns a part of the image at the image's size."""
     part = image[top : top + height, left : left + width]
     whole = cv2.resize(part, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     return np.asarray(whole, np.uint8).reshape(image.shape)

@@ -61,7 +61,7 @@ class Leveled:
 
 
 def cut_square(image: Bytes, share: float, place: Place) -> Bytes:
-    """A grey square whose side is a share of the image's."""
+    """Returns a grey square whose side is a share of the image's."""
     return change.cutout(image, change.cutout_boxes(np.array([[1, *place]]), image.shape[0], share)[0])
 
 
@@ -71,13 +71,13 @@ def blended(apply: Callable[[Bytes], Bytes]) -> Leveled:
 
 
 def enhanced(name: str) -> Leveled:
-    """An enhancement by a factor of .1 to 2."""
+    """Returns an enhancement by a factor of .1 to 2."""
     apply = OPERATIONS[name].apply
     return Leveled(lambda level: 0.1 + 1.9 * level, lambda image, factor, _: apply(image, factor))
 
 
 def signed(name: str, reach: float) -> Leveled:
-    """A movement by -reach to reach."""
+    """Returns a movement by -reach to reach."""
     apply = OPERATIONS[name].apply
     return Leveled(lambda level: (2 * level - 1) * reach, lambda image, value, _: apply(image, value))
 
@@ -108,7 +108,7 @@ TABLE = list(LEVELED.values())
 
 @dataclass(frozen=True)
 class Choice:
-    """What is done to each image: [n, depth] operations, their bins and levels, and [n, depth, 2] places."""
+    """The operations applied to each image: [n, depth] operations, their bins and levels, and [n, depth, 2] places."""
 
     operations: Integers
     bins: Integers
@@ -172,7 +172,7 @@ class PolicyBoard:
         self.version = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def at(self, step: int) -> NDArray[np.float32]:
-        """The rates that the batch of a step is drawn from."""
+        """Returns the rates that the batch of a step is drawn from."""
         wanted, parent = max(0, step // REFRESH - 1), os.getppid()
         while int(self.version) < wanted:
             if os.getppid() != parent:
@@ -225,6 +225,6 @@ def moved_rates(rates: Tensor, cells: Tensor, scores: Tensor) -> Tensor:
 
 
 def build_policy(augment: AugmentSettings, views: Views) -> Policy | None:
-    """A policy where strong views are CTAugment's, and there are any."""
+    """Returns a policy where strong views are CTAugment's, and there are any."""
     strong = "strong" in {*views.labeled, *views.unlabeled, *views.pseudo}
     return Policy() if augment.strong == "ctaugment" and strong and augment.operations else None

@@ -38,12 +38,13 @@ SMALL = 64  # pixels of a side, up to which an official code treats images as CI
 
 
 def plain(apply: Callable[[Bytes, float], Bytes]) -> Change:
-    """An operation that needs no place."""
+    """Returns an operation that needs no place."""
     return lambda image, value, _: apply(image, value)
 
 
 def shear_x(image: Bytes, slope: float) -> Bytes:
-    """Rows shifted in proportion to their distance from the top, as PIL does with the matrix of the official codes."""
+    """Returns rows shifted in proportion to their distance from the top, as PIL does with the matrix of the official
+    codes."""
     return change.warp(image, [[1, slope, slope / 2], [0, 1, 0]], GREY)
 
 
@@ -53,12 +54,12 @@ def shear_y(image: Bytes, slope: float) -> Bytes:
 
 
 def cut(image: Bytes, half: float, place: Place) -> Bytes:
-    """A grey square of 2 · half pixels at a place of its own."""
+    """Returns a grey square of 2 · half pixels at a place of its own."""
     return change.cutout(image, change.fixed_boxes(np.array([place]), image.shape[0], int(half))[0])
 
 
 def moved(apply: Callable[[Bytes, float, float], Bytes]) -> Change:
-    """A movement that uncovers grey."""
+    """Returns a movement that uncovers grey."""
     return lambda image, value, _: apply(image, value, GREY)
 
 
@@ -94,7 +95,7 @@ def slope(level: float, side: int) -> float:
 
 
 def tensorflow_shift(level: float, side: int) -> float:
-    """A share of the side: an eighth at level 10, or ImageNet's 100 pixels of 224."""
+    """Returns a share of the side: an eighth at level 10, or ImageNet's 100 pixels of 224."""
     return level / 10 * (side // 8 / side if side <= SMALL else 100 / 224)
 
 
@@ -104,7 +105,7 @@ def tensorflow_half(level: float, side: int) -> float:
 
 
 def pil_shift(level: float, side: int) -> float:
-    """A share of the side: a pixel of 32 a level."""
+    """Returns a share of the side: a pixel of 32 a level."""
     return int(level) / 32
 
 

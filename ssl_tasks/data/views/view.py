@@ -36,7 +36,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Augmenter:
-    """What the views mean for one data set."""
+    """Computes the views of the images of one data set."""
 
     settings: AugmentSettings
     flip: bool  # whether the source allows horizontal flips
@@ -52,7 +52,8 @@ class Augmenter:
         return weak if view == "weak" else self._strong(weak, draws, rates)
 
     def probe(self, images: Bytes, draws: Draws) -> tuple[Bytes, NDArray[np.int64]]:
-        """A view by which CTAugment judges its operations, and what was chosen: [n, depth, (operation, bin)]."""
+        """Returns a view by which CTAugment judges its operations, and what was chosen: [n, depth, (operation,
+        bin)]."""
         depth = self.settings.operations
         choice = ctaugment.choose(None, draws.uniform(ctaugment.draws(depth), "probe"), depth)
         return ctaugment.apply(self._weak(images, draws), choice), choice.pairs()

@@ -1,4 +1,4 @@
-// Runs, or methods and label budgets, side by side: accuracy, cost, and how far a difference can be believed.
+// The page of a comparison: accuracy, cost and paired differences of runs, or of methods and label budgets.
 
 const { rows, split } = data;
 const isGrid = data.kind === 'methods';
@@ -20,9 +20,9 @@ const nameMargin = width => Math.min(width * 0.42, NUMBER_ROOM + 6.4 * Math.max(
 const lettersIn = width => Math.floor((nameMargin(width) - NUMBER_ROOM) / 6.4);
 const points = (value, digits = 1) => (known(value) ? `${value > 0 ? '+' : ''}${(100 * value).toFixed(digits)}` : '–');
 const probability = value => (known(value) ? (value < 0.001 ? '< 0.001' : value.toFixed(3)) : '–');
-const believed = row => row.low > 0 || row.high < 0;
+const significant = row => row.low > 0 || row.high < 0;
 
-/** From, to: ± one standard deviation over seeds, or a single run's 95% interval; nothing for one seed alone. */
+/** The ends of a bar: ± one standard deviation over seeds, or the 95% interval of one run; no bar for a single seed. */
 function spread(row) {
   const [low, high, std] = ['low', 'high', 'std'].map(name => row[`${split}_${name}`]);
   if (known(std)) return [row[split] - std, row[split] + std];
@@ -38,10 +38,10 @@ function band(width, shown) {
 
 function accuracyBars() {
   const seeds = rows.flatMap(row => row.points.map(point => ({ number: row.number, value: point[split] }))).filter(one => known(one.value));
-  const words = isGrid ? 'The mean over seeds ± one standard deviation; every seed is a dot.' + (manyBudgets ? ' Behind each method its labels per class.' : '') : 'The best round by validation, with its 95% interval.';
+  const words = isGrid ? 'Mean over seeds ± one standard deviation; each dot is a seed.' + (manyBudgets ? ' The number after a method is its labels per class.' : '') : 'The round that is best on validation, with its 95% interval.';
   return chart(`${split === 'test' ? 'Test' : 'Validation'} accuracy`, words, width => ({
     height: 56 + 30 * rows.length, marginLeft: nameMargin(width), marginRight: 20, marginTop: 26,
-    x: { ...percentAxis, axis: 'top', grid: true, nice: true, label: null, ticks: width < 500 ? 3 : 6 }, y: band(width, rows),
+    x: { ...percentAxis, axis: 'top', grid: true, nice: true, label: 'accuracy', ticks: width < 500 ? 3 : 6 }, y: band(width, rows),
     marks: [
       charts.ruleY(bars(), { y: 'number', x1: 'from', x2: 'to', stroke: ACCENT, strokeWidth: 2 }),
       ...(isGrid ? [
@@ -64,10 +64,10 @@ function costChart() {
   const known_ = bars().filter(one => one.row.seconds > 0);
   const seconds = known_.map(one => one.row.seconds);
   const far = Math.max(...seconds) / Math.min(...seconds) > 20;
-  return chart('Accuracy and cost', `Computing time of ${isGrid ? 'one run, the mean over seeds' : 'the whole run'}${far ? ', on a logarithmic scale' : ''}; numbers are the table’s. Up and to the left is better.`, () => ({
+  return chart('Accuracy and cost', `Computing time of ${isGrid ? 'one run, mean over seeds' : 'the whole run'}${far ? ', on a logarithmic scale' : ''}. The numbers are those of the table. Up and to the left is better.`, () => ({
     height: 300, marginLeft: 46, marginRight: 36, marginBottom: 46, marginTop: 20,
     x: { type: far ? 'log' : 'linear', zero: !far, nice: true, ticks: 4, tickFormat: value => duration(value), label: 'computing time', grid: true },
-    y: { ...percentAxis, grid: true, nice: true, label: null, ticks: 5 },
+    y: { ...percentAxis, grid: true, nice: true, label: 'accuracy', ticks: 5 },
     marks: [
       charts.ruleX(known_, { x: one => one.row.seconds, y1: 'from', y2: 'to', stroke: MUTED }),
       charts.dot(known_, { x: one => one.row.seconds, y: 'mean', r: 9, fill: PAPER, stroke: ACCENT, strokeWidth: 1.6 }),
@@ -77,15 +77,15 @@ function costChart() {
 }
 
 function differenceChart() {
-  const title = `Points against ${isGrid ? visible(reference.method) : 'the first run'}`;
-  const words = `Differences on the same ${split} images, with paired bootstrap intervals of 95%; McNemar’s p at the right. A filled mark: the interval is clear of 0.`;
+  const title = `Difference to ${isGrid ? visible(reference.method) : 'the first run'}, in points`;
+  const words = `Difference in accuracy on the same ${split} images, with paired 95% bootstrap intervals; McNemar’s p-value on the right. A filled mark: the interval excludes 0.`;
   return chart(title, words, width => ({
     height: 56 + 30 * paired.length, marginLeft: nameMargin(width), marginRight: 74, marginTop: 26,
-    x: { axis: 'top', grid: true, nice: true, label: null, ticks: 4, tickFormat: value => points(value, 0) }, y: band(width, paired),
+    x: { axis: 'top', grid: true, nice: true, label: 'points', ticks: 4, tickFormat: value => points(value, 0) }, y: band(width, paired),
     marks: [
       charts.ruleX([0], { stroke: INK, strokeDasharray: '4,3' }),
       charts.ruleY(paired, { y: 'number', x1: 'low', x2: 'high', stroke: ACCENT, strokeWidth: 2 }),
-      charts.dot(paired, { y: 'number', x: 'difference', r: 4.5, fill: row => (believed(row) ? ACCENT : PAPER), stroke: ACCENT, strokeWidth: 1.6 }),
+      charts.dot(paired, { y: 'number', x: 'difference', r: 4.5, fill: row => (significant(row) ? ACCENT : PAPER), stroke: ACCENT, strokeWidth: 1.6 }),
       charts.text(paired, { y: 'number', text: row => `p ${known(row.p) && row.p < 0.001 ? '' : '= '}${probability(row.p)}`, frameAnchor: 'right', dx: 70, textAnchor: 'end', fill: INK }),
     ],
     color: { type: 'identity' },
@@ -107,13 +107,13 @@ function comparisonTable() {
       : [{ name: 'Run', value: row => rowName(row), show: row => el('span', { title: visible(row.run) }, rowName(row)) }, number('Best round', row => row.round, row => (row.round === 0 ? 'teacher' : String(row.round)), 'chosen on validation')]),
     number('Test', row => row.test, row => accuracyCell(row, 'test')),
     number('Validation', row => row.validation, row => accuracyCell(row, 'validation')),
-    number('Time', row => row.seconds, row => duration(row.seconds), 'of computing'),
-    number('Points', row => row.difference, row => (known(row.difference) ? [points(row.difference), el('span', { class: 'range' }, ` (${points(row.low)} … ${points(row.high)})`)] : '–'), 'against the first, with the paired bootstrap interval of 95%'),
-    number('Won / lost', row => (known(row.gains) ? row.gains - row.losses : null), row => `${count(row.gains)} / ${count(row.losses)}`, 'images that it has right and the first wrong, and the reverse'),
+    number('Time', row => row.seconds, row => duration(row.seconds), 'computing time'),
+    number('Difference (points)', row => row.difference, row => (known(row.difference) ? [points(row.difference), el('span', { class: 'range' }, ` (${points(row.low)} … ${points(row.high)})`)] : '–'), 'to the first row, with the paired 95% bootstrap interval'),
+    number('Gained / lost', row => (known(row.gains) ? row.gains - row.losses : null), row => `${count(row.gains)} / ${count(row.losses)}`, 'images that only this row classifies correctly, and images that only the first row does'),
     number('McNemar p', row => row.p, row => probability(row.p)),
     ...(isGrid ? [] : [{ name: 'Note', show: row => visible(row.note ?? '') }]),
   ];
-  return table(`Against ${isGrid ? `${visible(reference.method)} with as many labels` : 'the first'}, on the same ${split} images`, columns, rows);
+  return table(`Compared with ${isGrid ? `${visible(reference.method)} with as many labels` : 'the first run'} on the same ${split} images`, columns, rows);
 }
 
 function runsTable() {
@@ -129,20 +129,20 @@ function runsTable() {
   ], runs));
 }
 
-/** What the numbers allow to be said, in one sentence. */
+/** The result in one sentence. */
 function finding() {
-  const name = isGrid ? visible(reference.method) : `the first, ${rowName(reference)}`;
+  const name = isGrid ? visible(reference.method) : `the first run, ${rowName(reference)}`;
   const say = (words, chosen) => {
     if (!chosen.length) return '';
     const most = sorted(chosen, row => Math.abs(row.difference), true).slice(0, MOST_NAMED);
     const named = most.map(row => `${rowName(row)} (${points(row.difference)} points)`).join(', ');
     return `${words} than ${name}: ${named}${chosen.length > most.length ? ` and ${count(chosen.length - most.length)} more` : ''}. `;
   };
-  const clear = paired.filter(believed);
+  const clear = paired.filter(significant);
   const rest = paired.length - clear.length;
-  if (!paired.length) return 'Nothing could be compared image by image.';
+  if (!paired.length) return 'No images could be compared.';
   return say('Better', clear.filter(row => row.difference > 0)) + say('Worse', clear.filter(row => row.difference < 0))
-    + (rest ? `${rest === paired.length ? 'No' : `For ${count(rest)} more, no`} difference that chance would not explain.` : '');
+    + (rest ? `${rest === paired.length ? 'No' : `For ${count(rest)} more, no`} difference beyond chance.` : '');
 }
 
 const asked = Object.entries(data.asked).filter(([, value]) => value);
@@ -155,7 +155,7 @@ document.getElementById('report').append(
     el('div', { class: 'columns' }, rows.some(row => known(row[split])) ? accuracyBars() : null, paired.length ? differenceChart() : null, costChart()),
     comparisonTable(),
     isGrid ? runsTable() : null,
-    el('p', { class: 'note' }, 'Intervals and tests are for one comparison at a time: of twenty, one is expected to look like a difference by chance. ',
-      isGrid ? 'A seed draws the split as well; the images of all seeds are compared together.' : ''),
-    fold('What was asked', el('dl', { class: 'asked' }, asked.map(([name, value]) => [el('dt', {}, name), el('dd', {}, visible(value))])))),
+    el('p', { class: 'note' }, 'Intervals and tests hold for one comparison each: of twenty without a true difference, one is expected to look different by chance. ',
+      isGrid ? 'A seed also determines the split; the images of all seeds are compared together.' : ''),
+    fold('Settings of this comparison', el('dl', { class: 'asked' }, asked.map(([name, value]) => [el('dt', {}, name), el('dd', {}, visible(value))])))),
 );

@@ -1,4 +1,4 @@
-// What a person says of single samples, kept in memory, given back as the CSV that `selftrain labels apply` reads.
+// The corrections made on this page. They stay in memory and are saved as the CSV that `selftrain labels apply` reads.
 
 // Words of `ssl_tasks/pseudo_labels/label_words.py`: a class whose name could mean something else is written with `class:`.
 const REJECT = data.classes.some(name => name.includes('reject')) ? '(reject)' : 'reject';
@@ -35,7 +35,7 @@ function basket() {
     const address = URL.createObjectURL(new Blob([csv()], { type: 'text/csv' }));
     el('a', { href: address, download: 'corrections.csv' }).click();
     setTimeout(() => URL.revokeObjectURL(address), 10_000);
-    said.textContent = 'If nothing was saved, this place forbids downloads: use Copy.';
+    said.textContent = 'If no file was saved, downloads are blocked here: use Copy.';
   }
 
   async function copyText() {
@@ -70,7 +70,7 @@ function basket() {
 
   addEventListener('beforeunload', event => { if (corrections.size) event.preventDefault(); });
   const whole = el('div', { class: 'basket' }, el('div', { class: 'row' }, status, text, copy, clear, save), area,
-    el('div', {}, el('small', {}, 'Then ', el('code', {}, `selftrain labels apply ${visible(data.run.id)} corrections.csv`), '. '), said));
+    el('div', {}, el('small', {}, 'Then run ', el('code', {}, `selftrain labels apply ${visible(data.run.id)} corrections.csv`), '. '), said));
   listeners.push(update);
   update();
   return whole;

@@ -1,4 +1,4 @@
-// Figures by Observable Plot: drawn anew when their place changes its width, described in words beside the picture.
+// Figures by Observable Plot. They are redrawn when their width changes, and described in words.
 
 const ACCENT = 'var(--accent)', INK = 'currentColor', MUTED = 'var(--muted)', LINE = 'var(--line)', PAPER = 'var(--raised)';
 const SHAPES = {

@@ -1,4 +1,4 @@
-// The gallery of invented labels: filters, order, pages, keys, and marks on every picture.
+// The gallery of pseudo-labels: filters, order, pages, keys, and marks on every picture.
 
 const PAGE = 40;
 const SIDE = 96;
@@ -19,7 +19,7 @@ function gallerySection() {
   const { samples, of, notes } = data.gallery;
   const rounds = [...new Set(samples.flatMap(one => one.opinions.map(opinion => opinion.round)))].sort((a, b) => a - b);
   state.round = rounds.at(-1);
-  const grid = el('ul', { class: 'grid', id: 'gallery', 'aria-label': 'Invented labels', keydown: onKey });
+  const grid = el('ul', { class: 'grid', id: 'gallery', 'aria-label': 'Pseudo-labels', keydown: onKey });
   const status = el('output', { 'aria-live': 'polite', id: 'gallery-status' });
   const [back, next] = [['← Previous', -1], ['Next →', 1]].map(([name, by]) => el('button', { type: 'button', click: () => turn(by) }, name));
   let shown = [];
@@ -38,7 +38,7 @@ function gallerySection() {
     state.page = Math.min(state.page, pages - 1);
     const rows = shown.slice(state.page * PAGE, (state.page + 1) * PAGE);
     grid.replaceChildren(...rows.map(row => el('li', {}, card(row))));
-    status.textContent = shown.length ? `${plural(shown.length, 'picture')}, page ${state.page + 1} of ${pages}` : 'No picture fits these filters';
+    status.textContent = shown.length ? `${plural(shown.length, 'picture')}, page ${state.page + 1} of ${pages}` : 'No picture matches these filters';
     [back.disabled, next.disabled] = [state.page === 0, state.page >= pages - 1];
     rove(0, focus !== null);
   }
@@ -49,7 +49,7 @@ function gallerySection() {
     grid.scrollIntoView({ block: 'start' });
   }
 
-  /** One card alone is reached with Tab; arrows go to the others. */
+  /** Tab reaches one card; the arrow keys move to the others. */
   function rove(at, focus) {
     const cards = [...grid.querySelectorAll('.card')];
     cards.forEach((one, number) => one.querySelectorAll('button').forEach(button => { button.tabIndex = number === at ? 0 : -1; }));
@@ -77,11 +77,11 @@ function gallerySection() {
   });
   const change = () => { state.page = 0; refresh(); };
   refresh();
-  const few = samples.length < of ? `${count(samples.length)} of ${plural(of, 'invented label')} are shown: the review queue, then labels near a threshold, changed ones, and the surest and least sure of every class.` : 'All invented labels are shown.';
-  return section('labels', 'Invented labels',
-    el('p', {}, `${few} Mark a picture ✓ right, ✗ wrong or ≠ of another class, and the next round listens.`),
+  const few = samples.length < of ? `This gallery has ${count(samples.length)} of ${plural(of, 'pseudo-label')}: those most worth a look, those near a threshold, those that changed, and the most and least confident of every class.` : 'This gallery has all pseudo-labels.';
+  return section('labels', 'Pseudo-labels',
+    el('p', {}, `${few} Mark a picture as ✓ right, ✗ wrong or ≠ another class, and download the corrections. The next round uses them.`),
     notes.map(note => el('p', { class: 'note' }, visible(note))),
-    el('p', { class: 'note wide-only' }, 'Keys on a picture: ', ...keys([['← → ↑ ↓', 'move'], ['Page Up / Page Down', 'turn pages'], ['y', 'right'], ['x', 'wrong'], ['c', 'another class'], ['Enter', 'larger']])),
+    el('p', { class: 'note wide-only' }, 'Keys for the selected picture: ', ...keys([['← → ↑ ↓', 'move'], ['Page Up / Page Down', 'change page'], ['y', 'right'], ['x', 'wrong'], ['c', 'another class'], ['Enter', 'larger']])),
     filters(rounds, change),
     el('div', { class: 'pager' }, status, back, next),
     grid,
@@ -110,10 +110,10 @@ function filters(rounds, change) {
   return el('form', { class: 'filters', 'aria-label': 'Filters', submit: event => event.preventDefault() },
     choose('round', 'Round', rounds.map(number => [number, `Round ${number}`]), Number),
     choose('label', 'Class', [['', 'all classes'], ...labels.map(label => [label, className(label)])], value => (value === '' ? '' : Number(value))),
-    choose('kept', 'Show', [['', 'all'], ['kept', 'kept'], ['left', 'not kept'], ['people', 'set by people'], ['marked', 'marked here']]),
+    choose('kept', 'Show', [['', 'all'], ['kept', 'accepted'], ['left', 'rejected'], ['people', 'corrected'], ['marked', 'marked here']]),
     choose('sort', 'Order', Object.entries(SORTS).map(([name, [words]]) => [name, words])),
-    check('near', 'near the threshold'), check('flipped', 'changed since last round'),
-    data.gallery.samples.some(one => known(one.truth)) ? check('mistaken', 'wrong by hidden truth') : null);
+    check('near', 'near the threshold'), check('flipped', 'changed since the previous round'),
+    data.gallery.samples.some(one => known(one.truth)) ? check('mistaken', 'differs from the ground truth') : null);
 }
 
 /** The picture of a sample, `side` pixels wide: a tile of a sprite, within a button or another element. */
@@ -132,11 +132,11 @@ function picture(sample, side, attributes = {}, tag = 'button') {
 
 function card({ sample, opinion }) {
   const label = className(labelOf(opinion));
-  const facts = [known(opinion.given) ? (opinion.copies > 1 ? `kept, ${opinion.copies} copies` : 'kept') : opinion.rejected ? 'rejected by a person' : 'not kept'];
-  if (opinion.source === 'override') facts.push('label set by a person');
+  const facts = [known(opinion.given) ? (opinion.copies > 1 ? `accepted, ${opinion.copies} copies` : 'accepted') : opinion.rejected ? 'rejected by a correction' : 'rejected'];
+  if (opinion.source === 'override') facts.push('label set by a correction');
   if (opinion.near) facts.push('near the threshold');
   if (flipped(opinion)) facts.push(`was ${className(opinion.before)}`);
-  if (mistaken({ sample, opinion })) facts.push(`truth: ${className(sample.truth)}`);
+  if (mistaken({ sample, opinion })) facts.push(`ground truth: ${className(sample.truth)}`);
   const words = `${visible(sample.id)}: ${label}, ${percent(opinion.confidence)}, ${facts.join(', ')}`;
   const element = el('article', { class: 'card', 'data-sample': sample.id, 'data-label': data.classes[labelOf(opinion)], 'data-confidence': opinion.confidence },
     picture(sample, SIDE, { 'aria-label': words, title: visible(sample.id), click: () => openSample(sample, opinion) }),
@@ -162,8 +162,8 @@ function markButtons(sample, opinion) {
     words[0], el('span', {}, words.slice(1)));
   return [
     button('right', '✓ right', 'the label is right', () => mark(sample.id, 'right', name)),
-    button('wrong', '✗ wrong', 'no label is to be learned for this picture', () => mark(sample.id, 'wrong', REJECT)),
-    button('other', '≠ other', 'it is of another class', () => openSample(sample, opinion, true)),
+    button('wrong', '✗ wrong', 'the label is wrong; train without this picture', () => mark(sample.id, 'wrong', REJECT)),
+    button('other', '≠ other', 'choose another class', () => openSample(sample, opinion, true)),
   ];
 }
 
@@ -177,7 +177,7 @@ function showMark(element) {
   }
 }
 
-/** One sample, larger: what every round said, and the choice of another class. */
+/** One sample, larger: its prediction in every round, and the choice of another class. */
 function openSample(sample, opinion, choosing = false) {
   const dialog = el('dialog', { 'aria-label': `Sample ${visible(sample.id)}`, close: () => dialog.remove() });
   const choice = el('select', { id: 'other-class' }, el('option', { value: '' }, 'choose …'),
@@ -190,25 +190,25 @@ function openSample(sample, opinion, choosing = false) {
   });
   const columns = [
     { name: 'Round', show: one => String(one.round) },
-    { name: 'Label', show: one => className(one.label) },
+    { name: 'Predicted', show: one => className(one.label) },
     { name: 'Confidence', number: true, show: one => percent(one.confidence) },
-    { name: 'Agreement', number: true, show: one => percent(one.agreement, 0), title: 'of views and ensemble members' },
-    { name: 'Fate', show: one => (known(one.given) ? `kept as ${className(one.given)}, ${plural(one.copies, 'copy', 'copies')}${one.source === 'override' ? ' (a person’s)' : ''}` : one.rejected ? 'rejected by a person' : 'not kept') },
+    { name: 'Agreement', number: true, show: one => percent(one.agreement, 0), title: 'share of views and ensemble members that agree' },
+    { name: 'Selection', show: one => (known(one.given) ? `accepted as ${className(one.given)}, ${plural(one.copies, 'copy', 'copies')}${one.source === 'override' ? ' (correction)' : ''}` : one.rejected ? 'rejected by a correction' : 'rejected') },
   ];
   const large = picture(sample, 192, { type: null, role: 'img', 'aria-label': 'the picture' }, 'div');
   add(dialog, [
     el('div', { class: 'split' }, large, el('div', {},
       el('h3', {}, visible(sample.id)),
       sample.uri && sample.uri !== sample.id ? el('p', { class: 'note' }, visible(sample.uri)) : null,
-      known(sample.truth) ? el('p', {}, `Hidden truth: ${className(sample.truth)}`) : null,
+      known(sample.truth) ? el('p', {}, `Ground truth: ${className(sample.truth)}`) : null,
       opinion.why ? el('p', {}, `Worth a look: ${opinion.why}.`) : null,
       chances(opinion.top))),
-    table('What every round said', columns, sample.opinions),
+    table('Prediction and selection in each round', columns, sample.opinions),
     el('div', { class: 'row' },
       el('button', { type: 'button', autofocus: true, click: () => done('right', data.classes[labelOf(opinion)]) }, `✓ ${className(labelOf(opinion))} is right`),
-      el('button', { type: 'button', click: () => done('wrong', REJECT) }, '✗ wrong, learn nothing'),
+      el('button', { type: 'button', click: () => done('wrong', REJECT) }, '✗ wrong: train without it'),
       el('label', {}, 'another class', choice),
-      el('button', { type: 'button', click: () => { mark(sample.id); dialog.close(); } }, 'no judgement'),
+      el('button', { type: 'button', click: () => { mark(sample.id); dialog.close(); } }, 'remove my mark'),
       el('button', { type: 'button', click: () => dialog.close() }, 'Close')),
   ]);
   document.body.append(dialog);

@@ -1,4 +1,4 @@
-// Where everything came from: a node a stage, an arrow an input; and all stages as a table.
+// The lineage graph: a node is a stage, an arrow an input; and all stages as a table.
 
 const BOX = { width: 168, height: 50, across: 44, down: 40 };
 const COLUMN = { dataset: 0, predict: 0, pretrain: 1, select: 1, given: 2, train: 2, evaluate: 3, gate: 4 };
@@ -7,7 +7,7 @@ const columnOf = one => (one.name === 'pretrain' ? 1 : COLUMN[one.stage] ?? 4);
 function lineageSection() {
   const panel = el('div', { class: 'panel', 'aria-live': 'polite' }, 'Choose a stage to see its digest, settings and origin.');
   return section('lineage', 'Lineage',
-    el('p', {}, 'Every stage of the run and what it was made of. The data set goes into every stage; its arrows are drawn to the first ones alone.'),
+    el('p', {}, 'Each box is a stage of the run, each arrow an input. Every stage reads the data set; only its arrows to the first stages are drawn.'),
     graph(panel), panel, fold('All stages as a table', stagesTable()));
 }
 
@@ -95,7 +95,7 @@ function route(from, to, between) {
 function nodeNote(stage) {
   const facts = [stage.state];
   if (known(stage.summary.validation_accuracy)) facts.push(`${percent(stage.summary.validation_accuracy)} val.`);
-  else if (known(stage.summary.kept) && stage.stage === 'select') facts.push(`${count(stage.summary.kept)} kept`);
+  else if (known(stage.summary.kept) && stage.stage === 'select') facts.push(`${count(stage.summary.kept)} accepted`);
   else if (known(stage.summary.decision)) facts.push(visible(stage.summary.decision));
   else if (known(stage.cost_seconds)) facts.push(duration(stage.cost_seconds));
   return facts.join(' · ');
@@ -112,10 +112,10 @@ function stagePanel(stage, choose, nodes) {
     el('h3', {}, visible(stage.name)),
     el('dl', {},
       row('State', stage.state, stage.reason ? `: ${visible(stage.reason)}` : ''),
-      row('Time', `${duration(stage.wall_seconds)} in this run, ${duration(stage.cost_seconds)} to compute`),
+      row('Time', `${duration(stage.wall_seconds)} in this run, ${duration(stage.cost_seconds)} of computing`),
       row('Digest', el('span', { class: 'digest' }, stage.digest || '–')),
       row('Key', el('span', { class: 'digest' }, stage.key || '–')),
-      row('Made of', stage.inputs.length ? stage.inputs.map(go) : 'the source alone'),
+      row('Inputs', stage.inputs.length ? stage.inputs.map(go) : 'only the source of the data'),
       row('MLflow', stageLink(stage))),
     fold('Settings', el('pre', { tabindex: 0 }, visibleJson(stage.settings))),
     fold('Summary', el('pre', { tabindex: 0 }, visibleJson(stage.summary))),
@@ -124,7 +124,7 @@ function stagePanel(stage, choose, nodes) {
 
 const visibleJson = value => JSON.stringify(value, null, 1).split('\n').map(visible).join('\n');
 
-/** The stage's run in MLflow; where no server was known, what to search for there. */
+/** A link to the stage's run in MLflow; without a known server, the search that finds it there. */
 function stageLink({ link: address, digest }) {
   if (known(address)) return link(address);
   return data.run.tracked && digest ? el('code', {}, `tags."selftrain.digest" = '${digest}'`) : 'not tracked';
@@ -133,7 +133,7 @@ function stageLink({ link: address, digest }) {
 function stagesTable() {
   return table('Stages in the order of the run', [
     ...STAGE_TIMES,
-    { name: 'Made of', value: one => one.inputs.map(([, from]) => visible(from)).join(', ') || '–' },
+    { name: 'Inputs', value: one => one.inputs.map(([, from]) => visible(from)).join(', ') || '–' },
     { name: 'Digest', show: one => el('span', { class: 'digest' }, one.digest.slice(0, 12) || '–') },
     { name: 'MLflow', show: one => stageLink(one) },
   ], data.stages);

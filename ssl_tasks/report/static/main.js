@@ -1,4 +1,4 @@
-// Puts the page together.
+// Assembles the page.
 
 const parts = [...overview()];
 if (data.rounds.length) parts.push(roundsSection());

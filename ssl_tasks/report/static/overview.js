@@ -1,4 +1,4 @@
-// The first screen: what came out, of how many labels, why it stopped, what it cost.
+// The first screen: accuracy, number of labels, why the run stopped, and its cost.
 
 const predicted = () => data.rounds.filter(one => known(one.kept));
 const bestPage = () => data.rounds.find(one => one.round === data.best_round) ?? data.rounds.at(-1);
@@ -17,40 +17,40 @@ function overview() {
     el('h2', { id: 'summary-title', class: 'quiet' }, 'Summary'), figures(),
     el('div', { class: 'columns' }, data.rounds.length ? accuracyChart(data.rounds) : null, data.stages.length ? costChart(data.stages) : null),
     data.rounds.length ? roundsTable() : el('p', {}, 'No model has been trained yet.'),
-    data.stages.length ? fold('Each stage', table('Wall time of the stages in this run, and what each cost when it was computed', STAGE_TIMES, data.stages)) : null,
+    data.stages.length ? fold('Each stage', table('Time of each stage in this run, and its computing time when it was computed', STAGE_TIMES, data.stages)) : null,
     el('p', { class: 'note' }, `Started ${started} UTC. `, known(run.finished) ? `The run took ${duration(run.finished - run.created)}. ` : '', known(run.link) ? ['In MLflow: ', link(run.link)] : null),
   );
   return [top, part];
 }
 
 function stopWord(run) {
-  return { done: 'Why it stopped:', failed: 'It failed:', interrupted: 'It was interrupted:', crashed: 'It crashed:', waiting: 'It waits for a person.', running: 'It is still running.' }[run.state] ?? `State: ${visible(run.state)}.`;
+  return { done: 'Why it stopped:', failed: 'It failed:', interrupted: 'It was interrupted:', crashed: 'It crashed:', waiting: 'It waits for approval.', running: 'It is still running.' }[run.state] ?? `State: ${visible(run.state)}.`;
 }
 
 function outcome() {
   const going = ['running', 'waiting'].includes(data.run.state), found = result(going);
   if (!going) return found;
   const now = data.stages.filter(one => one.state === 'running').map(one => visible(one.name));
-  return `The run is not finished${now.length ? `; it computes ${now.join(', ')}` : ''}. So far: ${found}`;
+  return `The run is not finished${now.length ? `; ${now.join(', ')} ${now.length === 1 ? 'is' : 'are'} running` : ''}. So far: ${found}`;
 }
 
-/** What the trained models achieved; students may still be to come. */
+/** One sentence about the accuracy of the trained models. While the run is unfinished, more students may follow. */
 function result(going) {
   const [first] = data.rounds, best = bestPage();
   const models = data.rounds.filter(one => one.architecture);
   if (!models.length) return 'There is no trained model yet.';
   const from = plural(first.labeled, 'labelled image');
   const split = best.test && first.test ? 'test' : 'validation';
-  if (!best[split] || !first[split]) return `${plural(models.length, 'model')} trained on ${from}; ${going ? 'not measured yet' : 'nothing to measure them on'}.`;
+  if (!best[split] || !first[split]) return `${plural(models.length, 'model')} trained on ${from}; ${going ? 'not evaluated yet' : 'no validation or test images to evaluate them on'}.`;
   const one = `One model, trained from ${from}: ${split} accuracy ${percent(first[split].accuracy)}.`;
   if (data.rounds.length === 1 && !going) return one;
   const students = data.rounds.filter(page => page.round > 0 && known(page[split]));
-  if (!students.length) return `${one} No student has been measured${going ? ' yet' : ''}.`;
+  if (!students.length) return `${one} No student has been evaluated${going ? ' yet' : ''}.`;
   const change = best[split].accuracy - first[split].accuracy;
   const verb = change > 0 ? 'rose' : change < 0 ? 'fell' : 'stayed';
   return best.round === 0
-    ? `From ${from}, no student ${going ? 'is' : 'was'} better than the teacher on validation${going ? ` (${plural(students.length, 'student')} measured)` : ''}: ${split} accuracy ${percent(first[split].accuracy)}.`
-    : `From ${from}, ${plural(best.round, 'round')} of invented labels: ${split} accuracy ${verb} from ${percent(first[split].accuracy)} to ${percent(best[split].accuracy)}.`;
+    ? `From ${from}, no student ${going ? 'is' : 'was'} better than the teacher on validation${going ? ` (${plural(students.length, 'student')} evaluated)` : ''}: ${split} accuracy ${percent(first[split].accuracy)}.`
+    : `From ${from}, ${plural(best.round, 'round')} of pseudo-labels: ${split} accuracy ${verb} from ${percent(first[split].accuracy)} to ${percent(best[split].accuracy)}.`;
 }
 
 function figures() {
@@ -61,15 +61,15 @@ function figures() {
   for (const split of ['test', 'validation']) {
     if (best?.[split]) items.push(figure(`${split === 'test' ? 'Test' : 'Validation'} accuracy`, gain(split), `${best.model}: ${range(best[split])} (95% interval), ${plural(best[split].count, 'image')}`));
   }
-  if (first) items.push(figure('Labels used', count(first.labeled), `${plural(data.classes.length, 'class', 'classes')}; ${count(data.counts.unlabeled)} unlabelled images`));
-  if (last) items.push(figure(`Labels invented, round ${last.round}`, count(last.kept), known(last.known) ? `${percent(last.right / last.known)} right, by hidden truth of ${count(last.known)}` : `of ${plural(last.candidates, 'candidate')}; shown ${plural(last.copies, 'time')}`));
+  if (first) items.push(figure('Labelled images', count(first.labeled), `${plural(data.classes.length, 'class', 'classes')}; ${count(data.counts.unlabeled)} unlabelled images`));
+  if (last) items.push(figure(`Pseudo-labels, round ${last.round}`, count(last.kept), known(last.known) ? `accuracy ${percent(last.right / last.known)}, where the ground truth is known (${plural(last.known, 'image')})` : `accepted of ${plural(last.candidates, 'prediction')}; ${plural(last.copies, 'copy', 'copies')} in training`));
   const cost = data.stages.reduce((sum, one) => sum + (one.cost_seconds ?? 0), 0);
   const here = data.stages.reduce((sum, one) => sum + (one.state === 'reused' ? 0 : one.cost_seconds ?? 0), 0);
-  items.push(figure('Computing time', duration(cost), here === cost ? 'all of it in this run' : here ? `${duration(here)} of it in this run, the rest reused` : 'all of it reused from earlier runs'));
+  items.push(figure('Computing time', duration(cost), here === cost ? 'all in this run' : here ? `${duration(here)} in this run, the rest reused` : 'all reused from earlier runs'));
   return el('dl', { class: 'figures' }, items);
 }
 
-/** The median of the last evaluations in training, where the recipe asked for it. */
+/** Columns with the median accuracy of the last evaluations in training, if the recipe sets `median_of`. */
 function medianColumns() {
   return ['test', 'validation'].filter(split => data.rounds.some(one => known(one.medians?.[split]))).map(split => (
     { name: `Median ${split}`, number: true, value: one => one.medians?.[split], show: one => (known(one.medians?.[split]) ? percent(one.medians[split]) : '–'), title: `of the last ${Math.max(...data.rounds.map(one => one.medians?.of ?? 0))} evaluations in training` }
@@ -82,18 +82,18 @@ function roundsTable() {
     { name: 'Test', number: true, value: one => one.test?.accuracy, show: one => scoreCell(one.test) },
     { name: 'Validation', number: true, value: one => one.validation?.accuracy, show: one => scoreCell(one.validation) },
     ...medianColumns(),
-    { name: 'Invented', number: true, value: one => one.kept, show: one => count(one.kept) },
-    { name: 'Shown', number: true, value: one => one.copies, show: one => count(one.copies), title: 'with copies' },
-    { name: 'Right', number: true, value: one => (known(one.known) ? one.right / one.known : null), show: one => (known(one.known) ? percent(one.right / one.known) : '–'), title: 'of the invented labels, by hidden truth' },
+    { name: 'Pseudo-labels', number: true, value: one => one.kept, show: one => count(one.kept), title: 'accepted by the selection' },
+    { name: 'With copies', number: true, value: one => one.copies, show: one => count(one.copies), title: 'pseudo-labelled images in training, copies included' },
+    { name: 'Pseudo-label accuracy', number: true, value: one => (known(one.known) ? one.right / one.known : null), show: one => (known(one.known) ? percent(one.right / one.known) : '–'), title: 'where the ground truth is known' },
     { name: 'Gate', value: one => one.gate?.decision, show: one => (one.gate ? visible(one.gate.decision) : '–') },
     { name: 'Network', value: one => one.architecture, show: one => `${visible(one.architecture)}, ${visible(one.method)}` },
   ];
-  return table('Teacher and students; ★ is the best on validation, intervals are 95%', columns, data.rounds, { mark: one => (one.round === data.best_round ? 'best' : null) });
+  return table('Teacher and students. ★: best on validation. Intervals: 95%', columns, data.rounds, { mark: one => (one.round === data.best_round ? 'best' : null) });
 }
 
 const STAGE_TIMES = [
   { name: 'Stage', value: one => one.name, show: one => visible(one.name) },
   { name: 'State', value: one => one.state },
-  { name: 'In this run', number: true, value: one => one.wall_seconds, show: one => duration(one.wall_seconds) },
-  { name: 'To compute', number: true, value: one => one.cost_seconds, show: one => duration(one.cost_seconds) },
+  { name: 'Time in this run', number: true, value: one => one.wall_seconds, show: one => duration(one.wall_seconds) },
+  { name: 'Computing time', number: true, value: one => one.cost_seconds, show: one => duration(one.cost_seconds) },
 ];

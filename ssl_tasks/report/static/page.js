@@ -1,4 +1,4 @@
-// Elements, numbers and tables. Text from the data goes through textContent alone, so it can never become markup.
+// Elements, numbers and tables. Text from the data is set with textContent only, so it can never become markup.
 
 const data = JSON.parse(document.getElementById('data').textContent);
 
@@ -19,7 +19,7 @@ function add(element, children) {
   }
 }
 
-/** Control characters and those that turn writing around would let a name look like another one. */
+/** Shows control characters and characters that change the direction of text, which could disguise a name. */
 function visible(text) {
   return String(text).replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g, one => `\\u${one.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
@@ -74,7 +74,7 @@ function table(caption, columns, rows, options = {}) {
   return el('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': caption }, whole);
 }
 
-/** A sorted copy; what is unknown comes last either way. */
+/** A sorted copy; unknown values come last in both orders. */
 function sorted(rows, value, descending) {
   const compare = (a, b) => (typeof a === 'string' ? a.localeCompare(b, 'en', { numeric: true }) : a - b);
   return [...rows].sort((one, two) => {
@@ -84,7 +84,7 @@ function sorted(rows, value, descending) {
   });
 }
 
-/** Only addresses of the web become links; anything else stays text. */
+/** A link if the address is http or https; otherwise text. */
 function link(address) {
   return /^https?:\/\//i.test(address) ? el('a', { href: address, target: '_blank', rel: 'noopener noreferrer' }, visible(address)) : visible(address);
 }
@@ -97,7 +97,7 @@ function fold(summary, ...children) {
   return el('details', {}, el('summary', {}, summary), children);
 }
 
-/** Buttons of which one is pressed. */
+/** A group of buttons, one of which is pressed. */
 function segments(label, choices, chosen, onChoice) {
   const buttons = choices.map(([value, name]) => el('button', {
     type: 'button', 'aria-pressed': String(value === chosen),

@@ -1,0 +1,88 @@
+"""The names of a run's stages, and their order: runs, plans and the readers of a run's record all ask here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from selftrain.ssl_tasks.settings.run_config import RunConfig, checks
+
+PRETRAIN = "pretrain"
+
+
+@dataclass(frozen=True)
+class RoundNames:
+    """The names of the stages of one round. Round 0 reads the data and trains the teacher."""
+
+    number: int
+
+    @property
+    def dataset(self) -> str:
+        """Round 0: the images of the run. Later rounds: the same images at the size that fine-tuning sees."""
+        return self._name("dataset", "dataset")
+
+    @property
+    def predict(self) -> str:
+        return self._name("predict")
+
+    @property
+    def select(self) -> str:
+        return self._name("select")
+
+    @property
+    def model(self) -> str:
+        """The round's training; the first of an ensemble."""
+        return self._name("student", "teacher")
+
+    @property
+    def finetune(self) -> str:
+        return self._name("finetune")
+
+    @property
+    def evaluate(self) -> str:
+        return self._name("evaluate", "evaluate-teacher")
+
+    @property
+    def evaluate_before_finetuning(self) -> str:
+        return self._name("evaluate-student")
+
+    @property
+    def gate(self) -> str:
+        return self._name("gate")
+
+    def _name(self, kind: str, of_the_first: str = "") -> str:
+        assert self.number or of_the_first, f"round 0 has no stage '{kind}'"
+        return f"{kind}-{self.number}" if self.number else of_the_first
+
+
+FIRST = RoundNames(0)
+
+
+def member_names(name: str, members: int) -> list[str]:
+    """The stages of an ensemble's members: the first has the plain name."""
+    return [name] + [f"{name}-member-{number}" for number in range(2, members + 1)]
+
+
+def stage_names(config: RunConfig) -> Iterator[str]:
+    """The stages of a run that goes through all of its rounds, in the order in which it meets them."""
+    yield FIRST.dataset
+    met = {""}
+    for check, weights, _ in checks(config):
+        if weights not in met:
+            met.add(weights)
+            yield weights
+        yield check
+    if config.pretrain is not None and config.given_teacher is None:
+        yield PRETRAIN
+    members = 1 if config.given_teacher is not None else config.teacher.members
+    yield from member_names(FIRST.model, members)
+    yield from member_names(FIRST.evaluate, members)
+    for number, settings in enumerate(config.rounds, 1):
+        names, members = RoundNames(number), settings.student.members
+        yield names.predict
+        yield names.select
+        yield from member_names(names.model, members)
+        if settings.finetune is not None:
+            yield names.evaluate_before_finetuning
+            yield names.dataset
+            yield from member_names(names.finetune, members)
+        yield from member_names(names.evaluate, members)
+        yield names.gate

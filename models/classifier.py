@@ -6,6 +6,7 @@ Batch norm can take its statistics over the images of all processes.
 
 import importlib
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,14 @@ class Classifier(nn.Module):
         self.body = body
         self.num_features = num_features
         self.head = Head(num_features, num_classes, dropout)
+        self.still: tuple[str, ...] = ()  # names of frozen batch norms, whose statistics stay as they are
+
+    def train(self, mode: bool = True) -> Self:
+        """Train or evaluation mode; what is still stays in evaluation mode."""
+        super().train(mode)
+        for name in self.still:
+            self.get_submodule(name).eval()
+        return self
 
     def features(self, images: Tensor) -> Tensor:
         """[n, C, H, W] → [n, num_features]."""
@@ -50,6 +59,7 @@ def joined(networks: Sequence[Classifier]) -> Classifier:
     first = networks[0]
     ensemble = Classifier(SideBySide([one.body for one in networks]), num_features, first.head.out_features)
     ensemble.head.to(first.head.weight.device)
+    ensemble.head.temperature = first.head.temperature
     ensemble.head.weight.copy_(torch.cat([one.head.weight for one in networks], dim=1) / len(networks))
     ensemble.head.bias.copy_(torch.stack([one.head.bias for one in networks]).mean(dim=0))
     return ensemble

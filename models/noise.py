@@ -14,14 +14,16 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 
 class Head(nn.Linear):
-    """Features to logits, behind dropout. Its weights keep their names whatever the dropout."""
+    """Features to logits, behind dropout and over a temperature. Its weights keep their names whatever these are."""
 
     def __init__(self, num_features: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__(num_features, num_classes)
         self.p = dropout
+        self.temperature = 1.0
 
     def forward(self, features: Tensor) -> Tensor:
-        return super().forward(F.dropout(features, self.p, self.training))
+        logits = super().forward(F.dropout(features, self.p, self.training))
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
 def drop_rates(last: float, blocks: int) -> list[float]:

@@ -1,22 +1,42 @@
-"""First weights from a local safetensors file: our own networks', torchvision's or timm's, by their own names."""
+"""Fills networks with pretrained weights: our own, timm's or torchvision's, by their own names.
 
+Files are read as safetensors; torchvision's official ones with `weights_only`.
+"""
+
+import importlib
 import logging
+import sys
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from selftrain.models.classifier import Classifier
+from selftrain.models.settings import check_safetensors
 from selftrain.ssl_tasks.errors import ConfigError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("selftrain")
 SHOWN = 3  # names in a message
 
 
-def load_pretrained(network: Classifier, path: Path) -> None:
-    """Fills the body; the head too where its size fits, else it keeps its fresh weights, which is said."""
-    found = {rename(name): weight for name, weight in read_weights(path).items()}
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Returns the file's tensors by name."""
+    if path.suffix == ".pth":
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    check_safetensors(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ConfigError(f"model.pretrained: {path} is not a safetensors file ({error}). Fetch it again.") from error
+
+
+def load_pretrained(network: Classifier, path: Path, image_size: int) -> None:
+    """Fills the body, and the head if the file has one that fits; otherwise the head keeps its drawn weights."""
+    found = read_weights(path)
+    if not any(name.startswith("body.") for name in found):
+        found = {f"body.{name}": weight for name, weight in converted(network.body, found, path, image_size).items()}
     own = network.state_dict()
     body = {name: weight for name, weight in own.items() if name.startswith("body.")}
     check_fit(body, found, path)
@@ -28,22 +48,19 @@ def load_pretrained(network: Classifier, path: Path) -> None:
     network.load_state_dict(own | taken)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The file's tensors by name."""
-    if not path.is_file():
-        raise ConfigError(f"model.pretrained: {path} is not a file. Give the path of a .safetensors file.")
+def converted(body: nn.Module, found: dict[str, Tensor], path: Path, image_size: int) -> dict[str, Tensor]:
+    """Returns a library's weights for this image size: position embeddings are resampled, old names replaced."""
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ConfigError(
-            f"model.pretrained: {path} is not a safetensors file ({error}). "
-            "Save a state dict with safetensors.torch.save_file; files that torch.save wrote are not read."
-        ) from error
-
-
-def rename(name: str) -> str:
-    """A network that others saved is the body of ours."""
-    return name if name.startswith(("body.", "head.")) else f"body.{name}"
+        if type(body).__module__.startswith("timm."):
+            convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
+            return found if convert is None else convert(found, body)
+        if "encoder.pos_embedding" in found and hasattr(body, "patch_size"):
+            resample = importlib.import_module("torchvision.models.vision_transformer").interpolate_embeddings
+            return resample(image_size, body.patch_size, found)
+    except (KeyError, AttributeError, RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"model.pretrained: {path} does not fit this network: {reason}.") from error
+    return found
 
 
 def check_fit(body: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
@@ -58,5 +75,5 @@ def check_fit(body: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> 
         lacks = [f"the file lacks {', '.join(missing[:SHOWN])}{', …' * (len(missing) > SHOWN)}"] if missing else []
         raise ConfigError(
             f"model.pretrained: {path} does not fit this network: {'; '.join(lacks + wrong[:SHOWN])}. "
-            "Name the model that the file was saved from, with the same width, channels and image size."
+            "Name the model that the file was saved from, with the same width, channels (data.channels) and image size."
         )

@@ -46,6 +46,9 @@ def build(settings: ModelSettings, num_classes: int, in_channels: int, image_siz
         set_batch_norm_momentum(network, settings.batch_norm_momentum)
     if settings.pretrained is not None:
         from selftrain.models.pretrained import load_pretrained  # safetensors is not on every GPU machine
+        from selftrain.models.sources import obtain
 
-        load_pretrained(network, settings.pretrained)
+        file = obtain(settings).file
+        assert file is not None
+        load_pretrained(network, file, image_size)
     return network

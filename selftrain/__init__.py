@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         sync,
     )
     from selftrain.flows.actions.measuring import check_labels, evaluate
-    from selftrain.flows.actions.models import export, predict
+    from selftrain.flows.actions.models import export, fetch_weights, find_weights, predict, weights
     from selftrain.flows.actions.verbs import approve, plan, progress, rerun, run, runs, stages, status, train
     from selftrain.flows.actions.verbs import write_recipe as init
 
@@ -51,6 +51,8 @@ _PLACES = {  # where each function is, and what it is called there if it has ano
     "evaluate": "measuring",
     "explain": "looking",
     "export": "models",
+    "fetch_weights": "models",
+    "find_weights": "models",
     "init": "verbs:write_recipe",
     "labels": "looking",
     "lineage": "looking",
@@ -67,6 +69,7 @@ _PLACES = {  # where each function is, and what it is called there if it has ano
     "status": "verbs",
     "sync": "looking",
     "train": "verbs",
+    "weights": "models",
 }
 
 __all__ = [
@@ -84,6 +87,8 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "fetch_weights",
+    "find_weights",
     "init",
     "labels",
     "lineage",
@@ -100,6 +105,7 @@ __all__ = [
     "status",
     "sync",
     "train",
+    "weights",
 ]
 
 

@@ -79,7 +79,7 @@ def test_an_index_counts_the_gpus_that_the_process_may_use(
 def test_training_takes_a_gpu_for_each_process_and_what_computes_on_none_waits_for_none() -> None:
     runtime = RuntimeSettings(processes=4)
     assert {stage: needed(stage, runtime) for stage in VERSIONS} == {
-        **{"dataset": 0, "given": 0, "select": 0, "gate": 0},
+        **{"dataset": 0, "weights": 0, "check": 0, "given": 0, "select": 0, "gate": 0},
         **{"train": 4, "features": 1, "predict": 1, "evaluate": 1},
     }
     with leased("cuda", 2), lease("cuda", 0) as name:  # does not wait

@@ -19,6 +19,7 @@ import pytest
 from selftrain.flows.rounds.stages import (
     METHOD_CHANGES,
     VERSIONS,
+    check_request,
     dataset_request,
     evaluate_request,
     features_request,
@@ -27,7 +28,9 @@ from selftrain.flows.rounds.stages import (
     predict_request,
     select_request,
     train_request,
+    weights_request,
 )
+from selftrain.models import ModelSettings
 from selftrain.ssl_tasks.data.sources import fingerprint
 from selftrain.ssl_tasks.execution.stage import Request, execute
 from selftrain.ssl_tasks.methods.table import METHODS
@@ -87,6 +90,10 @@ def compute(workspace: Path) -> Answers:
     ]
     gate = answer(gate_request("gate", GateSettings(), dataset, *evaluations, selection))
     given = answer(given_request("given", teacher.path))
+    weights = answer(
+        weights_request("weights", ModelSettings(name="mlp", pretrained=teacher.file("model.safetensors")))
+    )
+    check = answer(check_request("check", learner("supervised", tune="lora"), dataset, None))
     return {
         "dataset": dict(dataset.parts),
         **{f"train {name}": trained(model) for name, model in models.items()},
@@ -94,6 +101,8 @@ def compute(workspace: Path) -> Answers:
         "train linear": weight(answer(train_request("linear", fitted, dataset, 0, features=features))),
         **{name: predicted(answer(request)) for name, request in by_neighbors.items()},
         "given": {"files": sorted(given.manifest["files"])},
+        "weights": dict(weights.summary),
+        "check": dict(check.summary),
         "predict": predicted(predictions),
         "select": {name: chosen(workspace / name, settings) for name, settings in SELECTIONS.items()},
         "evaluate": {name: value for name, value in evaluations[0].summary.items() if name != "computed_by"},

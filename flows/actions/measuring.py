@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from selftrain.flows.actions.models import Model, find_model, own_teacher
 from selftrain.flows.environment import Workspace, set_environment, workspace_folder
 from selftrain.flows.rounds.conductor import Conductor
-from selftrain.flows.rounds.stages import dataset_request, evaluate_request, features_request, given_request
+from selftrain.flows.rounds.stages import (
+    dataset_request,
+    evaluate_request,
+    features_request,
+    given_request,
+    weights_request,
+)
 from selftrain.ssl_tasks.errors import ConfigError, DataError, NotFound
 from selftrain.ssl_tasks.settings.data import DataSettings
 from selftrain.ssl_tasks.settings.recipe import load_recipe
@@ -90,10 +96,12 @@ def check_labels(recipe: str | Path, overrides: Iterable[str] = (), workspace: W
     set_environment(folder)
     with at_work(folder):
         dataset, conductor = _dataset(config, folder), Conductor(config, folder)
-        given = None
+        network, weights, given = config.teacher.model, None, None
         if config.given_teacher is not None:
             given = conductor.run_stage(given_request("model", config.given_teacher)).artifact
-        request = features_request("features", config.features, config.teacher.model, dataset, given)
+        elif network.pretrained is not None:
+            weights = conductor.run_stage(weights_request("weights-teacher", network)).artifact
+        request = features_request("features", config.features, network, dataset, weights=weights, init=given)
         features = conductor.run_stage(request).artifact
         from selftrain.ssl_tasks.data.dataset import Dataset
         from selftrain.ssl_tasks.data.stored_features import StoredFeatures

@@ -1,4 +1,4 @@
-"""Finds trained models by name, and classifies images with them or exports them."""
+"""Finds trained models by name, classifies images with them or exports them; finds pretrained weights."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from selftrain.ssl_tasks.trained import CARD, WEIGHTS
 if TYPE_CHECKING:
     import pandas as pd
 
+    from selftrain.models.settings import ModelSettings
     from selftrain.ssl_tasks.trained.export import Format
 
 KINDS = ("train", "given")  # stages whose artifacts are models
@@ -54,6 +55,58 @@ def predict(
         dataset = found.dataset(Store(folder / "store"))
         max_pixels = dataset.manifest["settings"]["max_pixels"] if dataset is not None else DataSettings().max_pixels
         return classify(load_trained(found.folder, device), files, max_pixels, batch_size)
+
+
+def weights(pattern: str = "") -> "pd.DataFrame":
+    """Returns the pretrained weights that timm and torchvision publish, one per row.
+
+    `pattern` is part of a network's name, or one with `*`; `timm:` or `torchvision:` before it asks one library alone.
+    Columns: network, tag, source, licence, how images were prepared in training (mean, std, interpolation, image_size,
+    crop), and `here`, the file where it is on this machine already.
+    """
+    import pandas as pd
+
+    from selftrain.models.sources import Facts, published
+
+    rows = [{**one.facts.model_dump(), "here": str(one.here or "")} for one in published(pattern)]
+    return pd.DataFrame(rows, columns=[*Facts.model_fields, "here"])
+
+
+def fetch_weights(network: str, pretrained: bool | str = True) -> Path:
+    """Downloads pretrained weights into their library's cache if they are not there yet; returns the file.
+
+    `pretrained` is what `model.pretrained` may be in a recipe: True, a tag, a hub id or an https URL.
+    """
+    from selftrain.models.sources import obtain
+
+    file = obtain(model_settings(network, pretrained)).file
+    assert file is not None
+    return file
+
+
+def find_weights(network: str, pretrained: bool | str = True) -> Path:
+    """Returns the file of pretrained weights on this machine; NotFound says where to get it and where to put it."""
+    from selftrain.models.sources import by_hand, find_source
+
+    source = find_source(model_settings(network, pretrained))
+    if (file := source.here) is not None:
+        return file
+    raise NotFound(
+        f"the weights {source.facts.source} of {network} are not on this machine. "
+        f"`selftrain weights fetch {network}` fetches them where there is a network. Without one: {by_hand(source)}"
+    )
+
+
+def model_settings(network: str, pretrained: bool | str) -> "ModelSettings":
+    """Returns the settings of a network that starts from weights; raises ConfigError if the name means nothing."""
+    from pydantic import ValidationError
+
+    from selftrain.models.settings import ModelSettings
+
+    try:
+        return ModelSettings(name=network, pretrained=pretrained)
+    except ValidationError as error:
+        raise ConfigError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ GROUPS = {  # in the order of --help: as a newcomer meets the verbs
         looking.add_status, looking.add_report, labelling.add_labels, labelling.add_sql, looking.add_lineage,
         looking.add_explain,
     ),
-    "use a model": (modelling.add_predict, modelling.add_evaluate, modelling.add_export),
+    "use a model": (modelling.add_predict, modelling.add_evaluate, modelling.add_export, modelling.add_weights),
     "schedule and share": (
         serving.add_up, serving.add_serve, serving.add_deploy, serving.add_init_server, serving.add_assist,
     ),

@@ -145,6 +145,45 @@ def _export(options: Namespace) -> None:
     print(f"wrote {done.card}")
 
 
+def add_weights(verbs: Verbs) -> None:
+    verb = verbs.add(
+        "weights",
+        _weights,
+        "List, download or locate pretrained weights that a network can start from.",
+        ("weights list resnet18", "the weights that timm and torchvision publish for resnet18"),
+        ("weights where torchvision:resnet18", "the file of the weights, or where to get it and where to put it"),
+    )
+    words = "list: published weights; fetch: download into the library's cache; where: print the file's path"
+    verb.add_argument("action", choices=("list", "fetch", "where"), help=words)
+    words = "a network as in model.name, such as timm:resnet18; list takes part of a name, or one with *"
+    verb.add_argument("network", metavar="NETWORK", nargs="?", default="", help=words)
+    words = "weights as in model.pretrained: a tag, a hub id or a URL (default: true, the library's own)"
+    verb.add_argument("weights", metavar="WEIGHTS", nargs="?", default=True, help=words)
+    verb.add_argument("--limit", type=int, default=50, metavar="N", help="show at most N rows (default: 50)")
+    add_outputs(verb)
+
+
+def _weights(options: Namespace) -> None:
+    from selftrain.flows.actions.models import fetch_weights, find_weights, weights
+
+    if options.action != "list":
+        if not options.network:
+            raise ConfigError(f"weights {options.action}: expected a network, such as timm:resnet18")
+        find = fetch_weights if options.action == "fetch" else find_weights
+        print(find(options.network, options.weights))
+        return
+    if options.limit < 1:
+        raise ConfigError(f"--limit is {options.limit}; expected at least 1")
+    found = weights(options.network)
+    if options.csv or options.json or options.parquet:
+        show_frame(found, options)
+        return
+    columns = ["network", "tag", "licence", "image_size", "interpolation", "crop", "here"]
+    show_frame(found[columns].head(options.limit), options)
+    if len(found) > options.limit:
+        print(f"{options.limit} of {len(found):,}; --limit N shows more, a PATTERN fewer", file=sys.stderr)
+
+
 SCORES = (
     "images", "accuracy", "95 % interval", "balanced", "NLL", "Brier", "ECE",
     "NLL tempered", "Brier tempered", "ECE tempered",

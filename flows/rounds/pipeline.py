@@ -10,12 +10,13 @@ from typing import Any
 from selftrain.flows.rounds.conductor import Conductor, Orchestrator, finished, interrupted, never
 from selftrain.flows.rounds.interruption import interruptible
 from selftrain.flows.rounds.self_training import Summary, self_training
+from selftrain.models.settings import check_safetensors, weights_file
 from selftrain.ssl_tasks.data.sources import open_source
 from selftrain.ssl_tasks.errors import ConfigError, UserError
 from selftrain.ssl_tasks.execution.process import start_fork_server
 from selftrain.ssl_tasks.execution.progress import display
 from selftrain.ssl_tasks.settings.recipe import leaves
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RunConfig
+from selftrain.ssl_tasks.settings.run_config import RunConfig, learners
 from selftrain.ssl_tasks.settings.section import existing_file
 from selftrain.ssl_tasks.store.locks import at_work
 from selftrain.ssl_tasks.store.runs import Run, all_runs, dumped
@@ -45,24 +46,13 @@ def _looks(config: RunConfig, cache: Path) -> Iterator[Callable[[], object]]:
     yield open_source(config.data.source, cache).check
     if config.given_teacher is not None:
         yield partial(require_trained, config.given_teacher)
-    for name, learner in _learners(config):
-        if learner.model.pretrained is not None:
-            yield partial(existing_file, learner.model.pretrained, f"{name}.model.pretrained", "a .safetensors file")
+    for name, learner in learners(config):
+        if (file := weights_file(learner.model)) is not None:
+            yield partial(check_safetensors, file, f"{name}.model.pretrained")
     for number, settings in enumerate(config.rounds, 1):
         if settings.select.overrides is not None:
             what = f"rounds.{number}.select.overrides"
             yield partial(existing_file, settings.select.overrides, what, "a CSV or Parquet file")
-
-
-def _learners(config: RunConfig) -> Iterator[tuple[str, LearnerSettings]]:
-    """Those that the run would train."""
-    if config.given_teacher is None:
-        yield "teacher", config.teacher
-        yield from ((f"other_teachers.{number}", one) for number, one in enumerate(config.other_teachers, 1))
-        if config.pretrain is not None:
-            yield "pretrain", config.pretrain
-    for number, settings in enumerate(config.rounds, 1):
-        yield f"rounds.{number}.student", settings.student
 
 
 def mend_dead_runs(workspace: Path) -> None:

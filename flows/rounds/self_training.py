@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from selftrain.flows.rounds.stages import (
+    check_request,
     dataset_request,
     evaluate_request,
     features_request,
@@ -18,16 +19,24 @@ from selftrain.flows.rounds.stages import (
     predict_request,
     select_request,
     train_request,
+    weights_request,
 )
 from selftrain.ssl_tasks.data.splits import warn_of_earlier_labels
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.stage import Request, derive_seed
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RoundSettings, RunConfig, in_need_of_validation
+from selftrain.ssl_tasks.settings.run_config import (
+    LearnerSettings,
+    RoundSettings,
+    RunConfig,
+    checks,
+    in_need_of_validation,
+)
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.store.stage_names import FIRST, PRETRAIN, RoundNames, member_names
 
 log = logging.getLogger("selftrain")
 Pending = Callable[[], Artifact]
+Weights = dict[tuple[str, bool | str | None], Artifact]  # pretrained weights, by network and place
 
 
 class Answers(Protocol):
@@ -111,7 +120,8 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
     fingerprint = answers.fingerprint(config)
     dataset = answers.run(dataset_request(config.data, fingerprint), 0)
     _refuse_without_validation(config, dataset)
-    teachers, features = _first_teachers(config, dataset, answers)
+    weights = _first_weights(config, dataset, answers)
+    teachers, features = _first_teachers(config, dataset, answers, weights)
     evaluations = _evaluate(FIRST, config, dataset, teachers, features, answers)
     rounds = [Taught(0, _teacher_name(config), teachers, dataset, evaluations, features, (teachers[0],))]
     selection: Artifact | None = None
@@ -129,7 +139,7 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
             break
         init = teacher.models[0] if settings.student.init == "teacher" else None
         learners = [settings.student] * settings.student.members
-        students, features = _members(names, learners, config, dataset, answers, selection, init)
+        students, features = _members(names, learners, config, dataset, answers, weights, selection, init)
         taught = Taught(
             number, settings.student.model.label, students, dataset, [], features, (students[0],), selection
         )
@@ -158,8 +168,19 @@ def _refuse_without_validation(config: RunConfig, dataset: Artifact) -> None:
         )
 
 
+def _first_weights(config: RunConfig, dataset: Artifact, answers: Answers) -> Weights:
+    """Obtains the pretrained weights of all learners, and checks that every network takes them, before any training."""
+    found: Weights = {}
+    for check, stage, learner in checks(config):
+        place = learner.model.name, learner.model.pretrained
+        if stage and place not in found:
+            found[place] = answers.run(weights_request(stage, learner.model), 0)
+        answers.run(check_request(check, learner, dataset, found.get(place)), 0)
+    return found
+
+
 def _first_teachers(
-    config: RunConfig, dataset: Artifact, answers: Answers
+    config: RunConfig, dataset: Artifact, answers: Answers, weights: Weights
 ) -> tuple[list[Artifact], list[Artifact | None]]:
     """The models of round 0, and the features that each of them reads."""
     if config.given_teacher is not None:
@@ -168,8 +189,9 @@ def _first_teachers(
     init = None
     if config.pretrain is not None:
         seed = derive_seed(config.seed, PRETRAIN)
-        init = answers.run(train_request(PRETRAIN, config.pretrain, dataset, seed), 0)
-    return _members(FIRST, config.teachers, config, dataset, answers, init=init)
+        given = _weights_of(config.pretrain, weights)
+        init = answers.run(train_request(PRETRAIN, config.pretrain, dataset, seed, weights=given), 0)
+    return _members(FIRST, config.teachers, config, dataset, answers, weights, init=init)
 
 
 def _predict(
@@ -180,7 +202,7 @@ def _predict(
     if predict.source != "model" and features[0] is None:
         first = config.teacher if names.number == 1 else config.rounds[names.number - 2].student
         request = features_request(
-            names.teacher_features, config.features, first.model, teacher.dataset, teacher.models[0]
+            names.teacher_features, config.features, first.model, teacher.dataset, init=teacher.models[0]
         )
         features = [answers.run(request, names.number)]
     several_kinds = names.number == 1 and bool(config.other_teachers)
@@ -248,6 +270,7 @@ def _members(
     config: RunConfig,
     dataset: Artifact,
     answers: Answers,
+    weights: Weights,
     selection: Artifact | None = None,
     init: Artifact | None = None,
 ) -> tuple[list[Artifact], list[Artifact | None]]:
@@ -262,15 +285,22 @@ def _members(
                     "set model.pretrained",
                     learner.model.label,
                 )
-            request = features_request(name, config.features, learner.model, dataset, init)
+            given = _weights_of(learner, weights)
+            request = features_request(name, config.features, learner.model, dataset, weights=given, init=init)
             read = answers.run(request, names.number)
         features.append(read)
     requests = [
-        train_request(one, learner, dataset, derive_seed(config.seed, one), selection, init, read)
+        train_request(
+            one, learner, dataset, derive_seed(config.seed, one), selection, init, _weights_of(learner, weights), read
+        )
         for one, learner, read in zip(member_names(names.model, len(learners)), learners, features, strict=True)
     ]
     pending = [answers.submit(request, names.number) for request in requests]
     return [result() for result in pending], features
+
+
+def _weights_of(learner: LearnerSettings, weights: Weights) -> Artifact | None:
+    return weights.get((learner.model.name, learner.model.pretrained))
 
 
 def _evaluate(

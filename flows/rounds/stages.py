@@ -4,13 +4,14 @@ Raise a stage's version, or a method's count of changes, when it would answer th
 reminds you.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
 
-from selftrain.models import ModelSettings
+from selftrain.models.settings import ModelSettings, check_safetensors, weights_file
 from selftrain.ssl_tasks.execution.stage import Request, StageContext, StageResult
 from selftrain.ssl_tasks.methods import LABELS_ONLY
 from selftrain.ssl_tasks.settings.data import AugmentSettings, DataSettings
@@ -21,14 +22,23 @@ from selftrain.ssl_tasks.settings.pseudo_labels import (
     PredictSettings,
     SelectSettings,
 )
-from selftrain.ssl_tasks.settings.run_config import EvaluateSettings, GateSettings, LearnerSettings
+from selftrain.ssl_tasks.settings.run_config import (
+    CheckSettings,
+    EvaluateSettings,
+    GateSettings,
+    LearnerSettings,
+    WeightsSettings,
+)
 from selftrain.ssl_tasks.settings.section import RecipePath, Section, existing_file
 from selftrain.ssl_tasks.settings.training import TrainSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact, digest_file
 from selftrain.ssl_tasks.store.stage_names import FIRST
 from selftrain.ssl_tasks.trained import copy_trained, trained_digest
 
-VERSIONS = {"dataset": 2, "features": 1, "train": 1, "given": 1, "predict": 1, "select": 1, "evaluate": 1, "gate": 1}
+VERSIONS = {
+    **{"dataset": 2, "weights": 1, "check": 1, "features": 1, "train": 1, "given": 1},
+    **{"predict": 1, "select": 1, "evaluate": 1, "gate": 1},
+}
 # Version of each method; raise it when the method's results change. Models of other methods stay valid.
 METHOD_CHANGES = {
     **{"dividemix": 1, "label_propagation": 1, "meta_pseudo_labels": 2},
@@ -36,6 +46,8 @@ METHOD_CHANGES = {
 }
 BODIES = {
     "dataset": "selftrain.ssl_tasks.data.dataset:build_dataset",
+    "weights": "selftrain.ssl_tasks.trained.weights:take_weights",
+    "check": "selftrain.ssl_tasks.trained.weights:check_network",
     "features": "selftrain.ssl_tasks.features.stage:extract",
     "train": "selftrain.ssl_tasks.training.stage:train_model",
     "given": "selftrain.flows.rounds.stages:take_given",
@@ -54,7 +66,13 @@ def dataset_request(data: DataSettings, fingerprint: str, name: str = FIRST.data
 
 
 def features_request(
-    name: str, settings: FeatureSettings, model: ModelSettings, dataset: Artifact, init: Artifact | None = None
+    name: str,
+    settings: FeatureSettings,
+    model: ModelSettings,
+    dataset: Artifact,
+    *,
+    weights: Artifact | None = None,
+    init: Artifact | None = None,
 ) -> Request:
     """The features of every image by a frozen network: a trained model, or one with its first weights."""
     quiet = {"dropout": 0.0, "stochastic_depth": 0.0, "batch_norm_momentum": None}  # no part of a frozen network
@@ -62,8 +80,8 @@ def features_request(
     inputs, depends = {"dataset": dataset}, dict(dataset.parts)
     if init is not None:
         inputs["init"], depends["init"] = init, init.digest
-    elif model.pretrained is not None:
-        depends["pretrained"] = _weights_digest(model)
+    elif weights is not None:
+        inputs["weights"], depends["pretrained"] = weights, weights.digest
     return _request(name, "features", frozen, inputs, depends)
 
 
@@ -74,6 +92,7 @@ def train_request(
     seed: int,
     selection: Artifact | None = None,
     init: Artifact | None = None,
+    weights: Artifact | None = None,
     features: Artifact | None = None,
 ) -> Request:
     """A network is trained. It depends on the unlabelled images only where its method looks at them.
@@ -98,14 +117,30 @@ def train_request(
     if features is not None:
         inputs["features"], depends["features"] = features, features.summary["backbone"]
         return replace(_request(name, "train", learner, inputs, depends, 0, changes), body=FIT_LINEAR)
-    if learner.model.pretrained is not None:
-        depends["pretrained"] = _weights_digest(learner.model)
+    if weights is not None:
+        inputs["weights"], depends["pretrained"] = weights, weights.digest
     return _request(name, "train", learner, inputs, depends, seed, changes)
 
 
-def _weights_digest(model: ModelSettings) -> str:
+def weights_request(name: str, model: ModelSettings) -> Request:
+    """Pretrained weights become an artifact; those of a library, a hub or a URL are fetched only once."""
     assert model.pretrained is not None
-    return digest_file(existing_file(model.pretrained, "model.pretrained", "a .safetensors file"))
+    if (file := weights_file(model)) is not None:
+        check_safetensors(file)
+        depends = {"file": digest_file(file)}
+    else:
+        depends = {"source": str(model.pretrained)}
+    return _request(name, "weights", WeightsSettings(network=model.name, pretrained=model.pretrained), {}, depends)
+
+
+def check_request(name: str, learner: LearnerSettings, dataset: Artifact, weights: Artifact | None) -> Request:
+    """A network is built and filled before anything is trained, so that what does not fit is said at once."""
+    train = learner.train
+    section = CheckSettings(model=learner.model, tune=train.tune, lora=train.lora)
+    inputs = {"dataset": dataset} if weights is None else {"dataset": dataset, "weights": weights}
+    info = json.loads(dataset.file("info.json").read_text())
+    depends = {"images": f"{info['channels']} channels, {info['image_size']} pixels"}
+    return _request(name, "check", section, inputs, depends | ({} if weights is None else {"weights": weights.digest}))
 
 
 def given_request(name: str, folder: Path) -> Request:

@@ -43,6 +43,7 @@ class Batch:
     pseudo_index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     unlabeled_truth: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     label_weights: Tensor | None = None  # [B] float, where imbalanced labels are weighted
+    label_offsets: Tensor | None = None  # [B, K] float, what the labels' loss adds to the logits of imbalanced classes
     probe: Tensor | None = None  # [B, …] labelled images that a learnt augmentation judges its operations by …
     probe_choices: Tensor | None = None  # … and the operations applied to them; only the engine reads both
 

@@ -109,6 +109,7 @@ class Dataset:
         self.mean: tuple[float, ...] = tuple(info["mean"])
         self.std: tuple[float, ...] = tuple(info["std"])
         self.flip: bool = info["flip"]
+        self.resizing: dict[str, Any] = info.get("resizing", {})  # of its decoder, where it is not the usual one
 
     @classmethod
     def open(cls, artifact: Artifact, cache: Path, runtime: RuntimeSettings | None = None) -> "Dataset":
@@ -116,7 +117,8 @@ class Dataset:
         info = json.loads(artifact.file("info.json").read_text())
         source = parse_source(artifact.manifest["settings"]["source"])
         found = open_source(last_place(source, info["fingerprint"], cache), cache)
-        decoder = Decoder(info["image_size"], info["channels"], info["max_pixels"])
+        resizing = info.get("resizing", {})
+        decoder = Decoder(info["image_size"], info["channels"], info["max_pixels"], **resizing)
         return cls(artifact.path, Images(found, decoder, cache, runtime or RuntimeSettings()), info)
 
     def pool(self, name: PoolName) -> "Pool":
@@ -233,6 +235,8 @@ def build_dataset(context: StageContext) -> StageResult:
         "std": std,
         "flip": found.source.flip,
     }
+    if found.decoder.resizing:
+        identity["resizing"] = found.decoder.resizing
     includes = settings.split.unlabeled_includes_labeled
     counts = count_splits(found)
     info = {

@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 VERSION = 1  # version of the decoding; a new one makes new decoded caches
 
 # Pillow's own limit warns at one size and fails at another; ours is a setting and only fails.
@@ -50,6 +52,14 @@ class Decoder:
     image_size: int
     channels: int
     max_pixels: int
+    interpolation: Interpolation = "bilinear"
+    crop: float = 1.0  # share of the shorter side that is left
+
+    @property
+    def resizing(self) -> dict[str, Any]:
+        """The settings of the resizing that are not at their defaults, for a data set's identity and a model's card."""
+        usual = {"interpolation": "bilinear", "crop": 1.0}
+        return {name: value for name, default in usual.items() if (value := getattr(self, name)) != default}
 
     def __call__(self, data: bytes | np.ndarray) -> Decoded:
         try:
@@ -58,7 +68,8 @@ class Decoder:
             upright = convert(ImageOps.exif_transpose(image), self.channels)
             whole = np.asarray(upright)
             size = self.image_size
-            square = whole if upright.size == (size, size) else np.asarray(fit_square(upright, size))
+            as_it_is = upright.size == (size, size) and self.crop == 1
+            square = whole if as_it_is else np.asarray(fit_square(upright, size, self.interpolation, self.crop))
             pixels = square.reshape(size, size, self.channels)
             return Decoded(pixels, name_pixels(whole), image.width, image.height, mode)
         except Exception as error:  # noqa: BLE001 - hostile bytes make a decoder raise almost anything
@@ -97,9 +108,11 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == wanted else image.convert(wanted)
 
 
-def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the shorter side to `size` and crops the centre."""
-    return ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
+def fit_square(
+    image: Image.Image, size: int, interpolation: Interpolation = "bilinear", crop: float = 1.0
+) -> Image.Image:
+    """The centre, `crop` of the shorter side wide, resized to `size`."""
+    return ImageOps.fit(image, (size, size), Image.Resampling[interpolation.upper()], bleed=(1 - crop) / 2)
 
 
 def name_pixels(pixels: np.ndarray) -> bytes:

@@ -75,13 +75,14 @@ def without_rows(segment: pa.Table) -> pa.Table:
 
 
 class DecodedCache:
-    """The cache of one image size and channel count. Locks are held only while appending."""
+    """The cache of one image size, channel count and way of resizing. Locks are held only while appending."""
 
     def __init__(self, cache: Path, decoder: Decoder) -> None:
         size, channels = decoder.image_size, decoder.channels
         self.shape = (size, size, channels)
         self.row_bytes = size * size * channels
-        self.folder = cache / "decoded" / f"{size}x{size}x{channels}-v{VERSION}"
+        resized = "".join(f"-{value}" for value in decoder.resizing.values())
+        self.folder = cache / "decoded" / f"{size}x{size}x{channels}-v{VERSION}{resized}"
         self.max_pixels = decoder.max_pixels
         self._segments: dict[Path, pa.Table] = {}
 

@@ -130,6 +130,18 @@ def class_weights(counts: Integers, kind: Literal["none", "inverse", "effective"
     return (weights * counts.sum() / (weights * counts).sum()).astype(np.float32)
 
 
+def logit_offsets(counts: Integers, train: TrainSettings) -> NDArray[np.float32] | None:
+    """Returns τ · log of each class's share of the labels, for logit adjustment; τ is 1 in the balanced softmax.
+
+    A class without labels counts as if it had half of one, so that its offset is finite.
+    """
+    if train.loss == "cross_entropy":
+        return None
+    strength = train.adjustment if train.loss == "logit_adjusted" else 1.0
+    shares = np.maximum(counts, 0.5) / counts.sum()
+    return (strength * np.log(shares)).astype(np.float32)
+
+
 ROWS = 4096  # written at a time
 READ = 1 << 20  # bytes at a time, in place of a whole row group's
 
@@ -191,7 +203,8 @@ class BatchStream(TorchDataset[Batch]):
         self.labeled = LabeledPool(dataset.pool("labeled"), self.unlabeled, None if views.pseudo else selection)
         self.selection = selection if views.pseudo else None
         self.truth = self.unlabeled.truth() if views.unlabeled else None  # for the batch's diagnosis alone
-        self.weights = class_weights(self.labeled.counts(self.num_classes), train.class_weights)
+        counts = self.labeled.counts(self.num_classes)
+        self.weights, self.offsets = class_weights(counts, train.class_weights), logit_offsets(counts, train)
         self.samplers = self._samplers()
         self.first, self.last = (train.batch_size * part // world for part in (rank, rank + 1))
 
@@ -221,6 +234,7 @@ class BatchStream(TorchDataset[Batch]):
             labels=torch.from_numpy(labels),
             labeled_index=torch.from_numpy(index),
             label_weights=None if self.weights is None else torch.from_numpy(self.weights[labels]),
+            label_offsets=None if self.offsets is None else torch.from_numpy(np.tile(self.offsets, (len(labels), 1))),
         )
         if self.policy is not None:
             probe, choices = self.augmenter.probe(images, self._draws("labeled", step, 1, "probe"))

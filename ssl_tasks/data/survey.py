@@ -152,7 +152,7 @@ def _decoder(settings: DataSettings, source: ImageSource, listing: Listing, labe
         sizes, grey = _probe(source, listing, labeled, settings.max_pixels)
         size = size or min(LARGEST_DEFAULT, int(np.median(sizes)))
         channels = channels or (1 if grey else 3)
-    return Decoder(size, channels, settings.max_pixels)
+    return Decoder(size, channels, settings.max_pixels, settings.interpolation, settings.crop)
 
 
 def _probe(source: ImageSource, listing: Listing, labeled: np.ndarray, max_pixels: int) -> tuple[list[int], bool]:

@@ -9,15 +9,21 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from selftrain.ssl_tasks import errors
-from selftrain.ssl_tasks.execution.stage import load_body
+from selftrain.ssl_tasks.errors import ConfigError
+from selftrain.ssl_tasks.execution.stage import StageContext, load_body
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact, Store
+from selftrain.ssl_tasks.store.mirror import mirror_of
 
 Key = TypeVar("Key")
 RETRIES = 3  # of a task whose worker died
@@ -142,3 +148,31 @@ def places(ray: ModuleType, runtime: RuntimeSettings) -> int:
 def cpus_of(runtime: RuntimeSettings) -> int:
     """Of one task."""
     return runtime.threads or 1
+
+
+def at_hand(context: StageContext) -> StageContext:
+    """The inputs where this machine has them: under the same path as at home, else from the shared store."""
+    hidden = [one.path for one in context.inputs.values() if not one.path.is_dir()]
+    if not hidden:
+        return context
+    mirror = mirror_of(context.runtime)
+    if mirror is None:
+        raise ConfigError(
+            f"{hidden[0]} is not on {socket.gethostname()}. Ray's workers need the workspace under the same path (a "
+            "shared disk), or a shared store: set runtime.store"
+        )
+    workspace = Path(os.environ.get("SELFTRAIN_HOME") or Path(tempfile.gettempdir()) / "selftrain-ray")
+    store = Store(workspace / "store")
+    inputs: dict[str, Artifact] = {}
+    for role, one in context.inputs.items():
+        with store.lock(one.stage, one.key):
+            found = store.find(one.stage, one.key) or mirror.fetch(store, one.stage, one.key)
+        if found is None:
+            raise ConfigError(
+                f"{one.stage} {one.key[:12]} is neither on {socket.gethostname()} nor in {mirror.url}; was the shared "
+                "store away when it was made? Run again: it is offered again"
+            )
+        inputs[role] = found
+    # No cache of decoded images: it would begin with all of them, and this machine sees a few.
+    runtime = context.runtime.model_copy(update={"cache": "off"})
+    return replace(context, inputs=inputs, cache=workspace / "cache", runtime=runtime)

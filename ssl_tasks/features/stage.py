@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from selftrain.models import build_model
 from selftrain.models.classifier import Classifier
+from selftrain.models.settings import Normalisation
+from selftrain.models.sources import Facts
 from selftrain.ssl_tasks.data.dataset import Dataset, Pool
 from selftrain.ssl_tasks.data.loading import normalise
 from selftrain.ssl_tasks.data.stored_features import (
@@ -47,6 +49,7 @@ from selftrain.ssl_tasks.pseudo_labels.labeller import (
 from selftrain.ssl_tasks.settings.pseudo_labels import FrozenSettings
 from selftrain.ssl_tasks.store.artifacts import digest_json, write_atomically
 from selftrain.ssl_tasks.trained.model import Card, Trained, as_trained, load_network, save_trained
+from selftrain.ssl_tasks.trained.weights import facts_of, normalisation_of, with_file
 
 MULTIPLES = 8  # a batch's size is a multiple of an eighth of the largest: oneDNN keeps kernels for each size it meets
 
@@ -72,34 +75,36 @@ def open_backbone(context: StageContext, settings: FrozenSettings, dataset: Data
         card = card.model_copy(update={"classes": dataset.classes})
     else:
         torch.manual_seed(derive_seed(context.seed, "weights"))
-        network = build_model(settings.model, dataset.num_classes, dataset.channels, dataset.image_size)
-        mean, std = preprocessing(settings, dataset)
+        weights = context.inputs.get("weights")
+        model = with_file(settings.model, weights)
+        network = build_model(model, dataset.num_classes, dataset.channels, dataset.image_size)
+        mean, std = preprocessing(settings, facts_of(weights), dataset)
+        preprocess = Normalisation(mean=mean, std=std) if (mean, std) != (dataset.mean, dataset.std) else "data"
         card = Card(
-            model=settings.model,
+            model=settings.model.model_copy(update={"preprocess": preprocess}),
             classes=dataset.classes,
             in_channels=dataset.channels,
             image_size=dataset.image_size,
             mean=mean,
             std=std,
             precision=settings.precision,
+            resizing=dataset.resizing or None,
         )
     return with_head(network, dataset.num_classes), card
 
 
-def preprocessing(settings: FrozenSettings, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def preprocessing(
+    settings: FrozenSettings, facts: Facts | None, dataset: Dataset
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the pixels: a pretrained network's own where they are known, else the data's.
 
     The data's depend on which images are labelled. A network with random weights takes any, so its are fixed.
     """
-    name, channels = settings.model.name, dataset.channels
-    if settings.model.pretrained is None:
+    channels = dataset.channels
+    if facts is None and settings.model.preprocess == "backbone":
         return (0.5,) * channels, (0.5,) * channels
-    if not name.startswith("timm:") or channels != 3:
-        return dataset.mean, dataset.std
-    import timm
-
-    found = timm.get_pretrained_cfg(name.partition(":")[2])
-    return (tuple(found.mean), tuple(found.std)) if found is not None else (dataset.mean, dataset.std)
+    chosen = normalisation_of(settings.model, facts.normalisation if facts else None, channels)
+    return (dataset.mean, dataset.std) if chosen is None else (chosen.mean, chosen.std)
 
 
 @torch.no_grad()

@@ -72,6 +72,7 @@ class Method(nn.Module):
     """
 
     views: Views = Views()  # of the class; of the instance where their number is a setting
+    mixes_labels: bool = False  # whether labelled images have a loss of their own kind, which no adjustment reaches
     another: Callable[[], Classifier]  # builds an untrained network of the student's kind; the engine's to set
 
     def __init__(self, settings: Any, problem: Problem) -> None:
@@ -110,9 +111,19 @@ def forward_together(network: nn.Module, *parts: Tensor) -> tuple[Tensor, ...]:
     return torch.split(network(torch.cat(parts)).float(), [len(part) for part in parts])
 
 
+def adjusted(logits: Tensor, batch: Batch) -> Tensor:
+    """Returns the labelled images' logits for their loss: with logit adjustment (2007.07314) if it is set."""
+    return logits if batch.label_offsets is None else logits + batch.label_offsets
+
+
+def labeled_cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    """Returns the loss of the labelled images, weighted and adjusted as the settings say."""
+    return weighted_cross_entropy(adjusted(logits, batch), batch.labels, batch.label_weights, smoothing)
+
+
 def supervised_alone(student: nn.Module, batch: Batch) -> Losses:
     """Returns the losses of supervised training, which a method at weight 0 must equal bit for bit."""
-    supervised = weighted_cross_entropy(student(batch.labeled[0]).float(), batch.labels, batch.label_weights)
+    supervised = labeled_cross_entropy(student(batch.labeled[0]).float(), batch)
     return Losses(supervised, {"supervised": supervised.detach()})
 
 
@@ -150,7 +161,7 @@ def twin(student: Classifier, weights: Literal["scratch", "student"], another: C
 
     In both cases it is a copy, so that its device and memory layout are the student's.
     """
-    network = copy.deepcopy(student).requires_grad_(True)
+    network = copy.deepcopy(student)
     if weights == "scratch":
         network.load_state_dict(another().state_dict())
     return network
@@ -180,8 +191,10 @@ class MovingTeacher(nn.Module):
         self.updates += 1
         most = torch.full_like(self.updates, decay)
         kept = torch.minimum(1 - 1 / (self.updates + 1), most) if warmup else most
-        mine: list[Tensor] = list(self.network.parameters())
-        theirs: list[Tensor] = list(student.parameters())
+        pairs = zip(self.network.parameters(), student.parameters(), strict=True)
+        moving = [(one, other) for one, other in pairs if other.requires_grad]  # what is frozen is the same in both
+        mine: list[Tensor] = [one for one, _ in moving]
+        theirs: list[Tensor] = [other for _, other in moving]
         torch._foreach_mul_(mine, kept)
         torch._foreach_add_(mine, list(torch._foreach_mul(theirs, 1 - kept)))
         average_buffers(self.network)

@@ -57,6 +57,7 @@ def plain_prediction(student: Classifier, images: Tensor) -> Tensor:
 class ConfirmationBias(Method):
     """The memory of soft labels, [unlabelled images, classes], is a buffer."""
 
+    mixes_labels = True
     views = Views(labeled=("weak",), unlabeled=("weak", "none"))
     settings: ConfirmationBiasSettings
     memory: Tensor

@@ -13,8 +13,15 @@ from torch import Tensor
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from selftrain.ssl_tasks.methods.math import sharpen, soft_cross_entropy, weighted_cross_entropy
+from selftrain.ssl_tasks.methods.base import (
+    Losses,
+    Method,
+    combine,
+    forward_together,
+    labeled_cross_entropy,
+    supervised_alone,
+)
+from selftrain.ssl_tasks.methods.math import sharpen, soft_cross_entropy
 from selftrain.ssl_tasks.settings.methods import DistillationSettings
 
 
@@ -34,7 +41,7 @@ class Distillation(Method):
         if weight == 0:
             return supervised_alone(student, batch)
         logits, logits_pseudo = forward_together(student, batch.labeled[0], batch.pseudo[0])
-        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        supervised = labeled_cross_entropy(logits, batch)
         unsupervised = distillation_loss(logits_pseudo, batch.pseudo_targets, self.settings.temperature)
         logs = {"supervised": supervised.detach()}
         return combine((1 - weight) * supervised, unsupervised, weight, (logits, logits_pseudo), logs)

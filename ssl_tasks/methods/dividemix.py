@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from selftrain.models.classifier import Classifier, joined
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.devices import average_buffers, mean_over_ranks, world
-from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, twin
+from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, labeled_cross_entropy, twin
 from selftrain.ssl_tasks.methods.confirmation_bias import distance_from_uniform
 from selftrain.ssl_tasks.methods.math import (
     dominant_lambda,
@@ -45,7 +45,6 @@ from selftrain.ssl_tasks.methods.math import (
     sharpen,
     soft_cross_entropy,
     squared_difference,
-    weighted_cross_entropy,
 )
 from selftrain.ssl_tasks.settings.methods import DivideMixSettings
 
@@ -75,6 +74,7 @@ def mean_where(losses: Tensor, mask: Tensor) -> Tensor:
 class DivideMix(Method):
     """Buffers: both networks' losses of the last epochs, and the probabilities that labels are clean."""
 
+    mixes_labels = True
     settings: DivideMixSettings
     second: Classifier
     losses: Tensor
@@ -126,7 +126,7 @@ class DivideMix(Method):
     def warm_up(self, student: Classifier, batch: Batch) -> Losses:
         """Trains both networks on the labels as given."""
         logits = [network(batch.labeled[0]).float() for network in (student, self.second)]
-        losses = torch.stack([weighted_cross_entropy(one, batch.labels, batch.label_weights) for one in logits])
+        losses = torch.stack([labeled_cross_entropy(one, batch) for one in logits])
         total = losses.sum()
         if self.settings.asymmetric:
             total = total - entropy(torch.cat(logits)).mean() * len(logits)

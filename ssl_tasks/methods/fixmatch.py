@@ -7,8 +7,9 @@ images go through one forward pass in train mode, so that batch norm sees them t
 
 `threshold` τ; `weight` λ_u; `temperature` None is the official hard label, else the target is the sharpened
 prediction; `distribution_alignment` first pulls the predictions' running mean (128 batches, as ReMixMatch) to the
-labelled classes' shares, as the paper's appendix; `separate_weak_forward` sends the weak views through a pass of
-their own without a gradient.
+labelled classes' shares, as the paper's appendix; `confidence_temperature` sharpens the prediction for the comparison
+with τ alone, where a pretrained network's softmax is flat (SWIFT, 2512.10244; UDA and FlexMatch have it too);
+`separate_weak_forward` sends the weak views through a pass of their own without a gradient.
 
 Deviations: with a temperature, the mask looks at the prediction before sharpening, as in the official code.
 `separate_weak_forward` saves a third to a half of the work, but normalises weak views apart from the others.
@@ -20,14 +21,21 @@ from torch.nn import functional as F
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.base import (
+    Losses,
+    Method,
+    Problem,
+    combine,
+    forward_together,
+    labeled_cross_entropy,
+    supervised_alone,
+)
 from selftrain.ssl_tasks.methods.math import (
     RunningMean,
     confident,
     pseudo_label_logs,
     sharpen,
     soft_cross_entropy,
-    weighted_cross_entropy,
 )
 from selftrain.ssl_tasks.settings.methods import FixMatchSettings
 
@@ -59,8 +67,9 @@ class FixMatch(Method):
         probs_weak = logits_weak.detach().softmax(dim=1)
         if self.settings.distribution_alignment:
             probs_weak = self.guesses.align(probs_weak)
-        mask = confident(probs_weak, self.settings.threshold)
-        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        sharpness = self.settings.confidence_temperature
+        mask = confident(probs_weak if sharpness == 1 else sharpen(probs_weak, sharpness), self.settings.threshold)
+        supervised = labeled_cross_entropy(logits, batch)
         unsupervised = masked_cross_entropy(logits_strong, probs_weak, mask, self.settings.temperature)
         logs = pseudo_label_logs(probs_weak.argmax(dim=1), mask, batch.unlabeled_truth, self.problem.num_classes)
         return combine(supervised, unsupervised, self.settings.weight, (logits, logits_strong), logs)

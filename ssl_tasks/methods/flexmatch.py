@@ -20,7 +20,15 @@ from torch import Tensor
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.devices import gather_rows
-from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.base import (
+    Losses,
+    Method,
+    Problem,
+    combine,
+    forward_together,
+    labeled_cross_entropy,
+    supervised_alone,
+)
 from selftrain.ssl_tasks.methods.math import (
     class_counts,
     confident,
@@ -60,11 +68,11 @@ class FlexMatch(Method):
         if settings.weight == 0:
             return supervised_alone(student, batch)
         logits, logits_weak, logits_strong = forward_together(student, *batch.labeled, *batch.unlabeled)
-        probs_weak = logits_weak.detach().softmax(dim=1)
+        probs_weak = (logits_weak.detach() / settings.confidence_temperature).softmax(dim=1)
         confidence, labels = probs_weak.max(dim=1)
         mask = (confidence >= class_thresholds(self.status, settings.threshold, settings.mapping)[labels]).float()
         self.remember(batch.unlabeled_index, labels, confident(probs_weak, settings.threshold))
-        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        supervised = labeled_cross_entropy(logits, batch)
         unsupervised = weighted_cross_entropy(logits_strong, labels, mask)
         logs = pseudo_label_logs(labels, mask, batch.unlabeled_truth, self.problem.num_classes)
         return combine(supervised, unsupervised, settings.weight, (logits, logits_strong), logs)

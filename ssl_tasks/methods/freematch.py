@@ -17,7 +17,15 @@ from torch import Tensor
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.devices import gather_rows, mean_over_ranks, sum_over_ranks, world
-from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.base import (
+    Losses,
+    Method,
+    Problem,
+    combine,
+    forward_together,
+    labeled_cross_entropy,
+    supervised_alone,
+)
 from selftrain.ssl_tasks.methods.math import class_counts, pseudo_label_logs, weighted_cross_entropy
 from selftrain.ssl_tasks.settings.methods import FreeMatchSettings
 
@@ -79,7 +87,7 @@ class FreeMatch(Method):
         confidence, labels = probs_weak.max(dim=1)
         thresholds = self.global_threshold * self.probs_average / self.probs_average.max()
         mask = (confidence >= thresholds[labels]).float()
-        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        supervised = labeled_cross_entropy(logits, batch)
         unsupervised = weighted_cross_entropy(logits_strong, labels, mask)
         logs = pseudo_label_logs(labels, mask, batch.unlabeled_truth, self.problem.num_classes)
         losses = combine(supervised, unsupervised, settings.weight, (logits, logits_strong), logs)

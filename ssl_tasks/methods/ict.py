@@ -47,6 +47,7 @@ def interpolation_loss(mixed_logits: Tensor, teacher_logits: Tensor, partner: Te
 class ICT(Method):
     """A student of mixtures and its moving average."""
 
+    mixes_labels = True
     views = Views(labeled=("weak",), unlabeled=("weak",))
     settings: ICTSettings
 

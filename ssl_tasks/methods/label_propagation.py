@@ -24,7 +24,16 @@ from torch.nn import functional as F
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.base import (
+    Losses,
+    Method,
+    Pools,
+    Problem,
+    adjusted,
+    combine,
+    forward_together,
+    supervised_alone,
+)
 from selftrain.ssl_tasks.methods.math import exact_products, first_step, pseudo_label_logs, weighted_cross_entropy
 from selftrain.ssl_tasks.settings.methods import LabelPropagationSettings
 
@@ -132,7 +141,7 @@ class LabelPropagation(Method):
         true_weights = self.class_weights[batch.labels]
         if batch.label_weights is not None:
             true_weights = true_weights * batch.label_weights
-        supervised = weighted_cross_entropy(labeled, batch.labels, true_weights)
+        supervised = weighted_cross_entropy(adjusted(labeled, batch), batch.labels, true_weights)
         unsupervised = weighted_cross_entropy(unlabeled, guesses, weights * self.class_weights[guesses])
         logs = pseudo_label_logs(guesses, weights, batch.unlabeled_truth, self.problem.num_classes)
         return combine(supervised, unsupervised, self.settings.weight, (labeled, unlabeled), logs)

@@ -20,13 +20,20 @@ from torch import Tensor
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.methods.base import Losses, Method, MovingTeacher, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.base import (
+    Losses,
+    Method,
+    MovingTeacher,
+    combine,
+    forward_together,
+    labeled_cross_entropy,
+    supervised_alone,
+)
 from selftrain.ssl_tasks.methods.math import (
     kl_divergence,
     pseudo_label_logs,
     ramp,
     squared_difference,
-    weighted_cross_entropy,
 )
 from selftrain.ssl_tasks.settings.methods import MeanTeacherSettings
 
@@ -55,7 +62,7 @@ class MeanTeacher(Method):
         (labeled, labeled_again), (unlabeled, unlabeled_again) = batch.labeled, batch.unlabeled
         logits, logits_unlabeled = forward_together(student, labeled, unlabeled)
         teacher_labeled, teacher_unlabeled = forward_together(self.teacher, labeled_again, unlabeled_again)
-        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        supervised = labeled_cross_entropy(logits, batch)
         unsupervised = consistency_loss(
             torch.cat([logits, logits_unlabeled]),
             torch.cat([teacher_labeled, teacher_unlabeled]),

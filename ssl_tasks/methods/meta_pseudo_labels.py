@@ -35,14 +35,22 @@ from torch.nn import functional as F
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.devices import average_buffers, average_gradients, mean_over_ranks
-from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone, twin
+from selftrain.ssl_tasks.methods.base import (
+    Losses,
+    Method,
+    Problem,
+    combine,
+    forward_together,
+    labeled_cross_entropy,
+    supervised_alone,
+    twin,
+)
 from selftrain.ssl_tasks.methods.math import (
     confident,
     first_step,
     linear_ramp,
     pseudo_label_logs,
     soft_cross_entropy,
-    weighted_cross_entropy,
 )
 from selftrain.ssl_tasks.settings.methods import MetaPseudoLabelsSettings
 
@@ -138,7 +146,7 @@ class MetaPseudoLabels(Method):
     ) -> Losses:
         """Returns the teacher's losses: labels, UDA, and the student's feedback."""
         (labeled, weak, strong), settings = logits, self.settings
-        supervised = weighted_cross_entropy(labeled, batch.labels, batch.label_weights, settings.label_smoothing)
+        supervised = labeled_cross_entropy(labeled, batch, settings.label_smoothing)
         uda, mask = uda_loss(weak, strong, settings.uda_temperature, settings.uda_threshold)
         logs = pseudo_label_logs(hard, mask, batch.unlabeled_truth, self.problem.num_classes)
         weight = settings.uda_weight * linear_ramp(progress, settings.uda_ramp_up)

@@ -37,6 +37,8 @@ from selftrain.ssl_tasks.settings.methods import MixMatchSettings
 class MixMatch(Method):
     """Guesses and the two losses; mixing and interleaving are in `ssl_tasks/methods/math.py`."""
 
+    mixes_labels = True
+
     def __init__(self, settings: MixMatchSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
         weak: View = "weak"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together
-from selftrain.ssl_tasks.methods.math import pseudo_label_logs, soft_cross_entropy, weighted_cross_entropy
+from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, labeled_cross_entropy
+from selftrain.ssl_tasks.methods.math import pseudo_label_logs, soft_cross_entropy
 from selftrain.ssl_tasks.settings.methods import NoisyStudentSettings
 
 
@@ -36,7 +36,7 @@ class NoisyStudent(Method):
         pseudo = batch.pseudo if self.settings.weight else ()
         logits, *logits_pseudo = forward_together(student, *batch.labeled, *pseudo)
         smoothing = self.settings.label_smoothing
-        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights, smoothing)
+        supervised = labeled_cross_entropy(logits, batch, smoothing)
         if not logits_pseudo:
             return Losses(supervised, {"supervised": supervised.detach()})
         targets = smooth_hard(batch.pseudo_targets, smoothing)

@@ -19,8 +19,15 @@ from torch import Tensor
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
-from selftrain.ssl_tasks.methods.math import pseudo_label_logs, ramp, squared_difference, weighted_cross_entropy
+from selftrain.ssl_tasks.methods.base import (
+    Losses,
+    Method,
+    combine,
+    forward_together,
+    labeled_cross_entropy,
+    supervised_alone,
+)
+from selftrain.ssl_tasks.methods.math import pseudo_label_logs, ramp, squared_difference
 from selftrain.ssl_tasks.settings.methods import PiModelSettings
 
 
@@ -40,7 +47,7 @@ class PiModel(Method):
         if self.settings.weight == 0:
             return supervised_alone(student, batch)
         logits, logits_first, logits_second = forward_together(student, *batch.labeled, *batch.unlabeled)
-        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        supervised = labeled_cross_entropy(logits, batch)
         target = logits_first if self.settings.target_gradient else logits_first.detach()
         unsupervised = disagreement(target, logits_second)
         weight = self.settings.weight * ramp(self.settings.ramp, progress, self.settings.ramp_up) if progress else 0.0

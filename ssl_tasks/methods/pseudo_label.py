@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.base import Losses, Method, adjusted, combine, forward_together, supervised_alone
 from selftrain.ssl_tasks.methods.math import confident, linear_ramp, pseudo_label_logs, weighted_cross_entropy
 from selftrain.ssl_tasks.settings.methods import PseudoLabelSettings
 
@@ -49,7 +49,7 @@ class PseudoLabel(Method):
         outputs = logits_unlabeled.detach()
         probs = outputs.softmax(dim=1) if settings.units == "softmax" else torch.sigmoid(outputs)
         labels, mask = probs.argmax(dim=1), confident(probs, settings.threshold)
-        supervised = cross_entropy(logits, batch.labels, batch.label_weights)
+        supervised = cross_entropy(adjusted(logits, batch), batch.labels, batch.label_weights)
         unsupervised = cross_entropy(logits_unlabeled, labels, mask)
         alpha = settings.weight * linear_ramp(progress, settings.ramp_end - settings.ramp_start, settings.ramp_start)
         logs = pseudo_label_logs(labels, mask, batch.unlabeled_truth, self.problem.num_classes)

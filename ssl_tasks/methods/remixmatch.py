@@ -43,6 +43,7 @@ def turned(images: Tensor, quarters: Tensor) -> Tensor:
 class ReMixMatch(Method):
     """The rotation head is a parameter; the last batches' mean predictions and the count of batches are buffers."""
 
+    mixes_labels = True
     wanted: Tensor
     recent: Tensor
     batches: Tensor

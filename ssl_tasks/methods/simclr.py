@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.devices import gather_rows, rank, world
-from selftrain.ssl_tasks.methods.base import Losses, Method
-from selftrain.ssl_tasks.methods.math import exact_products, weighted_cross_entropy
+from selftrain.ssl_tasks.methods.base import Losses, Method, labeled_cross_entropy
+from selftrain.ssl_tasks.methods.math import exact_products
 from selftrain.ssl_tasks.settings.methods import SimCLRSettings
 
 
@@ -79,6 +79,6 @@ class SimCLR(Method):
         # Each rank has the gradient of its own rows of the one loss; the engine's mean over ranks must be their sum.
         contrast = contrast.detach() + world() * (contrast - contrast.detach())
         logits = student.head(labeled.detach()).float()
-        probe = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        probe = labeled_cross_entropy(logits, batch)
         logs = {"supervised": probe.detach(), "unsupervised": contrast.detach(), "nearest": nearest}
         return Losses(contrast + self.settings.probe_weight * probe, logs)

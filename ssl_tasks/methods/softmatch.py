@@ -17,7 +17,15 @@ from torch import Tensor
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.devices import gather_rows, mean_over_ranks
-from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.base import (
+    Losses,
+    Method,
+    Problem,
+    combine,
+    forward_together,
+    labeled_cross_entropy,
+    supervised_alone,
+)
 from selftrain.ssl_tasks.methods.math import align_distribution, pseudo_label_logs, weighted_cross_entropy
 from selftrain.ssl_tasks.settings.methods import SoftMatchSettings
 
@@ -63,7 +71,7 @@ class SoftMatch(Method):
         logits, logits_weak, logits_strong = forward_together(student, *batch.labeled, *batch.unlabeled)
         probs_weak = logits_weak.detach().softmax(dim=1)
         labels, weights = probs_weak.argmax(dim=1), self.weights(probs_weak)
-        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        supervised = labeled_cross_entropy(logits, batch)
         unsupervised = weighted_cross_entropy(logits_strong, labels, weights)
         logs = pseudo_label_logs(labels, weights, batch.unlabeled_truth, self.problem.num_classes)
         return combine(supervised, unsupervised, self.settings.weight, (logits, logits_strong), logs)

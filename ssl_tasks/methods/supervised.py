@@ -11,7 +11,7 @@ from torch import Tensor
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.methods.base import Losses, Method, Problem
+from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, adjusted, labeled_cross_entropy
 from selftrain.ssl_tasks.methods.math import draw_lambda, mix, weighted_cross_entropy
 from selftrain.ssl_tasks.settings.methods import SupervisedSettings
 
@@ -51,7 +51,7 @@ class Supervised(Method):
         (images,), settings = batch.labeled, self.settings
         share: Tensor | float
         if not settings.mixup and not settings.cutmix:
-            loss = weighted_cross_entropy(student(images), batch.labels, batch.label_weights, settings.label_smoothing)
+            loss = labeled_cross_entropy(student(images), batch, settings.label_smoothing)
             return Losses(loss, {"supervised": loss.detach()})
         partner = torch.randperm(len(images), device=images.device)
         if settings.cutmix and (not settings.mixup or torch.rand(()) < 0.5):
@@ -62,6 +62,11 @@ class Supervised(Method):
             share = draw_lambda(settings.mixup, 1, images.device)[0]
             images = mix(images, images[partner], share)
         loss = mixed_cross_entropy(
-            student(images), batch.labels, batch.label_weights, settings.label_smoothing, partner, share
+            adjusted(student(images), batch),
+            batch.labels,
+            batch.label_weights,
+            settings.label_smoothing,
+            partner,
+            share,
         )
         return Losses(loss, {"supervised": loss.detach()})

@@ -18,8 +18,17 @@ from torch import Tensor
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.devices import gather_rows
-from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, forward_together, supervised_alone
-from selftrain.ssl_tasks.methods.math import pseudo_label_logs, sigmoid_ramp, squared_difference, weighted_cross_entropy
+from selftrain.ssl_tasks.methods.base import (
+    Losses,
+    Method,
+    Pools,
+    Problem,
+    combine,
+    forward_together,
+    labeled_cross_entropy,
+    supervised_alone,
+)
+from selftrain.ssl_tasks.methods.math import pseudo_label_logs, sigmoid_ramp, squared_difference
 from selftrain.ssl_tasks.settings.methods import TemporalEnsemblingSettings
 
 
@@ -76,7 +85,7 @@ class TemporalEnsembling(Method):
         probs = logits_unlabeled.softmax(dim=1)
         targets, known = self.targets(batch.unlabeled_index)
         self.remember(batch.unlabeled_index, probs.detach())
-        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        supervised = labeled_cross_entropy(logits, batch)
         unsupervised = (known * squared_difference(probs, targets)).mean()
         weight = self.settings.weight * sigmoid_ramp(progress, self.settings.ramp_up)
         logs = pseudo_label_logs(targets.argmax(dim=1), known, batch.unlabeled_truth, self.problem.num_classes)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
 from selftrain.ssl_tasks.execution.devices import gather_rows, sum_over_ranks, world
-from selftrain.ssl_tasks.methods.base import Losses, Method, combine, forward_together, supervised_alone
+from selftrain.ssl_tasks.methods.base import Losses, Method, adjusted, combine, forward_together, supervised_alone
 from selftrain.ssl_tasks.methods.math import entropy, kl_divergence, pseudo_label_logs, tsa_threshold
 from selftrain.ssl_tasks.settings.methods import UDASettings
 
@@ -59,7 +59,7 @@ class UDA(Method):
         if settings.weight == settings.entropy_weight == 0:
             return supervised_alone(student, batch)
         logits, logits_weak, logits_strong = forward_together(student, *batch.labeled, *batch.unlabeled)
-        confidence, labels = logits_weak.detach().softmax(dim=1).max(dim=1)
+        confidence, labels = (logits_weak.detach() / settings.confidence_temperature).softmax(dim=1).max(dim=1)
         mask = (confidence > settings.threshold).float()
         if settings.in_domain_share < 1:
             mask = mask * in_domain(confidence, settings.in_domain_share)
@@ -75,4 +75,4 @@ class UDA(Method):
         """With TSA, over the labelled images that are not yet sure."""
         tsa = self.settings.tsa
         threshold = math.inf if tsa == "none" else tsa_threshold(progress, self.problem.num_classes, tsa)
-        return annealed_cross_entropy(logits, batch.labels, threshold, batch.label_weights)
+        return annealed_cross_entropy(adjusted(logits, batch), batch.labels, threshold, batch.label_weights)

@@ -27,14 +27,13 @@ from torch import Tensor
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.methods.base import Losses, Method, combine, supervised_alone
+from selftrain.ssl_tasks.methods.base import Losses, Method, combine, labeled_cross_entropy, supervised_alone
 from selftrain.ssl_tasks.methods.math import (
     entropy,
     frozen_statistics,
     kl_divergence,
     linear_ramp,
     pseudo_label_logs,
-    weighted_cross_entropy,
 )
 from selftrain.ssl_tasks.settings.methods import VATSettings
 
@@ -82,7 +81,7 @@ class VAT(Method):
                 logits_clean = student(images).float()
             direction = adversarial_direction(student, images, logits_clean, settings.xi, settings.iterations)
             logits_changed = student(images + settings.epsilon * direction).float()
-        supervised = weighted_cross_entropy(logits, batch.labels, batch.label_weights)
+        supervised = labeled_cross_entropy(logits, batch)
         unsupervised = kl_divergence(logits_clean.detach(), logits_changed).mean()
         labels = logits_clean.detach().argmax(dim=1)
         logs = pseudo_label_logs(labels, labels >= 0, batch.unlabeled_truth, self.problem.num_classes)

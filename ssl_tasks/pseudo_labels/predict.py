@@ -6,13 +6,9 @@ A Ray worker labels a shard with the same code.
 import contextlib
 import itertools
 import json
-import os
-import socket
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +22,7 @@ from selftrain.ssl_tasks.data.dataset import Dataset, Pool
 from selftrain.ssl_tasks.data.order import key_of
 from selftrain.ssl_tasks.data.stored_features import StoredFeatures
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.cluster import spread
+from selftrain.ssl_tasks.execution.cluster import at_hand, spread
 from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.pseudo_labels import schema
@@ -60,8 +56,7 @@ from selftrain.ssl_tasks.pseudo_labels.schema import (
     unreadable_table,
 )
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
-from selftrain.ssl_tasks.store.artifacts import Artifact, Store, write_atomically
-from selftrain.ssl_tasks.store.mirror import mirror_of
+from selftrain.ssl_tasks.store.artifacts import write_atomically
 from selftrain.ssl_tasks.trained import trained_digest
 from selftrain.ssl_tasks.trained.model import Trained, load_trained
 from selftrain.ssl_tasks.training.launch import from_json, to_json
@@ -363,34 +358,6 @@ def opened(asked: str) -> tuple[Predicting, Pool]:
     here = at_hand(replace(context, runtime=context.runtime.model_copy(update={"threads": threads}), events=None))
     predicting = open_predicting(here)
     return predicting, predicting.dataset.pool("unlabeled")
-
-
-def at_hand(context: StageContext) -> StageContext:
-    """The inputs where this machine has them: under the same path as at home, else from the shared store."""
-    hidden = [one.path for one in context.inputs.values() if not one.path.is_dir()]
-    if not hidden:
-        return context
-    mirror = mirror_of(context.runtime)
-    if mirror is None:
-        raise ConfigError(
-            f"{hidden[0]} is not on {socket.gethostname()}. Ray's workers need the workspace under the same path (a "
-            "shared disk), or a shared store: set runtime.store"
-        )
-    workspace = Path(os.environ.get("SELFTRAIN_HOME") or Path(tempfile.gettempdir()) / "selftrain-ray")
-    store = Store(workspace / "store")
-    inputs: dict[str, Artifact] = {}
-    for role, one in context.inputs.items():
-        with store.lock(one.stage, one.key):
-            found = store.find(one.stage, one.key) or mirror.fetch(store, one.stage, one.key)
-        if found is None:
-            raise ConfigError(
-                f"{one.stage} {one.key[:12]} is neither on {socket.gethostname()} nor in {mirror.url}; was the shared "
-                "store away when it was made? Run again: it is offered again"
-            )
-        inputs[role] = found
-    # No cache of decoded images: it would begin with all of them, and this machine sees a few.
-    runtime = context.runtime.model_copy(update={"cache": "off"})
-    return replace(context, inputs=inputs, cache=workspace / "cache", runtime=runtime)
 
 
 def refuse_other_answers(asked: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -168,6 +168,16 @@ class DataSettings(Section):
     max_pixels: int = Field(
         100_000_000, ge=1, description="largest image in pixels (width × height); larger ones count as unreadable"
     )
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = Field(
+        "bilinear", json_schema_extra={"key": "changed"}, description="of the resizing; pretrained weights state theirs"
+    )
+    crop: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        json_schema_extra={"key": "changed"},
+        description="share of the shorter side that the centre crop keeps; pretrained weights state theirs",
+    )
 
 
 Strong = Literal["randaugment", "fixmatch", "uda", "meta_pseudo_labels", "ctaugment", "simclr"]

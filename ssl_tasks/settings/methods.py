@@ -13,6 +13,15 @@ from selftrain.ssl_tasks.settings.section import Section
 Probability = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, description="weight of the loss on unlabelled images")]
 Temperature = Annotated[float, Field(gt=0, description="temperature of the targets; lower is sharper")]
+ConfidenceTemperature = Annotated[
+    float,
+    Field(
+        gt=0,
+        json_schema_extra={"key": "changed"},
+        description="divides the logits for the comparison with the threshold alone; below 1 for a pretrained network "
+        "whose softmax is flat (SWIFT, 2512.10244)",
+    ),
+]
 Ramp = Annotated[
     Literal["sigmoid", "linear"], Field(description="how the weight rises: exp(-5 (1 - t)²), or linearly from 0")
 ]
@@ -62,6 +71,7 @@ class FixMatchSettings(Section):
         description="a separate forward pass without gradient for weak views: faster, but batch norm sees "
         "them separately",
     )
+    confidence_temperature: ConfidenceTemperature = 1.0
 
 
 class MeanTeacherSettings(Section):
@@ -123,6 +133,7 @@ class UDASettings(Section):
     in_domain_share: float = Field(
         1.0, gt=0, le=1, description="share of a batch that may count, the most confident first"
     )
+    confidence_temperature: ConfidenceTemperature = 1.0
 
 
 class FlexMatchSettings(Section):
@@ -131,6 +142,7 @@ class FlexMatchSettings(Section):
     weight: Weight = 1.0
     warmup: bool = Field(True, description="count images without a pseudo-label so far as a class of their own")
     mapping: Literal["convex", "linear"] = "convex"
+    confidence_temperature: ConfidenceTemperature = 1.0
 
 
 class FreeMatchSettings(Section):

@@ -5,11 +5,12 @@ YAML.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from selftrain.models import ONE_SIZE, ModelSettings
+from selftrain.models.settings import ONE_SIZE, LoraSettings, ModelSettings
 from selftrain.ssl_tasks.settings.data import AugmentSettings, DataSettings
 from selftrain.ssl_tasks.settings.methods import MethodSettings, NoisyStudentSettings, SupervisedSettings
 from selftrain.ssl_tasks.settings.pseudo_labels import FeatureSettings, PredictSettings, SelectSettings
@@ -169,6 +170,21 @@ class TunedSettings(LearnerSettings):
     layers: Literal["classifier_and_norms", "all"]
 
 
+class WeightsSettings(Section):
+    """Which pretrained weights, of which network; a file of this machine is named by its contents alone."""
+
+    network: str
+    pretrained: bool | str = Field(json_schema_extra={"key": False})
+
+
+class CheckSettings(Section):
+    """A network as it will be trained."""
+
+    model: ModelSettings
+    tune: str
+    lora: LoraSettings
+
+
 class RoundSettings(Section):
     """One round: predict → select → student (→ fine-tuning) → evaluate → gate."""
 
@@ -246,6 +262,19 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _what_is_frozen_has_learnt(self) -> Self:
+        """Refuses to freeze a body with drawn weights, whose features would mean nothing."""
+        for name, learner in learners(self):
+            given = learner.model.pretrained is not None or getattr(learner, "init", "scratch") == "teacher"
+            given = given or (name == "teacher" and self.pretrain is not None)
+            if learner.train.tune != "all" and not given:
+                raise ValueError(
+                    f"{name}.train.tune is {learner.train.tune}, and the network starts from drawn weights; set "
+                    f"{name}.model.pretrained{' or init: teacher' if name.startswith('rounds.') else ''}, or train all"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _students_learn_on_from_networks_of_their_kind(self) -> Self:
         """Refuses, before the teacher is trained, a student that could not start from its weights."""
         teacher = None if self.given_teacher else self.teacher
@@ -255,6 +284,37 @@ class RunConfig(Section):
                 raise ValueError(f"rounds.{number}.student.{problem}")
             teacher = student
         return self
+
+
+def learners(config: RunConfig) -> Iterator[tuple[str, LearnerSettings]]:
+    """Yields the networks that a run would train, with their places in the recipe."""
+    if config.given_teacher is None:
+        yield "teacher", config.teacher
+        yield from ((f"other_teachers.{number}", one) for number, one in enumerate(config.other_teachers, 1))
+        if config.pretrain is not None:
+            yield "pretrain", config.pretrain
+    for number, settings in enumerate(config.rounds, 1):
+        yield f"rounds.{number}.student", settings.student
+
+
+def checks(config: RunConfig) -> Iterator[tuple[str, str, LearnerSettings]]:
+    """Yields the networks to check before training, each with the names of its check's and its weights' stages.
+
+    Networks that start from the same weights share their stage; a learner that repeats an earlier one's network is
+    not looked at again.
+    """
+    weights: dict[tuple[str, object], str] = {}
+    seen: set[tuple[object, ...]] = set()
+    for place, learner in learners(config):
+        model, train = learner.model, learner.train
+        if (model.pretrained is None and train.tune == "all") or (key := (model, train.tune, train.lora)) in seen:
+            continue
+        seen.add(key)
+        name = (
+            place.replace("rounds.", "student-").replace("other_teachers.", "other-teacher-").removesuffix(".student")
+        )
+        kept = "" if model.pretrained is None else weights.setdefault((model.name, model.pretrained), f"weights-{name}")
+        yield f"check-{name}", kept, learner
 
 
 def in_need_of_validation(config: RunConfig) -> list[str]:

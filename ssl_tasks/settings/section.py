@@ -14,7 +14,8 @@ class Section(BaseModel):
     """Settings that cannot be changed after they were read, and that refuse unknown keys.
 
     A field marked `json_schema_extra={"key": False}` says how fast or where a stage runs, not what it computes:
-    it is not part of the stage's key.
+    it is not part of the stage's key. A field marked `{"key": "changed"}` is part of the key only if it is not at its
+    default: a setting that is added to a section changes no key of a recipe that does not use it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -70,13 +71,18 @@ def _lacks_name_alone(given: Any, default: Any) -> bool:
     return given.keys() <= type(default).model_fields.keys()
 
 
+def _takes_part(field: FieldInfo, value: Any) -> bool:
+    marked = field.json_schema_extra.get("key") if isinstance(field.json_schema_extra, dict) else None
+    return marked is not False and (marked != "changed" or value != field.default)
+
+
 def identity_of(value: Any) -> Any:
     """Returns the plain JSON value that stands for a setting in a stage's key."""
     if isinstance(value, BaseModel):
         return {
             name: identity_of(getattr(value, name))
             for name, field in type(value).model_fields.items()
-            if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("key") is False)
+            if _takes_part(field, getattr(value, name))
         }
     if isinstance(value, (list, tuple)):
         return [identity_of(item) for item in value]

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from selftrain.models.settings import LoraSettings
 from selftrain.ssl_tasks.settings.section import Section
 
 Schedule = Literal["constant", "cosine", "cosine_7_16", "exponential"]
@@ -74,6 +75,53 @@ class TrainSettings(Section):
     compile: Literal["auto", "off", "on"] = Field(
         "off", description="compile the network with torch.compile; auto: on CUDA in long runs"
     )
+    tune: str = Field(
+        "all",
+        pattern=r"^(all|head|norms|lora|last-[1-9][0-9]*)$",
+        json_schema_extra={"key": "changed"},
+        description="which weights of a network that starts from given ones are trained beside the head: all, none "
+        "(head), those of its norms, of its last N layers (last-N), or low-rank additions (lora)",
+    )
+    lora: LoraSettings = Field(LoraSettings(), json_schema_extra={"key": "changed"})
+    head_learning_rate: float | None = Field(
+        None, gt=0, json_schema_extra={"key": "changed"}, description="of the head alone; default learning_rate"
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        json_schema_extra={"key": "changed"},
+        description="factor on the learning rate for each layer below the head; 0.65 to 0.8 is usual for transformers",
+    )
+
+    loss: Literal["cross_entropy", "logit_adjusted", "balanced_softmax"] = Field(
+        "cross_entropy",
+        json_schema_extra={"key": "changed"},
+        description="of the labelled images; the two others add the log of each class's share of the labels to the "
+        "logits in training (2007.07314, 2007.10740), for long-tailed labels",
+    )
+    adjustment: float = Field(
+        1.0,
+        gt=0,
+        json_schema_extra={"key": "changed"},
+        description="τ of logit_adjusted: strength; at 1 it is balanced_softmax",
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        json_schema_extra={"key": "changed"},
+        description="divides the logits in every loss and prediction, and becomes part of the trained head; below 1 "
+        "for a pretrained network whose softmax is flat (SWIFT, 2512.10244)",
+    )
+
+    @model_validator(mode="after")
+    def _imbalance_is_corrected_once(self) -> Self:
+        others = [self.class_balanced and "class_balanced: true", self.class_weights != "none" and "class_weights"]
+        if self.loss != "cross_entropy" and (other := next(filter(None, others), None)):
+            raise ValueError(f"loss: {self.loss} and {other} both correct for imbalanced labels; use one of them")
+        if self.adjustment != 1 and self.loss != "logit_adjusted":
+            raise ValueError(f"adjustment is {self.adjustment:g}, and loss: {self.loss} has none; use logit_adjusted")
+        return self
 
     @model_validator(mode="after")
     def _last_evaluations_are_known(self) -> Self:
@@ -112,3 +160,9 @@ class FineTuneTrainSettings(TrainSettings):
     schedule: Schedule = "cosine"
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights; 0: no average")
     evaluate_every: int = Field(50, ge=1)
+
+    @model_validator(mode="after")
+    def _layers_are_chosen_once(self) -> Self:
+        if self.tune != "all":
+            raise ValueError(f"tune is {self.tune}, and in a fine-tuning `layers` says what is trained; leave it out")
+        return self

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RunConfig
+from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RunConfig, checks
 
 PRETRAIN = "pretrain"
 
@@ -80,6 +80,12 @@ def linear_names(name: str, learners: Sequence[LearnerSettings]) -> list[str]:
 def stage_names(config: RunConfig) -> Iterator[str]:
     """The stages of a run that goes through all of its rounds, in the order in which it meets them."""
     yield FIRST.dataset
+    met = {""}
+    for check, weights, _ in checks(config):
+        if weights not in met:
+            met.add(weights)
+            yield weights
+        yield check
     if config.pretrain is not None and config.given_teacher is None:
         yield PRETRAIN
     teachers = config.teachers

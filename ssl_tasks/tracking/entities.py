@@ -117,7 +117,7 @@ def preview_csv(artifact: Artifact, rows: int = ROWS) -> str | None:
 MODEL_STAGES = ("train", "given")
 DIGEST_CHARACTERS = 32  # MLflow allows at most 36; the whole digest is in the tag selftrain.sha256
 LARGEST_FILE = 1 << 20
-WEIGHTS = ("model.safetensors", "model.json")
+MODEL = ("model.safetensors", "model.json")
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,15 @@ def small_files(artifact: Artifact) -> list[Path]:
     """Returns the JSON files to copy to MLflow; tables are referenced by URI and digest instead."""
     paths = (artifact.file(name) for name in sorted(artifact.manifest.get("files", {})) if name.endswith(".json"))
     return [path for path in paths if path.is_file() and path.stat().st_size <= LARGEST_FILE]
+
+
+def model_files(artifact: Artifact) -> list[Path]:
+    """Returns the files of a model: its own, and the weights that it differs from if it holds a difference."""
+    files = [artifact.file(name) for name in MODEL]
+    base = artifact.manifest["inputs"].get("weights")
+    if base is not None and json.loads(files[1].read_text()).get("base") is not None:
+        files.append(artifact.path.parent.parent / base["stage"] / base["key"] / "weights.safetensors")
+    return files
 
 
 def find_model(client: "MlflowClient", experiments: list[str], digest: str) -> "LoggedModel | None":

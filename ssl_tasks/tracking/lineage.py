@@ -22,13 +22,24 @@ if TYPE_CHECKING:
 
 
 Kind = Literal[
-    "labels", "dataset", "features", "model", "predictions", "selection", "evaluation", "gate", "run", "other"
+    "labels",
+    "dataset",
+    "weights",
+    "features",
+    "model",
+    "predictions",
+    "selection",
+    "evaluation",
+    "gate",
+    "run",
+    "other",
 ]
 SHOWN_DIGEST = 12
 SHAPES: Mapping[Kind, tuple[str, str]] = {  # Mermaid's brackets: tables are cylinders, models are hexagons
     "labels": ("[(", ")]"),
     "dataset": ("[(", ")]"),
     "features": ("[(", ")]"),
+    "weights": ("{{", "}}"),
     "predictions": ("[(", ")]"),
     "selection": ("[(", ")]"),
     "model": ("{{", "}}"),

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.tracking.entities import (
     MODEL_STAGES,
-    WEIGHTS,
     consumed_data,
     consumed_models,
     dataset_input,
@@ -21,6 +20,7 @@ from selftrain.ssl_tasks.tracking.entities import (
     input_datasets,
     input_models,
     measured_on,
+    model_files,
     numbers,
     output_models,
     preview_csv,
@@ -210,8 +210,8 @@ class Applier:
         )
         model = found[0] if found else self._create_model(run_id, artifact)
         if model.status != "READY":
-            for name in WEIGHTS:
-                self.client.log_model_artifact(model.model_id, str(artifact.file(name)))
+            for path in model_files(artifact):
+                self.client.log_model_artifact(model.model_id, str(path))
             model = self.client.finalize_logged_model(model.model_id, "READY")
         if model.model_id not in output_models(self.client.get_run(run_id)):
             self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])

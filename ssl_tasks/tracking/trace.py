@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 KINDS: dict[str, Kind] = {
     "dataset": "dataset",
+    "weights": "weights",
     "features": "features",
     "train": "model",
     "given": "model",
@@ -78,7 +79,11 @@ def artifact_node(artifact: Artifact, name: str | None = None) -> Node:
         "settings": artifact.manifest.get("settings", {}),
         "summary": artifact.summary,
     }
-    return Node(artifact.key, kind_of(artifact.stage), name or artifact.stage, artifact.digest, details)
+    label = name or artifact.stage
+    if artifact.stage == "weights":
+        told = (artifact.summary.get(name) for name in ("network", "source", "licence"))
+        label = " · ".join([label, *(str(one) for one in told if one)])
+    return Node(artifact.key, kind_of(artifact.stage), label, artifact.digest, details)
 
 
 def _add_parts(graph: Graph, dataset: Artifact) -> None:

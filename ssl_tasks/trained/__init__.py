@@ -9,6 +9,7 @@ from selftrain.ssl_tasks.execution.stage import StageResult
 from selftrain.ssl_tasks.store.artifacts import digest_file, digest_json
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
+BASE = "weights.safetensors"  # what a model that holds a difference differs from
 
 
 def require_trained(folder: Path) -> None:
@@ -25,7 +26,13 @@ def trained_digest(folder: Path) -> str:
 
 
 def copy_trained(folder: Path, output: Path) -> StageResult:
-    """Copies a model's two files and returns its summary."""
-    for name in (WEIGHTS, CARD):
-        shutil.copyfile(folder / name, output / name)
+    """Copies a model's two files, made whole if they hold a difference, and returns its summary."""
+    card = json.loads((folder / CARD).read_text())
+    if isinstance(card, dict) and "base" in card:
+        from selftrain.ssl_tasks.trained.model import write_whole
+
+        write_whole(folder, output)
+    else:
+        for name in (WEIGHTS, CARD):
+            shutil.copyfile(folder / name, output / name)
     return StageResult(summary={"given": True, "card": json.loads((output / CARD).read_text())})

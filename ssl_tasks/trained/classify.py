@@ -49,7 +49,7 @@ def classify(
     """Returns a row for each file: path, label, confidence, error where it cannot be read, and a column p_… for each
     class."""
     card = trained.card
-    decoder = Decoder(card.image_size, card.in_channels, max_pixels)
+    decoder = Decoder(card.image_size, card.in_channels, max_pixels, **(card.resizing or {}))  # type: ignore[arg-type]
     probs, errors = [np.empty((0, len(card.classes)), np.float32)], []
     for images in decoded_batches(files, decoder, batch_size, threads):
         probs.append(probabilities(trained, images))

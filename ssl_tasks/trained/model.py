@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,21 @@ from torch import Tensor, nn
 
 from selftrain.models import ModelSettings, build_model
 from selftrain.models.classifier import Classifier, joined
+from selftrain.models.settings import Normalisation
+from selftrain.models.tuning import merged
 from selftrain.ssl_tasks.errors import DamagedArtifact, DataError
 from selftrain.ssl_tasks.execution.devices import autocast, resolve_device, resolve_precision
 from selftrain.ssl_tasks.reading import MOST_BYTES, read_regular
 from selftrain.ssl_tasks.settings.section import Section
+from selftrain.ssl_tasks.trained import CARD, WEIGHTS
+from selftrain.ssl_tasks.trained.weights import base_file, body_tensors
 
-WEIGHTS, CARD = "model.safetensors", "model.json"
+
+class Base(Section):
+    """The weights that a model differs from, where its file holds the difference alone."""
+
+    sha256: str
+    lora_scale: float = 1.0  # of the low-rank additions
 
 
 class Card(Section):
@@ -33,6 +43,13 @@ class Card(Section):
     precision: str = "auto"  # as set in training; `auto` is resolved on the machine that predicts
     built_for: int | None = None  # the image size that the network is built for, if it was fine-tuned at another
     members: int = 1  # number of networks in this model, whose logits are averaged
+    base: Base | None = None
+    resizing: dict[str, str | float] | None = None  # how images become squares, where it is not the usual way
+
+    @property
+    def own_normalisation(self) -> Normalisation | None:
+        """The mean and deviation of the weights, if they are not those of the training images."""
+        return self.model.preprocess if isinstance(self.model.preprocess, Normalisation) else None
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,9 @@ def save_trained(folder: Path, network: nn.Module, card: Card) -> None:
 def save_card(folder: Path, card: Card) -> None:
     """Writes model.json, without the origin of the first weights, so that no path of this machine is published."""
     card = card.model_copy(update={"model": card.model.model_copy(update={"pretrained": None})})
-    unsaid = {"built_for"} if card.built_for is None else None
+    unsaid: dict[str, Any] = {name: True for name in ("built_for", "base", "resizing") if getattr(card, name) is None}
+    if card.own_normalisation is None:
+        unsaid["model"] = {"preprocess"}
     (folder / CARD).write_text(card.model_dump_json(indent=1, exclude=unsaid) + "\n")
 
 
@@ -116,6 +135,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise DamagedArtifact(f"{path} cannot be read as safetensors: {error}") from error
 
 
+def write_whole(folder: Path, output: Path) -> None:
+    """Writes a model that holds a difference as a whole one, which needs no other file."""
+    card = load_card(folder)
+    save_trained(output, load_trained(folder, "cpu", "fp32").network, card.model_copy(update={"base": None}))
+
+
 def load_trained(folder: Path, device: str = "auto", precision: str = "auto") -> Trained:
     """Returns the network of a model artifact, ready to predict; `precision=auto` is what it was trained for."""
     return as_trained(*load_network(folder), device, precision)
@@ -127,7 +152,12 @@ def load_network(folder: Path) -> tuple[Classifier, Card]:
     size = len(card.classes), card.in_channels, card.built_for or card.image_size
     networks = [build_model(card.model, *size) for _ in range(card.members)]
     network = networks[0] if card.members == 1 else joined(networks)
-    network.load_state_dict(load_weights(folder / WEIGHTS))
+    state = load_weights(folder / WEIGHTS)
+    if card.base is not None:
+        whole = merged({**body_tensors(base_file(folder, card.base.sha256)), **state}, card.base.lora_scale)
+        # The file may have the head of its own classes, and layers that the network leaves out.
+        state = {name: whole[name] for name in network.state_dict() if name in whole}
+    network.load_state_dict(state)
     return network, card
 
 

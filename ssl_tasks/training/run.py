@@ -15,11 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from selftrain.models import ModelSettings, build_model
+from selftrain.models import build_model
 from selftrain.models.classifier import Classifier, synchronise_batch_norm
 from selftrain.models.libraries import check_image_size
+from selftrain.models.settings import Normalisation
+from selftrain.models.tuning import rate_factors, tune
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.loading import StreamPools, loader, normalise, to_device
@@ -35,7 +36,6 @@ from selftrain.ssl_tasks.settings.training import TrainSettings
 from selftrain.ssl_tasks.training.state import RunState, build_optimizer, frozen_copy
 
 BATCH = 256
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 LONG_RUN = 5_000  # steps, from which compiling pays on CUDA
 
 
@@ -88,6 +88,7 @@ def build_run(
     selection: PseudoPool | None = None,
     weights: Mapping[str, Tensor] | None = None,
     built_for: int | None = None,
+    normalisation: Normalisation | None = None,
 ) -> TrainingRun:
     """A run at step 0; `weights` are the student's first, where it does not start from scratch."""
     train = learner.train
@@ -99,23 +100,28 @@ def build_run(
         student.load_state_dict(dict(weights))
     if isinstance(learner, TunedSettings):
         refuse_one_size(student, learner.model.name, dataset.channels, dataset.image_size, built_for)
-        if learner.layers == "classifier_and_norms":
-            freeze_all_but_classifier_and_norms(student)
+        if learner.layers == "classifier_and_norms":  # larger images shift the statistics of activations
+            tune(student, "norms", train.lora)
+    tune(student, train.tune, train.lora)
+    student.head.temperature = train.temperature
     if grouped() and device.type == "cuda":
         synchronise_batch_norm(student)
     student = student.to(device).to(memory_format=torch.channels_last)
     method = build_method(learner.method, problem)
-    method.another = partial(build_untrained, learner.model, dataset, built_for, seed)
+    method.another = partial(build_another, student, learner, dataset, built_for, seed)
     method.before_training(student)
     policy = build_policy(learner.augment, method.views)
     board = None if policy is None else policy.board
     method.add_module("augmentation", policy)
     method.to(device)
-    refuse_what_own_steps_ignore(method, train)
+    refuse_what_methods_ignore(method, train)
     average = frozen_copy(student) if train.ema_decay else student
     if train.compile == "on" or (train.compile == "auto" and device.type == "cuda" and train.steps >= LONG_RUN):
         student.compile()
-    optimizer = build_optimizer(train, [*student.parameters(), *method.parameters()])
+    networks = [student, *(one for one in method.modules() if isinstance(one, Classifier))]
+    head_factor = (train.head_learning_rate or train.learning_rate) / train.learning_rate
+    factors = rate_factors(networks, head_factor, train.layer_decay)
+    optimizer = build_optimizer(train, [*student.parameters(), *method.parameters()], factors)
     return TrainingRun(
         learner=learner,
         seed=seed,
@@ -126,18 +132,27 @@ def build_run(
         stream=BatchStream(dataset, method.views, train, learner.augment, seed, rank(), world(), selection, board),
         validation=dataset.pool("validation"),
         test=dataset.pool("test") if train.median_of else None,
-        mean=dataset.mean,
-        std=dataset.std,
+        mean=normalisation.mean if normalisation else dataset.mean,
+        std=normalisation.std if normalisation else dataset.std,
         built_for=built_for,
         policy=policy,
     )
 
 
-def build_untrained(model: ModelSettings, dataset: Dataset, image_size: int, seed: int) -> Classifier:
-    """A network of the settings' kind with weights of its own, wherever the student's come from."""
+def build_another(
+    student: Classifier, learner: LearnerSettings, dataset: Dataset, image_size: int, seed: int
+) -> Classifier:
+    """Returns a network of the student's kind with weights of its own: all, or a head on the student's first body.
+
+    A body that is not trained as a whole must be the given one.
+    """
     torch.manual_seed(derive_seed(seed, "another network's weights"))
-    fresh = model.model_copy(update={"pretrained": None})
-    return build_model(fresh, dataset.num_classes, dataset.channels, image_size)
+    fresh = learner.model.model_copy(update={"pretrained": None})
+    network = build_model(fresh, dataset.num_classes, dataset.channels, image_size)
+    tune(network, learner.train.tune, learner.train.lora)
+    if learner.train.tune != "all":
+        network.body.load_state_dict(student.body.state_dict())
+    return network
 
 
 def build_problem(learner: LearnerSettings, dataset: Dataset, selection: PseudoPool | None) -> Problem:
@@ -158,8 +173,14 @@ def build_problem(learner: LearnerSettings, dataset: Dataset, selection: PseudoP
     )
 
 
-def refuse_what_own_steps_ignore(method: Method, train: TrainSettings) -> None:
-    """A method with its own `train_step` neither accumulates nor clips: say so rather than ignore a setting."""
+def refuse_what_methods_ignore(method: Method, train: TrainSettings) -> None:
+    """Refuses settings that this method would ignore; one with its own `train_step` neither accumulates nor clips."""
+    unadjusted = method.mixes_labels or getattr(method.settings, "units", "softmax") != "softmax"
+    if unadjusted and train.loss != "cross_entropy":
+        raise ConfigError(
+            f"train.loss is {train.loss}, and {method.settings.name} has a loss of its own for labelled images. Leave "
+            "train.loss at its default, or set train.class_balanced."
+        )
     if not hasattr(method, "train_step"):
         return
     for name, value, off in (("accumulate", train.accumulate, 1), ("clip_gradient", train.clip_gradient, None)):
@@ -213,15 +234,6 @@ def _score(run: TrainingRun, network: nn.Module, pool: Images, index: np.ndarray
         logits = network(images).float()
     right = (logits.argmax(1) == labels).sum()
     return torch.stack([right.double(), F.cross_entropy(logits, labels, reduction="sum").double()])
-
-
-def freeze_all_but_classifier_and_norms(network: Classifier) -> None:
-    """Freezes all but the last layer and the norms, which can follow the statistics that larger images change."""
-    network.requires_grad_(False)
-    network.head.requires_grad_(True)
-    for module in network.modules():
-        if isinstance(module, NORMS):
-            module.requires_grad_(True)
 
 
 def refuse_one_size(network: Classifier, name: str, channels: int, image_size: int, built_for: int) -> None:

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from selftrain.models.classifier import members
+from selftrain.models.settings import Normalisation
+from selftrain.models.sources import obtain
+from selftrain.models.tuning import merged
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.stream import PseudoPool
 from selftrain.ssl_tasks.errors import ConfigError
@@ -18,7 +21,9 @@ from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.methods import method_class
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings, unfit_to_begin_with
 from selftrain.ssl_tasks.store.artifacts import Artifact
-from selftrain.ssl_tasks.trained.model import WEIGHTS, Card, load_card, load_weights, save_card, save_weights
+from selftrain.ssl_tasks.trained import BASE, WEIGHTS
+from selftrain.ssl_tasks.trained.model import Base, Card, load_card, load_trained, load_weights, save_card, save_weights
+from selftrain.ssl_tasks.trained.weights import body_tensors, difference, facts_of, normalisation_of, with_file
 from selftrain.ssl_tasks.training.checkpoints import Checkpoints
 from selftrain.ssl_tasks.training.launch import train_in_processes
 from selftrain.ssl_tasks.training.loop import diagnose_run, train
@@ -41,10 +46,13 @@ def train_here(context: StageContext, device: torch.device) -> StageResult:
     prepare_backends(learner.train.precision, context.runtime.threads)
     dataset = Dataset.open(context.inputs["dataset"], context.cache, context.runtime)
     selection = open_selection(context, learner)
-    init = context.inputs.get("init")
+    init, pretrained = context.inputs.get("init"), context.inputs.get("weights")
     weights = first_weights(learner, init)
     built_for = first_size(init) if isinstance(learner, TunedSettings) and init is not None else None
-    run = build_run(learner, dataset, context.seed, device, selection, weights, built_for)
+    normalisation = first_normalisation(learner, dataset, pretrained, init)
+    alone = learner.model.model_copy(update={"pretrained": None})
+    started = learner.model_copy(update={"model": with_file(learner.model, pretrained) if init is None else alone})
+    run = build_run(started, dataset, context.seed, device, selection, weights, built_for, normalisation)
     checkpoints = Checkpoints(context.scratch / "checkpoints", context.runtime.checkpoint_every, writes=rank() == 0)
 
     speeds: list[float] = []
@@ -76,7 +84,20 @@ def first_weights(learner: LearnerSettings, init: Artifact | None) -> dict[str, 
     card = load_card(init.path)
     if problem := unfit_to_begin_with(card.model, card.members, learner.model):
         raise ConfigError(problem)
+    if card.base is not None:
+        return load_trained(init.path, "cpu", "fp32").network.state_dict()
     return load_weights(init.file(WEIGHTS))
+
+
+def first_normalisation(
+    learner: LearnerSettings, dataset: Dataset, pretrained: Artifact | None, init: Artifact | None
+) -> Normalisation | None:
+    """Returns the mean and deviation of the first weights; None for those of the labelled images."""
+    facts = facts_of(pretrained)
+    if facts is None and learner.model.pretrained is not None:
+        facts = obtain(learner.model).facts
+    given = None if init is None else load_card(init.path).own_normalisation
+    return normalisation_of(learner.model, (facts.normalisation if facts else None) or given, dataset.channels)
 
 
 def first_size(init: Artifact) -> int:
@@ -92,9 +113,11 @@ def write_model(
     state, train = run.state, run.learner.train
     last = run.evaluated().state_dict()
     keep_best = train.keep == "best" and state.best is not None
-    save_weights(context.output / WEIGHTS, state.best.weights if keep_best and state.best else last)
-    save_weights(context.output / LAST, last)
-    save_card(context.output, card_of(run, dataset))
+    kept = state.best.weights if keep_best and state.best else last
+    base = base_of(context, run)
+    save_weights(context.output / WEIGHTS, to_store(context, run, kept, base))
+    save_weights(context.output / LAST, to_store(context, run, last, base))
+    save_card(context.output, card_of(run, dataset, base))
     state.history.write(context.output / "history.parquet")
     metrics = summarise(run, stopped, keep_best)
     (context.output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
@@ -105,18 +128,45 @@ def write_model(
     return StageResult(summary={**metrics, **speed, "computed_by": computed_by(run.device, run.dtype)})
 
 
-def card_of(run: TrainingRun, dataset: Dataset) -> Card:
+def base_of(context: StageContext, run: TrainingRun) -> Base | None:
+    """Returns the weights that the model's files differ from; None if the files hold the whole model."""
+    train, pretrained = run.learner.train, context.inputs.get("weights")
+    if pretrained is None or train.tune == "all":
+        return None
+    return Base(sha256=pretrained.manifest["files"][BASE]["sha256"], lora_scale=train.lora.alpha / train.lora.rank)
+
+
+def to_store(
+    context: StageContext, run: TrainingRun, state: Mapping[str, Tensor], base: Base | None
+) -> Mapping[str, Tensor]:
+    """Returns the tensors to write: the difference from the pretrained weights, or the whole state with LoRA merged.
+
+    The temperature of the training becomes part of the head.
+    """
+    if (temperature := run.learner.train.temperature) != 1:
+        state = {name: one / temperature if name.startswith("head.") else one for name, one in state.items()}
+    if base is not None:
+        return difference(state, body_tensors(context.inputs["weights"].file(BASE)))
+    lora = run.learner.train.lora
+    return merged(state, lora.alpha / lora.rank) if run.learner.train.tune == "lora" else state
+
+
+def card_of(run: TrainingRun, dataset: Dataset, base: Base | None = None) -> Card:
     """Returns the facts needed to use the network."""
+    own = (run.mean, run.std) != (dataset.mean, dataset.std)
+    preprocess = Normalisation(mean=run.mean, std=run.std) if own else "data"
     return Card(
-        model=run.learner.model,
+        model=run.learner.model.model_copy(update={"preprocess": preprocess}),
         classes=dataset.classes,
         in_channels=dataset.channels,
         image_size=dataset.image_size,
         built_for=run.built_for if run.built_for != dataset.image_size else None,
-        mean=dataset.mean,
-        std=dataset.std,
+        mean=run.mean,
+        std=run.std,
         precision=run.learner.train.precision,
         members=members(run.evaluated()),
+        base=base,
+        resizing=dataset.resizing or None,
     )
 
 

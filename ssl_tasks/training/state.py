@@ -7,7 +7,7 @@ it is the teacher of Mean Teacher.
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -38,7 +38,11 @@ def move_average(
     average: nn.Module, network: nn.Module, decay: float, buffers: Literal["copy", "average"] = "copy"
 ) -> None:
     """average ← decay · average + (1 - decay) · network; buffers (running statistics) are copied or averaged alike."""
-    pairs: list[tuple[Tensor, Tensor]] = list(zip(average.parameters(), network.parameters(), strict=True))
+    pairs: list[tuple[Tensor, Tensor]] = [
+        (mine, theirs)
+        for mine, theirs in zip(average.parameters(), network.parameters(), strict=True)
+        if theirs.requires_grad  # what is frozen is the same in both
+    ]
     others = list(zip(average.buffers(), network.buffers(), strict=True))
     if buffers == "average":
         pairs += [pair for pair in others if pair[0].is_floating_point()]
@@ -67,18 +71,29 @@ def learning_rate(train: TrainSettings, step: int) -> float:
     return train.learning_rate * math.cos(7 * math.pi * progress / 16)  # FixMatch's, which ends at 0.195
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Kernels (two dimensions or more) are decayed; biases, norms and other scales are not."""
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    kernels = [parameter for parameter in wanted if parameter.ndim >= 2]
-    others = [parameter for parameter in wanted if parameter.ndim < 2]
-    groups = [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(
+    parameters: Iterable[nn.Parameter], weight_decay: float, factors: Mapping[nn.Parameter, float] | None = None
+) -> list[dict[str, Any]]:
+    """Kernels (two dimensions or more) are decayed; biases, norms and other scales are not.
+
+    `factors` are on the learning rate, 1 for whom they do not name; each has groups of its own.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            factor = (factors or {}).get(parameter, 1.0)
+            groups.setdefault((factor, parameter.ndim >= 2), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": weight_decay if kernel else 0.0, "factor": factor}
+        for (factor, kernel), members in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
 
 
-def build_optimizer(train: TrainSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(
+    train: TrainSettings, parameters: Iterable[nn.Parameter], factors: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.Optimizer:
     """SGD with L2 in the gradient, as FixMatch, or AdamW with decoupled decay; one fused pass over the weights."""
-    groups = parameter_groups(parameters, train.weight_decay)
+    groups = parameter_groups(parameters, train.weight_decay, factors)
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
     nesterov = train.nesterov and train.momentum > 0
@@ -92,9 +107,9 @@ def momentum(train: TrainSettings, step: int) -> float:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, train: TrainSettings, step: int) -> None:
-    """One learning rate for all groups; and one momentum, where it rises."""
+    """The step's learning rate times each group's factor; and one momentum, where it rises."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(train, step)
+        group["lr"] = learning_rate(train, step) * group["factor"]
         if train.momentum_warmup_steps:
             group["momentum"] = group["dampening"] = momentum(train, step)
 

@@ -171,3 +171,19 @@ def test_what_pillow_would_hand_to_another_program_is_unreadable(
 def test_every_suffix_that_is_listed_can_be_read(suffix: str) -> None:
     format = Image.registered_extensions()[suffix]
     assert decode(encoded(Image.new("RGB", (4, 4), RED), format)).error is None
+
+
+def test_a_crop_leaves_the_centre_and_an_interpolation_changes_the_pixels() -> None:
+    square = np.full((40, 60, 3), 100, np.uint8)
+    square[10:30, 20:40] = 200  # the centre, half of the shorter side
+    data = encoded(Image.fromarray(square), "PNG")
+    whole, half = (Decoder(20, 3, 100_000, crop=crop)(data).pixels for crop in (1.0, 0.5))
+    assert whole is not None
+    assert half is not None
+    assert (whole[0, 0] == 100).all()
+    assert (whole[10, 10] == 200).all()
+    assert (half == 200).all()
+    noise = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)), "PNG")
+    found = [Decoder(20, 3, 100_000, kind)(noise).pixels for kind in ("bilinear", "bicubic", "lanczos")]
+    assert not np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[1], found[2])

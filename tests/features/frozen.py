@@ -18,7 +18,7 @@ BACKBONE = ModelSettings(name="small_cnn", width=4)
 def features_of(workspace: Path, dataset: Artifact, init: Artifact | None = None, **settings: Any) -> Artifact:
     """The stage `features`, of a network with its first weights or of a trained one."""
     wanted = FeatureSettings.model_validate({"shard_size": 40, "batch_size": 16, "precision": "fp32", **settings})
-    return execute(features_request("features", wanted, BACKBONE, dataset, init), workspace, RUNTIME).artifact
+    return execute(features_request("features", wanted, BACKBONE, dataset, init=init), workspace, RUNTIME).artifact
 
 
 def linear(

@@ -221,12 +221,14 @@ def test_both_networks_learn() -> None:
 def test_a_twin_has_the_weights_of_another_network_or_the_students(weights: Literal["scratch", "student"]) -> None:
     student, another = student_of().to(memory_format=torch.channels_last), student_of(seed=5)
     expected = {"scratch": another, "student": student}[weights]
-    other = twin(student.requires_grad_(False), weights, lambda: another)
+    student.body.requires_grad_(False)
+    other = twin(student, weights, lambda: another)
     for mine, theirs, given in zip(other.parameters(), student.parameters(), expected.parameters(), strict=True):
         assert torch.equal(mine, given)
         assert mine.stride() == theirs.stride()
         assert mine.data_ptr() not in (theirs.data_ptr(), given.data_ptr())
-        assert mine.requires_grad
+        assert mine.requires_grad == theirs.requires_grad
+    assert other.head.weight.requires_grad
 
 
 def test_the_evaluated_network_gives_the_mean_of_both_logits() -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from selftrain.flows.actions.compare import refuse_unreachable, run_cell
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.cluster import answer, refuse_deaf, spread
+from selftrain.ssl_tasks.execution.cluster import answer, at_hand, refuse_deaf, spread
 from selftrain.ssl_tasks.execution.stage import Request, StageContext, execute
-from selftrain.ssl_tasks.pseudo_labels.predict import at_hand, label_shard, opened
+from selftrain.ssl_tasks.pseudo_labels.predict import label_shard, opened
 from selftrain.ssl_tasks.settings.pseudo_labels import PredictSettings
 from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact

@@ -16,7 +16,7 @@ from selftrain.ssl_tasks.settings.run_config import LearnerSettings
 from selftrain.ssl_tasks.settings.training import TrainSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.training.loop import micro_batch, seed_step, take_step
-from selftrain.ssl_tasks.training.run import TrainingRun, build_run, refuse_what_own_steps_ignore
+from selftrain.ssl_tasks.training.run import TrainingRun, build_run, refuse_what_methods_ignore
 from tests.training.small_runs import learner, train_in, weights_of
 
 
@@ -90,9 +90,9 @@ def test_settings_that_an_own_step_would_ignore_are_refused() -> None:
             """Steps by itself."""
 
     method = Own(SupervisedSettings(), Problem(2, 1, 1, 1, 1, 1, (0.5, 0.5)))
-    refuse_what_own_steps_ignore(method, TrainSettings())
+    refuse_what_methods_ignore(method, TrainSettings())
     with pytest.raises(ConfigError, match=r"train\.clip_gradient is 1"):
-        refuse_what_own_steps_ignore(method, TrainSettings(clip_gradient=1.0))
+        refuse_what_methods_ignore(method, TrainSettings(clip_gradient=1.0))
 
 
 def test_an_own_steps_second_look_sees_the_weights_after_its_first_step_in_bf16_too(

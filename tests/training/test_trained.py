@@ -5,10 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from selftrain.flows.rounds.stages import dataset_request
 from selftrain.models import ModelSettings, build_model
+from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.errors import DamagedArtifact, DataError
-from selftrain.ssl_tasks.trained.model import WEIGHTS, Card, load_trained, save_trained
+from selftrain.ssl_tasks.execution.stage import execute
+from selftrain.ssl_tasks.settings.data import DataSettings, SplitSettings
+from selftrain.ssl_tasks.settings.run_config import RuntimeSettings
+from selftrain.ssl_tasks.store.artifacts import Artifact
+from selftrain.ssl_tasks.trained import WEIGHTS
+from selftrain.ssl_tasks.trained.classify import classify
+from selftrain.ssl_tasks.trained.model import Card, load_card, load_trained, save_trained
+from tests.training.small_runs import learner, train_in
 
 MODEL = ModelSettings(name="small_cnn", width=4)
 CARD = Card(
@@ -79,3 +89,17 @@ def test_cut_weights_are_damage(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:1000])
     with pytest.raises(DamagedArtifact, match="cannot be read as safetensors"):
         load_trained(folder, "cpu")
+
+
+def test_new_images_are_resized_as_those_of_training_were(tmp_path: Path, dataset: Artifact) -> None:
+    data = DataSettings(split=SplitSettings(labels_per_class=5), image_size=6, interpolation="bicubic", crop=0.75)
+    cropped = execute(dataset_request(data, "digits"), tmp_path, RuntimeSettings(threads=1)).artifact
+    model = train_in(tmp_path / "model", learner(steps=2), {"dataset": cropped})
+    assert load_card(model.path).resizing == {"interpolation": "bicubic", "crop": 0.75}
+    opened = Dataset.open(cropped, tmp_path / "cache")
+    usual = Dataset.open(dataset, tmp_path / "usual").pool("validation").images(np.arange(1))[0, ..., 0]
+    Image.fromarray(usual).save(tmp_path / "digit.png")
+    row = classify(load_trained(model.path, "cpu"), [tmp_path / "digit.png"], 100).iloc[0]
+    pixels = opened.pool("validation").images(np.arange(1))
+    probs = load_trained(model.path, "cpu").logits(pixels).softmax(1)[0].tolist()
+    assert [row[f"p_{name}"] for name in load_card(model.path).classes] == pytest.approx(probs, abs=1e-5)

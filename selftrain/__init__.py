@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selftrain.flows.actions.compare import compare_methods, compare_runs
+    from selftrain.flows.actions.first_recipe import write_recipe as init
     from selftrain.flows.actions.housekeeping import clean
     from selftrain.flows.actions.housekeeping import examine as doctor
     from selftrain.flows.actions.looking import (
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from selftrain.flows.actions.measuring import check_labels, evaluate
     from selftrain.flows.actions.models import export, fetch_weights, find_weights, predict, weights
     from selftrain.flows.actions.verbs import approve, plan, progress, rerun, run, runs, stages, status, train
-    from selftrain.flows.actions.verbs import write_recipe as init
 
 _ACTIONS = "selftrain.flows.actions"
 _PLACES = {  # where each function is, and what it is called there if it has another name
@@ -53,7 +53,7 @@ _PLACES = {  # where each function is, and what it is called there if it has ano
     "export": "models",
     "fetch_weights": "models",
     "find_weights": "models",
-    "init": "verbs:write_recipe",
+    "init": "first_recipe:write_recipe",
     "labels": "looking",
     "lineage": "looking",
     "plan": "verbs",

@@ -5,8 +5,6 @@ finished = run("quickstart", ["seed=1"])
 status("last")                              # a pandas DataFrame
 """
 
-import json
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -18,11 +16,10 @@ from selftrain.flows.environment import Workspace, make_workspace, set_environme
 from selftrain.flows.rounds.pipeline import check_paths, mend_dead_runs, run_pipeline, warm_up
 from selftrain.flows.rounds.planning import PlannedStage
 from selftrain.flows.rounds.planning import plan as plan_stages
-from selftrain.ssl_tasks.errors import ConfigError, NotFound, nearest
+from selftrain.ssl_tasks.errors import NotFound, nearest
 from selftrain.ssl_tasks.execution.progress import Progress, read_progress
 from selftrain.ssl_tasks.execution.startup import uncollected
-from selftrain.ssl_tasks.settings.recipe import BUILT_IN, Recipe, load_recipe, parse_recipe
-from selftrain.ssl_tasks.settings.run_config import run_name
+from selftrain.ssl_tasks.settings.recipe import Recipe, load_recipe, parse_recipe
 from selftrain.ssl_tasks.store.artifacts import Store, write_atomically
 from selftrain.ssl_tasks.store.runs import Run, StageRecord, all_runs, approval_file, find_run
 from selftrain.ssl_tasks.store.stage_names import RoundNames, stage_names
@@ -167,40 +164,3 @@ __all__ = [
     "status",
     "train",
 ]
-
-
-TEMPLATE = BUILT_IN / "image_folder.yaml"
-LARGE_SIDE = 96  # in pixels; networks for small images are slow on larger ones
-
-
-def write_recipe(data: Path, output: Path, follow_links: bool = False) -> list[str]:
-    """Write a recipe that reads `data`, and return a description of the data, line by line. No file is overwritten."""
-    from selftrain.ssl_tasks.data.inspect_folder import suggest_settings
-
-    if output.exists():
-        raise ConfigError(f"{output} exists already. Name another file: selftrain init {data} --output FILE")
-    found = suggest_settings(data, follow_links)
-    source = {
-        name: str(value.absolute()) if isinstance(value, Path) else value
-        for name, value in found.settings.source.model_dump(exclude_defaults=True).items()
-    }
-    source = {"name": found.settings.source.name, **source}
-    size = min(max(32, found.sides[1]), LARGE_SIDE) if found.sides else 32
-    text = TEMPLATE.read_text()
-    for setting, value in (
-        (
-            "name",
-            json.dumps(run_name(data.absolute().stem, "images")),
-        ),  # in quotes, because YAML reads 2024 as a number
-        ("  source", json.dumps(source, ensure_ascii=False)),
-        ("  image_size", str(size)),
-    ):
-        line = re.search(rf"^{setting}: .*$", text, flags=re.MULTILINE)
-        assert line is not None, f"the template has no {setting.strip()}"
-        text = text.replace(line.group(), f"{setting}: {value}", 1)
-    write_atomically(output, text)
-    lines = [f"{count:,} images {split}" for split, count in sorted(found.splits.items())]
-    lines += [f"class {label}: {count:,} labels" for label, count in found.labels.items()][:20]
-    if found.sides:
-        lines.append(f"shorter sides {found.sides[0]} to {found.sides[2]} pixels; images will be resized to {size}")
-    return [*lines, *found.notes]

@@ -38,6 +38,9 @@ def add_init(verbs: Verbs) -> None:
     verb.add_argument("--output", metavar="FILE", type=Path, help="recipe to write (default: selftrain.yaml)")
     words = "follow symbolic links to folders outside DATA (default: refuse them)"
     verb.add_argument("--follow-links", action="store_true", help=words)
+    words = "pretrained weights to start from: a .safetensors file, an https URL or a hub id; none: random weights"
+    words += " (default: timm's for photographs, if they can be had)"
+    verb.add_argument("--weights", metavar="PLACE", help=words)
 
 
 def add_doctor(verbs: Verbs) -> None:
@@ -117,10 +120,10 @@ def _suspect_labels(options: Namespace) -> int:
 
 
 def _init(options: Namespace) -> None:
-    from selftrain.flows.actions.verbs import write_recipe
+    from selftrain.flows.actions.first_recipe import write_recipe
 
     output = options.output or Path("selftrain.yaml")
-    found = write_recipe(options.data, output, options.follow_links)
+    found = write_recipe(options.data, output, options.follow_links, options.weights)
     for line in found:
         print(printable(line))
     print(f"\nwrote {output}. Next:\n  selftrain data {output}\n  selftrain run {output}")

@@ -4,10 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from selftrain.flows.actions.verbs import write_recipe
+from selftrain.flows.actions.first_recipe import write_recipe
+from selftrain.models import ModelSettings
+from selftrain.models.sources import find_source
+from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.settings.recipe import load_recipe
 from tests.flows.tiny import last, selftrain, states
 
@@ -37,6 +42,57 @@ def test_a_recipe_for_a_folder_of_any_name_can_be_read(images: Path, folder: str
     output = images.parent / "selftrain.yaml"
     write_recipe(images.rename(images.with_name(folder)), output)
     assert load_recipe(output).config.name == name
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Two classes of four coloured images, 90 pixels wide."""
+    for number in range(8):
+        folder = tmp_path / "photographs" / ("red" if number % 2 else "blue")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (120, 90), (200, number, 0) if number % 2 else (0, number, 200)).save(folder / f"{number}.png")
+    return tmp_path / "photographs"
+
+
+def test_photographs_start_from_the_given_weights(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, weights = photographs.parent / "photos.yaml", photographs.parent / "lite0.safetensors"
+    save_file({"conv_stem.weight": torch.zeros(2)}, weights)
+    monkeypatch.chdir(photographs.parent)
+    lines = write_recipe(photographs, output, weights="lite0.safetensors")
+    assert "images will be resized to 90" in "\n".join(lines)
+    assert "pretrained weights of timm:tf_efficientnet_lite0" in lines[-1]
+    config = load_recipe(output).config
+    learners = [config.teacher, *(one.student for one in config.rounds)]
+    assert {learner.model.pretrained for learner in learners} == {str(weights)}
+    assert config.data.image_size == 90
+
+
+def test_photographs_start_from_published_weights_where_these_are_on_the_machine(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("torch.hub._hub_dir", str(photographs.parent / "hub"))
+    first, second = photographs.parent / "first.yaml", photographs.parent / "second.yaml"
+    lines = write_recipe(photographs, first)
+    assert "cannot be fetched from here" in lines[-1]
+    assert "--weights FILE" in lines[-1]
+    assert load_recipe(first).config.teacher.model.pretrained is None
+    place = find_source(ModelSettings(name="timm:tf_efficientnet_lite0", pretrained=True)).place
+    place.parent.mkdir(parents=True)
+    save_file({"conv_stem.weight": torch.zeros(2)}, place)
+    assert "licence apache-2.0" in write_recipe(photographs, second)[-1]
+    assert load_recipe(second).config.teacher.model.pretrained is True
+
+
+def test_a_person_can_refuse_weights_and_is_told_about_wrong_ones(photographs: Path) -> None:
+    output = photographs.parent / "recipe.yaml"
+    with pytest.raises(ConfigError, match=r"--weights: .*nowhere.safetensors does not exist"):
+        write_recipe(photographs, output, weights="/nowhere.safetensors")
+    with pytest.raises(ConfigError, match="expected true, a tag, a hub id"):
+        write_recipe(photographs, output, weights="a b/c")
+    assert not output.exists()
+    write_recipe(photographs, output, weights="none")
+    assert load_recipe(output).config.teacher.model.name == "fast_cnn"
 
 
 @pytest.mark.slow

@@ -89,6 +89,7 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
             assert printed.splitlines()[0].split() == shown.splitlines()[0].split(), "the README's table is another one"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_command_of_the_pages_works(tmp_path: Path) -> None:
     """Those that the README has too are run by its own test. Each page begins where the quickstart is the last run."""
@@ -127,6 +128,7 @@ def test_every_command_about_your_own_images_works(tmp_path: Path) -> None:
     assert {"init", "data", "run", "predict"} <= {words[0] for words in done}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_python_of_the_readme_and_of_the_pages_works(tmp_path: Path) -> None:
     found = [(page, block) for page in PAGES for block in blocks(page, "python")]
@@ -151,6 +153,7 @@ def test_every_command_that_is_shown_is_understood(page: Path) -> None:
                 pytest.fail(f"{page.name}: selftrain {shlex.join(words)}: {complaint.getvalue()}")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_example_compares_two_thresholds(tmp_path: Path) -> None:
     script = ROOT / "examples" / "compare_thresholds.py"

@@ -43,6 +43,7 @@ def test_on_a_server_embedded_and_without_prefect_all_is_the_same(
     assert computed_in_total(workspace) == STAGES
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_prefect_server_that_stops_in_mid_run_takes_only_its_page_with_it(

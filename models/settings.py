@@ -1,4 +1,4 @@
-"""The settings of a network and of its first weights, and what a file of weights is. No torch here."""
+"""Defines the settings of a network and of its first weights, and checks files of weights. Imports no torch."""
 
 import json
 import re
@@ -99,14 +99,14 @@ class ModelSettings(BaseModel):
 
     @property
     def pretrained_kind(self) -> Literal["none", "tag", "hub", "url", "path"]:
-        """The kind of place that the first weights come from; `true` is a tag too, the library's default."""
+        """Returns the kind of place that the first weights come from; `true` is a tag too, the library's default."""
         if self.pretrained is None:
             return "none"
         return "tag" if isinstance(self.pretrained, bool) else source_kind(self.pretrained)
 
     @property
     def label(self) -> str:
-        """The network's name in tables."""
+        """Returns the network's name in tables."""
         return self.name if self.width is None else f"{self.name} {self.width}"
 
 
@@ -167,7 +167,7 @@ def check_safetensors(path: Path, setting: str = "model.pretrained") -> None:
 
 
 class LoraSettings(BaseModel):
-    """Low-rank adaptation (LoRA, 2106.09685): a frozen layer's output gets alpha ÷ rank · up(down(input)) added."""
+    """Low-rank adaptation (LoRA, 2106.09685), which adds alpha ÷ rank · up(down(input)) to a frozen layer's output."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 

@@ -111,7 +111,7 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
 def fit_square(
     image: Image.Image, size: int, interpolation: Interpolation = "bilinear", crop: float = 1.0
 ) -> Image.Image:
-    """The centre, `crop` of the shorter side wide, resized to `size`."""
+    """Returns the central square, resized to `size`; it is `crop` of the shorter side wide."""
     return ImageOps.fit(image, (size, size), Image.Resampling[interpolation.upper()], bleed=(1 - crop) / 2)
 
 

@@ -119,7 +119,9 @@ def looks_like_path(text: str) -> bool:
 def source_kind(text: str) -> Literal["tag", "hub", "url", "path"]:
     """Returns the kind of place that `model.pretrained` names; only the text decides, not the files on the disk."""
     if text.startswith("http://") and not re.match(r"http://(127\.0\.0\.1|localhost)[:/]", text):
-        raise ValueError(f"model.pretrained is {text}; expected https://, so that nobody can change the weights")
+        raise ValueError(
+            f"model.pretrained is {text}; expected https://, so that the weights cannot be changed on the way"
+        )
     if text.startswith(("https://", "http://")):
         if not text.partition("?")[0].endswith(SUFFIX):
             raise ValueError(f"model.pretrained is {text}; expected the URL of a {SUFFIX} file")

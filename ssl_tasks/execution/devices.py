@@ -93,7 +93,7 @@ def _take(stack: contextlib.ExitStack, wanted: list[str], count: int) -> list[st
 
 
 def _lock_file(name: str) -> Path:
-    """Returns the path of a lock that every user of the host can take, whatever their umask and whoever comes first."""
+    """Returns the path of a lock that every user of the host can take, independent of their umask and order."""
     folder = Path(os.environ.get("SELFTRAIN_LOCKS", "/tmp/selftrain-locks"))
     with contextlib.suppress(FileExistsError):
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The settings of data in a recipe: the source, the split, and the augmentation of images."""
+"""Defines the settings of data in a recipe: the source, the split, and the augmentation of images."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -240,12 +240,12 @@ class AugmentSettings(Section):
 
     @property
     def printed_ranges(self) -> bool:
-        """Whether arguments are drawn from the ranges printed in FixMatch's paper, as in TorchSSL and USB."""
+        """Returns whether arguments are drawn from the ranges in FixMatch's paper, as in TorchSSL and USB."""
         return self.strong == "randaugment" and self.magnitude == "random"
 
     @property
     def random_cutout(self) -> bool:
-        """Whether the side of the cutout square is random."""
+        """Returns whether the side of the cutout square is random."""
         return self.printed_ranges if self.cutout_side is None else self.cutout_side == "random"
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The settings of every method, with the defaults of its paper.
+"""Defines the settings of every method, with the defaults of its paper.
 
 This module does not import torch, because reading a recipe must be fast. Each method's own file explains its settings
 and the equation that they belong to.

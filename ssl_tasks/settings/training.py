@@ -1,4 +1,4 @@
-"""The settings of training in a recipe."""
+"""Defines the settings of training in a recipe."""
 
 from typing import Literal, Self
 

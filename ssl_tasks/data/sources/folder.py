@@ -231,7 +231,7 @@ def subfolders(path: Path) -> list[str]:
 
 
 def as_text(name: str) -> str:
-    """A file's name, with bytes that are not UTF-8 as `\\xe9`."""
+    """Returns a file's name as text, with bytes that are not UTF-8 as `\\xe9`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

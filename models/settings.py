@@ -27,8 +27,8 @@ class Normalisation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = Field(description="mean of each channel, 0 … 1")
+    std: tuple[float, ...] = Field(description="standard deviation of each channel, 0 … 1")
 
     @model_validator(mode="after")
     def _channels_alike(self) -> Self:

@@ -1,4 +1,4 @@
-"""The dataset stage, which turns a source into an artifact, and Dataset, which opens that artifact.
+"""Runs the stage `dataset`, which turns a source into an artifact, and opens that artifact as a Dataset.
 
 The stage writes the manifest column by column, draws the splits and decodes every image once. A Dataset has its
 classes, and pools of images by split.

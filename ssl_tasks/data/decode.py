@@ -57,7 +57,7 @@ class Decoder:
 
     @property
     def resizing(self) -> dict[str, Any]:
-        """The settings of the resizing that are not at their defaults, for a data set's identity and a model's card."""
+        """Returns the resizing's settings that are not at their defaults, for a data set's key and a model's card."""
         usual = {"interpolation": "bilinear", "crop": 1.0}
         return {name: value for name, default in usual.items() if (value := getattr(self, name)) != default}
 

@@ -224,7 +224,7 @@ class Images:
 
     @property
     def cached(self) -> bool:
-        """Whether the decoded cache is in use."""
+        """Returns whether the decoded cache is in use."""
         return cache_limit(self.runtime) > 0 and not isinstance(self.source, DrawnSource)
 
     def find(self, contents: Sequence[str]) -> Kept:

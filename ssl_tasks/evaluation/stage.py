@@ -1,4 +1,4 @@
-"""The stage `evaluate`: measures a model on validation and test images, optionally under attacks and corruptions."""
+"""Runs the stage `evaluate`, which measures a model on validation and test images, attacked and corrupted ones too."""
 
 import json
 from collections.abc import Mapping

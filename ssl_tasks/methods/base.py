@@ -50,11 +50,11 @@ class Pools(Protocol):
     """Passes over a whole pool in order, for methods that use all images between epochs; images are on the device."""
 
     def labeled(self, view: View = "none") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(index, images, labels), batch by batch, in pool order."""
+        """Yields (index, images, labels), batch by batch, in pool order."""
         ...
 
     def unlabeled(self, view: View = "none") -> Iterator[tuple[Tensor, Tensor]]:
-        """(index, images), batch by batch, in pool order."""
+        """Yields (index, images), batch by batch, in pool order."""
         ...
 
 

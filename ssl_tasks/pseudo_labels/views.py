@@ -1,4 +1,4 @@
-"""Offers all rounds of a run as four SQL views, and writes results of queries as CSV, JSON or Parquet.
+"""Defines four SQL views over all rounds of a run, and writes results of queries as CSV, JSON or Parquet.
 
     manifest     sample_id, label, class, split, content, uri, width, height, mode, error, truth
     predictions  round, sample_id, position, label, class, confidence, margin, entropy, view_agreement,

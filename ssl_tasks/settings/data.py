@@ -91,7 +91,7 @@ class SyntheticSource(Section):
     classes: int = Field(10, ge=2, le=1000, description="number of classes")
     image_size: int = Field(32, ge=4, description="side in pixels")
     noise: float = Field(0.3, ge=0, description="standard deviation of the noise, where white is 1")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the images, apart from the run's seed")
 
 
 Source = Annotated[

@@ -1,5 +1,4 @@
-"""The store of artifacts: folders that are written once, under the key of their stage. It is the pipeline's only
-cache."""
+"""Stores artifacts: folders that are written once, under the key of their stage. It is the pipeline's only cache."""
 
 import contextlib
 import hashlib

@@ -67,9 +67,7 @@ def learning_rate(train: TrainSettings, step: int) -> float:
         return train.learning_rate * train.final_rate**progress
     if train.schedule == "cosine":
         return train.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-    return train.learning_rate * math.cos(
-        7 * math.pi * progress / 16
-    )  # FixMatch's schedule, which ends at 0.195 of the learning rate
+    return train.learning_rate * math.cos(7 * math.pi * progress / 16)  # FixMatch's schedule, which ends at 0.195
 
 
 def parameter_groups(

@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 # More than two cores' worth: some tests wait.
 TESTS_AT_ONCE ?= 3
 
-# Where an environment forbids bytecode, each of a test run's thousand processes compiles our modules anew.
+# Where an environment forbids bytecode, each of a test run's thousand processes compiles our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-long test-all test-stack servers quick lint audit docs setup clean
@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 run: setup            ## the quickstart: digits, 5 labels per class, a teacher and three rounds of students
 	$(BIN)/selftrain run configs/quickstart.yaml
 
-test: lint            ## lint, format check, types; then the tests, which hold every promise
+test: lint            ## lint, format check, types; then the tests
 	$(BIN)/python -m pytest -m "not long" -n $(TESTS_AT_ONCE) --dist worksteal --durations 10
 
 test-long: setup      ## the long forms of tests: every method's learning, many kills, all the combinations

@@ -143,7 +143,7 @@ def draw_model(context: StageContext) -> StageResult:
 
 
 class Making:
-    """A run folder in the making."""
+    """Writes a run folder of a given size."""
 
     def __init__(self, workspace: Path, config: RunConfig) -> None:
         self.config, self.run = config, Run.create(workspace, config)

@@ -58,13 +58,13 @@ def draw(random: np.random.Generator, images: int, skew: float) -> Images:
     return Images(predicted, confidence, chance, random.random(images) < chance)
 
 
-def promise_holds(promise: Promise, everybody: Images, kept: NDArray[np.bool_], target: float) -> bool:
+def promise_holds(promise: Promise, everyone: Images, kept: NDArray[np.bool_], target: float) -> bool:
     """Whether every class judged by itself, and the others together, reach the target over the distribution."""
     alone = [np.array([label]) for label, scope in enumerate(promise.scope) if scope == "class"]
     together = np.array([label for label, scope in enumerate(promise.scope) if scope == "pooled"])
     for group in [*alone, *([together] if len(together) else [])]:
-        rows = kept & np.isin(everybody.predicted, group)
-        if rows.any() and everybody.chance[rows].mean() < target:
+        rows = kept & np.isin(everyone.predicted, group)
+        if rows.any() and everyone.chance[rows].mean() < target:
             return False
     return True
 
@@ -72,23 +72,23 @@ def promise_holds(promise: Promise, everybody: Images, kept: NDArray[np.bool_], 
 def measure(target: float, held_out: int, skew: float, resamplings: int, seed: int) -> dict[str, float | None]:
     """One line of the table."""
     random = np.random.default_rng(seed)
-    everybody = draw(random, POPULATION, skew)
-    right = everybody.correct.sum()
+    everyone = draw(random, POPULATION, skew)
+    right = everyone.correct.sum()
     broken = broken_kept = nothing = 0
     recall = 0.0
     precisions = []
     for _ in range(resamplings):
         seen, unlabeled = draw(random, held_out, skew), draw(random, UNLABELED, skew)
         promise = promised_thresholds(seen.held_out(), unlabeled.ladders(), target, CONFIDENCE)
-        kept = everybody.confidence >= promise.thresholds[everybody.predicted]
-        broken += not promise_holds(promise, everybody, kept, target)
-        recall += float((kept & everybody.correct).sum() / right)
+        kept = everyone.confidence >= promise.thresholds[everyone.predicted]
+        broken += not promise_holds(promise, everyone, kept, target)
+        recall += float((kept & everyone.correct).sum() / right)
         if kept.any():
-            precisions.append(float(everybody.chance[kept].mean()))
+            precisions.append(float(everyone.chance[kept].mean()))
             broken_kept += precisions[-1] < target
         else:
             nothing += 1
-    fixed = everybody.confidence >= np.float32(FIXED)
+    fixed = everyone.confidence >= np.float32(FIXED)
     return {
         "target": target,
         "held_out": held_out,
@@ -98,8 +98,8 @@ def measure(target: float, held_out: int, skew: float, resamplings: int, seed: i
         "nothing_promised": nothing / resamplings,
         "precision": float(np.mean(precisions)) if precisions else None,
         "recall": recall / resamplings,
-        "fixed_precision": float(everybody.chance[fixed].mean()),
-        "fixed_recall": float((fixed & everybody.correct).sum() / right),
+        "fixed_precision": float(everyone.chance[fixed].mean()),
+        "fixed_recall": float((fixed & everyone.correct).sum() / right),
     }
 
 

@@ -1,4 +1,4 @@
-"""The library without the command line: two thresholds, one comparison. The teacher is trained once.
+"""Compares two thresholds with the library, without the command line. The teacher is trained once.
 
 python examples/compare_thresholds.py [round.student.train.steps=60 …]
 """

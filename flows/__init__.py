@@ -1,1 +1,1 @@
-"""The command line, the functions behind it, the order of stages, and all code that uses Prefect."""
+"""Contains the command line, the functions behind it, the order of stages, and all code that uses Prefect."""

@@ -1,4 +1,4 @@
-"""The workspace folder, and the environment that Prefect and MLflow must find before they are imported."""
+"""Finds the workspace folder, and sets the environment that Prefect and MLflow must find when they are imported."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ def workspace_folder(given: str | Path | None = None) -> Path:
 
 
 def make_workspace(folder: Path) -> None:
-    """Creates the workspace; an error is one sentence."""
+    """Creates the workspace; raises an error of one sentence if it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

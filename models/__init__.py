@@ -1,4 +1,4 @@
-"""Networks, their registry and their noise. Importing this package imports no torch; `build_model` does."""
+"""Builds networks by name. Importing this package does not import torch; `build_model` does."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ __all__ = ["ModelSettings", "build_model"]
 
 
 def build_model(settings: ModelSettings, num_classes: int, in_channels: int = 3, image_size: int = 32) -> "Classifier":
-    """The network that the settings name: `network(x)` → logits, `.features(x)`, `.head`, `.num_features`."""
+    """Builds the network that the settings name: `network(x)` → logits, `.features(x)`, `.head`, `.num_features`."""
     from selftrain.models.registry import build
 
     return build(settings, num_classes, in_channels, image_size)

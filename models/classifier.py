@@ -1,7 +1,7 @@
-"""The shape of every network: a body turns images into features, and a head turns features into logits.
+"""Defines the shape of every network: a body turns images into features, and a head turns features into logits.
 
 An ensemble is a classifier too: its features stand side by side, and its head gives the mean of the members' logits.
-Batch norm can take its statistics over the images of all processes.
+Batch norm can compute its statistics over the images of all processes.
 """
 
 import importlib
@@ -17,24 +17,24 @@ from selftrain.ssl_tasks.errors import ConfigError
 
 
 class Classifier(nn.Module):
-    """`network(x)` = `network.head(network.features(x))`. Its noise (dropout, stochastic depth) acts in train mode."""
+    """A network with `network(x)` = `network.head(network.features(x))`. Its noise acts in train mode only."""
 
     def __init__(self, body: nn.Module, num_features: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.body = body
         self.num_features = num_features
         self.head = Head(num_features, num_classes, dropout)
-        self.still: tuple[str, ...] = ()  # names of frozen batch norms, whose statistics stay as they are
+        self.still: tuple[str, ...] = ()  # names of frozen batch norms, whose statistics do not change
 
     def train(self, mode: bool = True) -> Self:
-        """Train or evaluation mode; what is still stays in evaluation mode."""
+        """Sets train or evaluation mode; frozen batch norms stay in evaluation mode."""
         super().train(mode)
         for name in self.still:
             self.get_submodule(name).eval()
         return self
 
     def features(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] → [n, num_features]."""
+        """Computes features, [n, C, H, W] → [n, num_features]."""
         return self.body(images)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Classifier(nn.Module):
 
 
 class SideBySide(nn.Module):
-    """The features of several bodies, one after the other."""
+    """A body that concatenates the features of several bodies."""
 
     def __init__(self, bodies: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class SideBySide(nn.Module):
 
 @torch.no_grad()
 def joined(networks: Sequence[Classifier]) -> Classifier:
-    """A classifier that shares the networks' bodies; its head is a copy of theirs as they are now."""
+    """Returns an ensemble that shares the networks' bodies; its head is a copy of their current heads."""
     num_features = sum(network.num_features for network in networks)
     first = networks[0]
     ensemble = Classifier(SideBySide([one.body for one in networks]), num_features, first.head.out_features)
@@ -74,10 +74,10 @@ PLAIN: set[type[nn.Module]] = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
-    """Every batch norm within the network becomes one over all processes.
+    """Makes every batch norm of the network compute its statistics over all processes.
 
-    Torch's own conversion takes whatever derives from batch norm for a plain one: timm's, which activates too, would
-    lose its activation.
+    Torch's own conversion treats every subclass of batch norm as a plain one: timm's, which includes an activation,
+    would lose it.
     """
     kinds = {type(module) for module in network.modules() if isinstance(module, _BatchNorm)}
     convert, known = nn.SyncBatchNorm.convert_sync_batchnorm, PLAIN

@@ -1,6 +1,7 @@
-"""Networks of other libraries as bodies: `timm:<name>` (an extra) and `torchvision:<name>`.
+"""Builds networks of other libraries: `timm:<name>` (needs the extra `timm`) and `torchvision:<name>`.
 
-Parameter names stay those of the library. torchvision's networks take any number of channels, and small images too.
+Parameter names are those of the library. torchvision's networks are adapted to any number of channels and to small
+images.
 """
 
 import importlib
@@ -18,7 +19,7 @@ from selftrain.ssl_tasks.errors import ConfigError, nearest
 
 
 def import_timm() -> ModuleType:
-    """timm, or how to get it."""
+    """Returns timm; raises ConfigError if it is not installed."""
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
@@ -28,7 +29,7 @@ def import_timm() -> ModuleType:
 
 
 def build_timm(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> Classifier:
-    """timm's network without its head; parameter names stay timm's."""
+    """Builds timm's network with our head; parameter names are timm's."""
     timm, name = import_timm(), settings.name.partition(":")[2]
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model '{name}'." + nearest_of_many(name, timm.list_models()))
@@ -39,9 +40,9 @@ def build_timm(settings: ModelSettings, num_classes: int, in_channels: int, imag
 
 
 def create_timm(timm: ModuleType, settings: ModelSettings, options: dict[str, Any], image_size: int) -> nn.Module:
-    """Networks that are built for one size are told ours, and those that drop paths how many; others refuse either."""
+    """Creates timm's network, with the image size and the drop-path rate if it takes them."""
     name, size, depth = settings.name.partition(":")[2], {"img_size": image_size}, settings.stochastic_depth
-    noisy = {"drop_path_rate": depth}  # 0 too: some of timm's networks drop paths unless they are told not to
+    noisy = {"drop_path_rate": depth}  # 0 too: some of timm's networks drop paths by default
     attempts: list[dict[str, Any]] = [{**size, **noisy}, noisy, *([] if depth else [size, {}])]
     for extra in attempts:
         try:
@@ -62,16 +63,16 @@ def count_features(body: nn.Module) -> int:
 
 
 def nearest_of_many(name: str, known: list[str]) -> str:
-    """As `nearest`, without a list of a thousand names."""
+    """Returns `nearest`'s hint without the list of a thousand names."""
     return nearest(name, known).partition(" Known:")[0] + " timm.list_models() lists them."
 
 
-SMALL = 64  # below this side, the first reduction by four leaves too little to look at
+SMALL = 64  # pixels of a side below which the first reduction by four loses too much
 SIZE_OPTION = {"vit": "image_size", "maxvit": "input_size"}  # families that are built for one size
 
 
 def build_torchvision(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> Classifier:
-    """The body is torchvision's network without its last layer; parameter names stay torchvision's."""
+    """Builds torchvision's network with our head; parameter names are torchvision's."""
     name = settings.name.partition(":")[2]
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -85,7 +86,7 @@ def build_torchvision(settings: ModelSettings, num_classes: int, in_channels: in
 
 
 def create_torchvision(name: str, image_size: int) -> nn.Module:
-    """torchvision's network with fresh weights and without auxiliary classifiers."""
+    """Creates torchvision's network with random weights and without auxiliary classifiers."""
     options: dict[str, Any] = {"weights": None}
     option = SIZE_OPTION.get(name.partition("_")[0])
     if option:
@@ -102,7 +103,7 @@ def create_torchvision(name: str, image_size: int) -> nn.Module:
 
 
 def adapt_stem(body: nn.Module, in_channels: int, image_size: int) -> None:
-    """Makes the first convolution read `in_channels`; for small images, takes out the first reduction by four."""
+    """Makes the first convolution read `in_channels`; for small images, removes the first reduction by four."""
     name: str
     stem: Any  # a Conv2d, whose stubs do not accept its own attributes back
     name, stem = next((name, module) for name, module in body.named_modules() if isinstance(module, nn.Conv2d))
@@ -121,14 +122,14 @@ def adapt_stem(body: nn.Module, in_channels: int, image_size: int) -> None:
 
 
 def remove_head(body: nn.Module) -> int:
-    """Replaces the last layer by nothing; the number of features that it read."""
+    """Removes the last layer, and returns the number of features that it read."""
     name, head = [item for item in body.named_modules() if isinstance(item[1], (nn.Linear, nn.Conv2d))][-1]
     body.set_submodule(name, nn.Identity())
     return head.in_features if isinstance(head, nn.Linear) else head.in_channels
 
 
 def set_noise(body: nn.Module, settings: ModelSettings) -> None:
-    """Stochastic depth as the settings say; dropout acts before our head, so the network's own is switched off."""
+    """Sets stochastic depth as in the settings; switches the network's own dropout off, because our head has it."""
     branches = [module for module in body.modules() if isinstance(module, StochasticDepth)]
     if settings.stochastic_depth and not branches:
         raise ConfigError(
@@ -143,7 +144,7 @@ def set_noise(body: nn.Module, settings: ModelSettings) -> None:
 
 
 def check_image_size(body: nn.Module, name: str, in_channels: int, image_size: int) -> None:
-    """Shapes alone go through the network, so that images it cannot take are refused before training."""
+    """Raises ConfigError if the network cannot take images of this size; computes shapes only."""
     tensors = {**dict(body.named_parameters()), **dict(body.named_buffers())}
     shapes = {key: tensor.to("meta") for key, tensor in tensors.items()}
     images = torch.empty(2, in_channels, image_size, image_size, device="meta")

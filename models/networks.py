@@ -1,7 +1,7 @@
-"""Our own networks: `mlp`, `small_cnn` and `fast_cnn`, which a CPU trains in seconds, and `wrn-D-K`.
+"""Defines our own networks: `mlp`, `small_cnn` and `fast_cnn`, which a CPU trains in seconds, and `wrn-D-K`.
 
 The wide ResNet (arXiv 1605.07146) is that of FixMatch's reference code: pre-activation, leaky slope .1, slow batch
-norm; kernels begin normal with variance 2 / fan-out, and the head Glorot-normal.
+norm. Kernels are initialised normally with variance 2 / fan-out, the head Glorot-normally.
 """
 
 import math
@@ -19,7 +19,9 @@ MLP_WIDTH = 512
 
 
 class MLP(nn.Module):
-    """Hidden layers, each behind dropout but the first; images of another size are resized to the trained one."""
+    """A multilayer perceptron with dropout before each hidden layer but the first.
+
+    Images of another size are resized to the size that it was trained with."""
 
     def __init__(self, in_channels: int, image_size: int, width: int, depth: int, dropout: float) -> None:
         super().__init__()
@@ -39,7 +41,7 @@ class MLP(nn.Module):
 
 
 def build_mlp(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> Classifier:
-    """`mlp` or `mlp-D`, for any image size."""
+    """Builds `mlp` or `mlp-D`, for any image size."""
     depth = int(settings.name.partition("-")[2] or 1)
     if settings.stochastic_depth:
         raise ConfigError(
@@ -54,16 +56,16 @@ CNN_WIDTH = 32
 
 
 def unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """Convolution, batch norm, activation."""
+    """Returns a convolution, a batch norm and an activation."""
     layer = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class Stage(nn.Module):
-    """Half the size, twice the channels, then one residual unit that stochastic depth may drop.
+    """A stage that halves the size and doubles the channels, then a residual unit that stochastic depth may drop.
 
-    Pooling comes first: on CIFAR-10 and digits as accurate as pooling last, and 1.7 times as fast.
+    Pooling comes first: on CIFAR-10 and digits this is as accurate as pooling last, and 1.7 times as fast.
     """
 
     def __init__(self, inputs: int, outputs: int, drop_rate: float) -> None:
@@ -78,7 +80,7 @@ class Stage(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """A stem, two stages, and the mean over the image."""
+    """A convolutional network: a stem, two stages, and the mean over the image."""
 
     def __init__(self, in_channels: int, width: int, stochastic_depth: float, stride: int) -> None:
         super().__init__()
@@ -92,14 +94,14 @@ class SmallCNN(nn.Module):
 
 
 def build_small_cnn(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> Classifier:
-    """`small_cnn`, for any image size."""
+    """Builds `small_cnn`, for any image size."""
     return _classifier(settings, num_classes, in_channels, CNN_WIDTH, stride=1)
 
 
 def build_fast_cnn(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> Classifier:
-    """`fast_cnn`: half the resolution from the stem on and twice the width, four times the weights in less time.
+    """Builds `fast_cnn`: half the resolution from the stem on and twice the width, so four times the weights.
 
-    For photographs of 32×32 and more; 8×8 digits would be single pixels at its end.
+    It computes in less time than `small_cnn`. Use it for images of 32×32 and more; 8×8 digits would end as one pixel.
     """
     return _classifier(settings, num_classes, in_channels, 2 * CNN_WIDTH, stride=2)
 
@@ -114,19 +116,19 @@ STEM = 16
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """TensorFlow's momentum .999 is torch's .001."""
+    """Returns a batch norm with momentum .001, which is TensorFlow's .999."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=1e-3)
 
 
 def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A kernel with He's initialisation by fan-out."""
+    """Returns a convolution with He's initialisation by fan-out."""
     layer = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
     nn.init.normal_(layer.weight, std=math.sqrt(2 / (size * size * outputs)))
     return layer
 
 
 class PreActivationBlock(nn.Module):
-    """Norm, activation, convolution, twice, and a shortcut. The very first block also activates its shortcut."""
+    """A block of norm, activation and convolution, twice, and a shortcut, which the first block activates too."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, activate_shortcut: bool, drop_rate: float) -> None:
         super().__init__()
@@ -143,7 +145,7 @@ class PreActivationBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Three groups of blocks at full, half and quarter size, and the mean over the image."""
+    """A wide ResNet: three groups of blocks at full, half and quarter size, and the mean over the image."""
 
     def __init__(self, in_channels: int, depth: int, width: int, stochastic_depth: float) -> None:
         super().__init__()
@@ -168,7 +170,7 @@ class WideResNet(nn.Module):
 
 
 def build_wide_resnet(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> Classifier:
-    """`wrn-28-2` and its kin, for any image size."""
+    """Builds `wrn-D-K`, such as `wrn-28-2`, for any image size."""
     depth, width = (int(part) for part in settings.name.split("-")[1:])
     if depth < 10 or (depth - 4) % 6 or width < 1:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The noise of a student: dropout before the head and stochastic depth. Active in train mode, absent in eval mode."""
+"""Controls the noise of a network: dropout before the head and stochastic depth, which act only in train mode."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 
 class Head(nn.Linear):
-    """Features to logits, behind dropout and over a temperature. Its weights keep their names whatever these are."""
+    """A head: features to logits, with dropout and a temperature, which do not change the weights' names."""
 
     def __init__(self, num_features: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__(num_features, num_classes)
@@ -27,7 +27,7 @@ class Head(nn.Linear):
 
 
 def drop_rates(last: float, blocks: int) -> list[float]:
-    """Rates that rise linearly to the last block's; the first of several is never dropped."""
+    """Returns drop rates that rise linearly to the last block's; the first of several blocks is never dropped."""
     return [last * number / (blocks - 1) for number in range(blocks)] if blocks > 1 else [last] * blocks
 
 
@@ -46,13 +46,13 @@ def rate_name(module: nn.Module) -> str | None:
 
 
 def noisy_modules(network: nn.Module) -> list[nn.Module]:
-    """Everything in a network that draws random numbers."""
+    """Returns all modules of a network that draw random numbers."""
     return [module for module in network.modules() if rate_name(module)]
 
 
 @contextlib.contextmanager
 def with_noise(network: nn.Module, seed: int) -> Iterator[None]:
-    """Switches a network's own dropout and stochastic depth on while batch norm stays as it is; the seed decides."""
+    """Switches dropout and stochastic depth on within the block, seeded, while batch norm keeps its mode."""
     noisy = noisy_modules(network)
     device = next(network.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -68,7 +68,7 @@ def with_noise(network: nn.Module, seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_noise(network: nn.Module) -> Iterator[None]:
-    """Switches dropout and stochastic depth off while batch norm stays in the mode that it is in."""
+    """Switches dropout and stochastic depth off within the block, while batch norm keeps its mode."""
     noisy = [(module, name, getattr(module, name)) for module in network.modules() if (name := rate_name(module))]
     try:
         for module, name, _ in noisy:

@@ -18,7 +18,7 @@ from selftrain.models.settings import check_safetensors
 from selftrain.ssl_tasks.errors import ConfigError
 
 logger = logging.getLogger("selftrain")
-SHOWN = 3  # names in a message
+SHOWN = 3  # names shown in a message
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_pretrained(network: Classifier, path: Path, image_size: int) -> None:
-    """Fills the body, and the head if the file has one that fits; otherwise the head keeps its drawn weights."""
+    """Fills the body, and the head if the file has one that fits; if not, the head keeps its random weights."""
     found = read_weights(path)
     if not any(name.startswith("body.") for name in found):
         found = {f"body.{name}": weight for name, weight in converted(network.body, found, path, image_size).items()}
@@ -64,7 +64,7 @@ def converted(body: nn.Module, found: dict[str, Tensor], path: Path, image_size:
 
 
 def check_fit(body: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    """Every weight of the body must be there with its shape: a half-loaded network would train unnoticed."""
+    """Raises ConfigError unless the file has every weight of the body, in its shape."""
     missing = [name for name in body if name not in found and not name.endswith("num_batches_tracked")]
     wrong = [
         f"{name} is {list(found[name].shape)} in the file and {list(weight.shape)} in the network"

@@ -1,4 +1,4 @@
-"""MODELS, the table of network families. A new family is one function in `networks.py` and one line here."""
+"""Holds MODELS, the table of network families. A new family is one function in `networks.py` and one line here."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,7 @@ WITH_WIDTH = {"small_cnn", "fast_cnn", "mlp", "mlp-D"}
 
 
 def find_family(name: str) -> str:
-    """The entry of MODELS that a network's name belongs to."""
+    """Returns the entry of MODELS that a network's name belongs to."""
     for known in MODELS:
         pattern = re.sub(r"-[DK]\b", r"-[1-9][0-9]*", known).replace("<name>", ".+")
         if re.fullmatch(pattern, name):
@@ -34,7 +34,7 @@ def find_family(name: str) -> str:
 
 
 def build(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> Classifier:
-    """The network that the settings name, its noise set, its first weights drawn from torch's generator or read."""
+    """Builds the network that the settings name, with its noise; its weights are random or read from a file."""
     family = find_family(settings.name)
     if settings.width is not None and family not in WITH_WIDTH:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The settings of a network and of its first weights, and what a file of weights is. No torch here."""
+"""Defines the settings of a network and of its first weights, and checks files of weights. Imports no torch."""
 
 import json
 import re
@@ -27,8 +27,8 @@ class Normalisation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = Field(description="mean of each channel, 0 … 1")
+    std: tuple[float, ...] = Field(description="standard deviation of each channel, 0 … 1")
 
     @model_validator(mode="after")
     def _channels_alike(self) -> Self:
@@ -99,14 +99,14 @@ class ModelSettings(BaseModel):
 
     @property
     def pretrained_kind(self) -> Literal["none", "tag", "hub", "url", "path"]:
-        """The kind of place that the first weights come from; `true` is a tag too, the library's default."""
+        """Returns the kind of place that the first weights come from; `true` is a tag too, the library's default."""
         if self.pretrained is None:
             return "none"
         return "tag" if isinstance(self.pretrained, bool) else source_kind(self.pretrained)
 
     @property
     def label(self) -> str:
-        """The network's name in tables."""
+        """Returns the network's name in tables."""
         return self.name if self.width is None else f"{self.name} {self.width}"
 
 
@@ -119,7 +119,9 @@ def looks_like_path(text: str) -> bool:
 def source_kind(text: str) -> Literal["tag", "hub", "url", "path"]:
     """Returns the kind of place that `model.pretrained` names; only the text decides, not the files on the disk."""
     if text.startswith("http://") and not re.match(r"http://(127\.0\.0\.1|localhost)[:/]", text):
-        raise ValueError(f"model.pretrained is {text}; expected https://, so that nobody can change the weights")
+        raise ValueError(
+            f"model.pretrained is {text}; expected https://, so that the weights cannot be changed on the way"
+        )
     if text.startswith(("https://", "http://")):
         if not text.partition("?")[0].endswith(SUFFIX):
             raise ValueError(f"model.pretrained is {text}; expected the URL of a {SUFFIX} file")
@@ -167,7 +169,7 @@ def check_safetensors(path: Path, setting: str = "model.pretrained") -> None:
 
 
 class LoraSettings(BaseModel):
-    """Low-rank adaptation (LoRA, 2106.09685): a frozen layer's output gets alpha ÷ rank · up(down(input)) added."""
+    """Low-rank adaptation (LoRA, 2106.09685), which adds alpha ÷ rank · up(down(input)) to a frozen layer's output."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 

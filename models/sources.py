@@ -33,7 +33,7 @@ from selftrain.ssl_tasks.errors import ConfigError, nearest
 
 HUB_FILE, HUB_CONFIG = "model.safetensors", "config.json"
 CHUNK = 1 << 20
-Progress = Callable[[int, int], None]  # bytes that are there, bytes in all
+Progress = Callable[[int, int], None]  # bytes fetched so far, bytes in all
 
 
 class Facts(BaseModel):
@@ -47,11 +47,11 @@ class Facts(BaseModel):
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
     image_size: int | None = None
-    crop: float | None = None  # share of the shorter side that was left in evaluation
+    crop: float | None = None  # share of the shorter side that evaluation kept
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """The mean and deviation of the training, if they are known."""
+        """Returns the mean and deviation of the training, if they are known."""
         return None if self.mean is None or self.std is None else Normalisation(mean=self.mean, std=self.std)
 
 
@@ -78,7 +78,7 @@ class Source:
 
     @property
     def place(self) -> Path:
-        """The path of the file, or the path to put it at by hand."""
+        """Returns the path of the file, or the path to put it at by hand."""
         if self.file is not None:
             return self.file
         folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -86,13 +86,13 @@ class Source:
             revision = f"@{self.revision}" if self.revision else ""
             return folder / f"{self.repository}{revision}{SUFFIX}".replace("/", "--")
         name = self.url.rpartition("/")[2].partition("?")[0]
-        if name.endswith(SUFFIX):  # many have the same name; torchvision's end in a hash
+        if name.endswith(SUFFIX):  # many files have the same name; torchvision's end in a hash
             name = f"{hashlib.sha256(self.url.encode()).hexdigest()[:12]}-{name}"
         return folder / name
 
     @property
     def here(self) -> Path | None:
-        """The file if it is on this machine already, else None."""
+        """Returns the file if it is on this machine already, else None."""
         if self.place.is_file():
             return self.place
         if not self.repository:
@@ -102,7 +102,7 @@ class Source:
 
     @property
     def address(self) -> str:
-        """The URL of the file; empty for a file of this machine."""
+        """Returns the URL of the file; empty for a file of this machine."""
         if not self.repository:
             return self.url
         return import_hub().hf_hub_url(self.repository, HUB_FILE, revision=self.revision)
@@ -201,7 +201,7 @@ def architecture_facts(network: str) -> Facts:
             facts = timm_facts(known)
     elif library == "torchvision" and name in torchvision.models.list_models(module=torchvision.models):
         facts = torchvision_facts(name, torchvision.models.get_model_weights(name).DEFAULT)
-    return facts.model_copy(update={"licence": None, "network": network, "tag": ""})  # of a file, nobody has told us
+    return facts.model_copy(update={"licence": None, "network": network, "tag": ""})  # a file states neither
 
 
 def official_facts_of_hub(repository: str) -> Facts | None:
@@ -263,7 +263,7 @@ def from_hub(source: Source, model: ModelSettings, progress: Progress | None) ->
         ) from error
     try:
         config = json.loads(Path(ask_hub(source, HUB_CONFIG, None)).read_text())
-    except (FileNotFoundError, ConfigError, ValueError):  # none, or none that can be had now: the weights are there
+    except (FileNotFoundError, ConfigError, ValueError):  # without it the weights are still usable
         return replace(source, file=file)
     return replace(source, file=file, facts=told_by_hub(config, source.facts, model))
 
@@ -316,7 +316,7 @@ def reporting(progress: Progress) -> type:
     bar = importlib.import_module("huggingface_hub.utils").tqdm
 
     class Reporting(bar):  # type: ignore[misc, valid-type]
-        done = 0.0  # a bar that is not shown does not count
+        done = 0.0  # a hidden bar does not count
 
         def update(self, amount: float | None = 1) -> bool | None:
             self.done += amount or 0

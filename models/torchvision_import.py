@@ -1,6 +1,6 @@
-"""The one place that imports torchvision, so that it also works without its compiled operators.
+"""Imports torchvision so that it also works without its compiled operators; no other module imports it.
 
-Where a CPU build of torch meets a CUDA build of torchvision, the operators' library does not load, and importing
+With a CPU build of torch and a CUDA build of torchvision, the operators' library does not load, and importing
 torchvision fails with "operator torchvision::nms does not exist". Declaring the operators makes the Python parts work.
 """
 
@@ -14,11 +14,11 @@ SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-declared: list[torch.library.Library] = []  # a library's declarations live as long as the object
+declared: list[torch.library.Library] = []  # declarations end when the library object is deleted
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision, its missing operators declared where its first import fails for want of them."""
+    """Returns torchvision; declares its missing operators if the import fails without them."""
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:

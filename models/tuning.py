@@ -1,6 +1,6 @@
 """Chooses the weights of a network that are trained: all, the head, the norms, the last layers, or LoRA's.
 
-What is frozen gets no gradient and takes no memory in the optimizer; frozen batch norms keep their statistics. LoRA
+Frozen weights get no gradient and take no memory in the optimizer; frozen batch norms keep their statistics. LoRA
 (Hu et al. 2021, arXiv 2106.09685) leaves a layer's weight W as it is and adds alpha/rank · up(down(x)) to its output,
 with `up` zero at the start; `merged` makes them part of the weights: W + alpha/rank · up · down.
 """
@@ -22,7 +22,7 @@ DOWN, UP = f".{LORA}.down.weight", f".{LORA}.up.weight"
 
 
 class LowRank(nn.Module):
-    """up(down(x)) · scale beside a linear layer or a 1×1 convolution; zero until it is trained."""
+    """A low-rank addition up(down(x)) · scale to a linear layer or a 1×1 convolution; it is zero before training."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, settings: LoraSettings) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def add_low_rank(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Ten
 
 
 def tune(network: Classifier, what: str, lora: LoraSettings) -> None:
-    """Freezes what is not to be trained; `what` is all, head, norms, lora or last-N. The head is always trained."""
+    """Freezes all weights except those of `what`: all, head, norms, lora or last-N. The head is always trained."""
     if what == "all":
         return
     network.requires_grad_(False)
@@ -111,7 +111,7 @@ def layers(body: nn.Module) -> list[list[nn.Parameter]]:
     """Returns a body's parameters by layer, from the images to the features.
 
     A layer is an element of the network's lists: a residual block, a transformer's block, a convolution of the stem.
-    What has no kernel (a norm) belongs to the layer before it.
+    A module without a kernel (a norm) belongs to the layer before it.
     """
     found: list[list[nn.Parameter]] = []
     for parameters in _units(body):

@@ -1,4 +1,4 @@
-"""Semi-supervised image classification as a pipeline: train a classifier from few labelled and many unlabelled images.
+"""Trains image classifiers from few labelled and many unlabelled images, as a pipeline (semi-supervised learning).
 
 Every verb of the command line is a function here, with the same names and defaults:
 

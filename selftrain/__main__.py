@@ -1,4 +1,4 @@
-"""The command `selftrain` (`python -m selftrain`): a signal ends it from its first instruction on."""
+"""Starts the command `selftrain` (`python -m selftrain`); signals end it from its first instruction on."""
 
 from selftrain.flows.rounds.interruption import end_on_signals, leave, was_told
 
@@ -11,7 +11,7 @@ def main() -> None:
 
         cli.main()
     except BaseException as error:  # before or after a verb
-        # Where a signal comes while pydantic is imported, pydantic turns it into a panic of its own.
+        # If a signal comes while pydantic is imported, pydantic turns it into an error of its own.
         if isinstance(error, KeyboardInterrupt) or was_told():
             leave()
         raise

@@ -1,1 +1,1 @@
-"""The stages of self-training, and all that they need. Nothing here uses Prefect; only `tracking` uses MLflow."""
+"""Contains the stages of self-training and their parts. Nothing here uses Prefect; only `tracking` uses MLflow."""

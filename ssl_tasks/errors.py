@@ -1,4 +1,4 @@
-"""Every error that a user can meet, in one tree.
+"""Defines every error that a user can meet, in one tree.
 
     SelftrainError                 exit code 3   a stage failed
     ├── UserError                  exit code 2   the input is wrong; the message says what to change
@@ -95,7 +95,7 @@ class Interrupted(SelftrainError):
 
 
 def describe(error: BaseException) -> dict[str, str]:
-    """An error as JSON, for another process: its class in our tree, and a message of one line for a person."""
+    """Returns an error as JSON for another process: its class in our tree, and a message of one line."""
     if isinstance(error, SelftrainError):
         return {"error": type(error).__name__, "message": str(error)}
     if out_of_space(error):
@@ -117,7 +117,7 @@ def describe(error: BaseException) -> dict[str, str]:
 
 
 def described(answer: Mapping[str, Any], stage: str = "", log: str | None = None) -> SelftrainError:
-    """The error that `describe` made JSON of. One that named its own stage is of `stage` now, if one is given."""
+    """Returns the error of the JSON that `describe` made; a stage's error gets the name `stage`, if given."""
     kind = globals().get(answer["error"])
     if not (isinstance(kind, type) and issubclass(kind, SelftrainError)):
         kind = SelftrainError
@@ -127,7 +127,7 @@ def described(answer: Mapping[str, Any], stage: str = "", log: str | None = None
 
 
 def out_of_space(error: BaseException) -> bool:
-    """Whether a disk or a quota is full. Libraries of other languages have errors of their own, and the same words."""
+    """Returns whether a disk or a quota is full, also by the words of errors from libraries in other languages."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
     return isinstance(error, Exception) and any(os.strerror(one) in str(error) for one in FULL)

@@ -4,11 +4,11 @@ import signal
 
 from selftrain.ssl_tasks.execution.startup import die_with_parent, uncollected
 
-die_with_parent()  # torch's import lasts for seconds, and until its end nothing else here looks at anything
+die_with_parent()  # before torch's import, which takes seconds and blocks everything else
 for number in (
     signal.SIGINT,
     signal.SIGHUP,
-):  # they reach the whole group; the process that started us decides when we end
+):  # they reach the whole group; the parent decides when this process ends
     signal.signal(number, signal.SIG_IGN)
 
 with uncollected():

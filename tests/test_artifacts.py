@@ -53,7 +53,7 @@ def test_equal_contents_have_equal_digests_whatever_the_key(workspace: Path) -> 
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
-def test_damage_is_noticed_quarantined_and_computed_anew(workspace: Path, damage: str) -> None:
+def test_a_damaged_artifact_is_quarantined_and_recomputed(workspace: Path, damage: str) -> None:
     artifact = execute(request(), workspace).artifact
     file = artifact.file("artifact.json" if damage == "manifest" else "result.txt")
     match damage:
@@ -80,7 +80,7 @@ def test_a_failed_attempt_commits_nothing_and_keeps_its_scratch(workspace: Path)
     assert (store.attempt("greet", bad.key) / "scratch").is_dir()
 
 
-def test_forcing_computes_anew_and_keeps_the_old_aside(workspace: Path) -> None:
+def test_force_recomputes_and_moves_the_old_artifact_aside(workspace: Path) -> None:
     execute(request(), workspace)
     assert not execute(request(), workspace, force=True).reused
     assert executions(workspace) == 2

@@ -35,7 +35,7 @@ def test_the_file_follows_the_compose_specification() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_what_others_wait_for_can_be_waited_for(name: str) -> None:
+def test_every_service_that_others_wait_for_has_a_health_check(name: str) -> None:
     for awaited, how in SERVICES[name].get("depends_on", {}).items():
         if how["condition"] == "service_healthy":
             assert "healthcheck" in SERVICES[awaited], f"{name} waits for {awaited}, which never says it is healthy"
@@ -65,7 +65,7 @@ def test_ports_are_bound_to_this_host_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_services_come_back_and_one_shots_do_not(name: str) -> None:
+def test_services_restart_and_one_time_jobs_do_not(name: str) -> None:
     restart = SERVICES[name]["restart"]
     assert restart in ({"no", "on-failure"} if name in ONE_SHOTS else {"unless-stopped"})
 
@@ -122,7 +122,7 @@ def test_the_servers_know_the_hosts_that_the_workers_call() -> None:
         assert host in SERVICES or host == "localhost", host
 
 
-def test_mlflow_asks_who_is_there_and_starts_no_jobs() -> None:
+def test_mlflow_asks_for_a_password_and_starts_no_jobs() -> None:
     assert "--app-name basic-auth" in SERVICES["mlflow"]["command"]
     assert SERVICES["mlflow"]["environment"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 

@@ -75,6 +75,13 @@ def test_a_generated_page_is_as_its_generator_writes_it(name: str) -> None:
     assert (DOCS / name).read_text() == generator.pages()[name], "run `python docs/reference.py`"
 
 
+def test_every_setting_has_a_meaning() -> None:
+    """A limit alone, such as `≥ 0`, does not say what a setting does."""
+    rows = re.findall(r"^\| `(\w+)`°? \|.*\| ([^|]*) \|$", (DOCS / "configuration.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) > 200
+    assert not [name for name, meaning in rows if not re.sub(r"[≥>≤<] [\d.e+-]+(; )?", "", meaning).strip()]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     named_files = re.findall(

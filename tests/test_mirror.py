@@ -78,7 +78,7 @@ def test_an_upload_that_stops_half_way_leaves_no_manifest(
 
 
 @pytest.mark.parametrize("damage", ["contents", "missing", "manifest", "digest", "other"])
-def test_damage_in_the_mirror_is_noticed_and_computed_anew(tmp_path: Path, shared: str, damage: str) -> None:
+def test_a_damaged_object_in_the_mirror_is_recomputed(tmp_path: Path, shared: str, damage: str) -> None:
     answer(tmp_path / "a", shared)
     stored = next((tmp_path / "shared/objects").iterdir())
     marker = next((tmp_path / "shared/artifacts").rglob("*.json"))
@@ -121,7 +121,7 @@ def test_every_second_request_failing_changes_nothing(
     assert second.artifact.digest == first.artifact.digest
 
 
-def test_a_stage_asked_for_anew_replaces_what_others_fetch(tmp_path: Path, shared: str) -> None:
+def test_a_forced_stage_replaces_the_artifact_in_the_mirror(tmp_path: Path, shared: str) -> None:
     answer(tmp_path / "a", shared)
     marker = next((tmp_path / "shared/artifacts").rglob("*.json"))
     before = json.loads(marker.read_text())["finished"]
@@ -137,7 +137,7 @@ def test_the_environment_names_the_store_for_every_recipe(
     assert execute(request(), tmp_path / "b").reused
 
 
-def test_an_address_that_nobody_knows_is_the_users_error() -> None:
+def test_an_unknown_storage_address_is_the_users_error() -> None:
     with pytest.raises(ConfigError, match="Expected an address as s3://"):
         Mirror("nosuch://bucket/folder")
 

@@ -66,7 +66,7 @@ def test_a_run_of_another_host_name_is_dead_when_its_process_is_and_not_before(
 
 
 @pytest.mark.parametrize("here", ["fuse.sshfs", "nfs4", "nfs", "ext4", ""])
-def test_where_a_held_lock_might_not_be_seen_another_host_is_believed_to_live(
+def test_a_run_of_another_host_counts_as_alive_if_its_lock_might_be_invisible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str
 ) -> None:
     with elsewhere(tmp_path) as (process, run, spool):
@@ -85,7 +85,7 @@ def test_where_a_held_lock_might_not_be_seen_another_host_is_believed_to_live(
         assert waiting_elsewhere(tmp_path) == []
 
 
-def test_locks_that_the_server_of_a_shared_disk_keeps_are_believed(
+def test_locks_that_the_server_of_a_shared_disk_keeps_are_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "file_system", lambda _folder: SERVED)
@@ -97,7 +97,7 @@ def test_locks_that_the_server_of_a_shared_disk_keeps_are_believed(
         assert run.mend()
 
 
-def test_records_from_before_there_were_locks_are_believed_to_live(tmp_path: Path) -> None:
+def test_records_without_locks_count_as_alive(tmp_path: Path) -> None:
     assert not locks.freed({"host": "old", "pid": 1, "pid_started": 0.0}, tmp_path)
 
 

@@ -181,7 +181,7 @@ def now(tmp_path_factory: pytest.TempPathFactory) -> Answers:
 
 
 @pytest.mark.parametrize("stage", VERSION_OF)
-def test_a_stage_that_answers_otherwise_has_another_version(now: Answers, stage: str) -> None:
+def test_a_stage_with_other_results_has_another_version(now: Answers, stage: str) -> None:
     record = json.loads(RECORD.read_text())[stage]
     assert record["version"] == VERSION_OF[stage], (
         f"{ACCEPT} writes down what {stage} answers at version {VERSION_OF[stage]}"

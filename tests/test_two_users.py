@@ -24,7 +24,7 @@ def folder() -> Iterator[Path]:
 
 
 def as_another_user(act: Callable[[], None]) -> None:
-    """Does it as nobody, in a child: a fork, since nobody may not even read our Python."""
+    """Runs it as the user `nobody`, in a forked child, because that user may not read our Python."""
     child = os.fork()
     if child == 0:
         try:

@@ -344,7 +344,7 @@ class Spares:
 
 
 class Hidden(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """A package that seems not to be imported until somebody imports it; then it reads the environment again."""
+    """A package that seems not to be imported until it is imported; then it reads the environment again."""
 
     def __init__(self, package: str) -> None:
         self.package = package

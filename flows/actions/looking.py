@@ -1,4 +1,4 @@
-"""Functions that read a run: its pseudo-labels, tables, lineage, report and data."""
+"""Reads a run: its pseudo-labels, tables, lineage, report and data."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

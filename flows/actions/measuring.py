@@ -42,12 +42,12 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The metrics, as {"validation": …, "test": …, "temperature": …}."""
+        """Returns the metrics, as {"validation": …, "test": …, "temperature": …}."""
         return json.loads(self.artifact.file("metrics.json").read_text())
 
     @property
     def robustness(self) -> dict[str, Any]:
-        """The robustness, as {"attacks": […], "corruptions": {…}}; empty if it was not measured."""
+        """Returns the robustness, as {"attacks": […], "corruptions": {…}}; empty if it was not measured."""
         path = self.artifact.file("robustness.json")
         return json.loads(path.read_text()) if path.exists() else {}
 
@@ -86,7 +86,7 @@ def evaluate(
 
 
 def check_labels(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> "pd.DataFrame":
-    """The given labels of a recipe's images that features of the teacher's network contradict; most suspect first.
+    """Return the given labels of a recipe that features of the teacher's network contradict, the most suspect first.
 
     Columns: sample_id, label, suggested, probability (of the label), suggested_probability, uri.
     """

@@ -58,11 +58,11 @@ def predict(
 
 
 def weights(pattern: str = "") -> "pd.DataFrame":
-    """Returns the pretrained weights that timm and torchvision publish, one per row.
+    """Return the pretrained weights that timm and torchvision publish, one per row.
 
-    `pattern` is part of a network's name, or one with `*`; `timm:` or `torchvision:` before it asks one library alone.
-    Columns: network, tag, source, licence, how images were prepared in training (mean, std, interpolation, image_size,
-    crop), and `here`, the file where it is on this machine already.
+    `pattern` is part of a network's name, or a name with `*`; `timm:` or `torchvision:` before it asks one library.
+    Columns: network, tag, source, licence, the preparation of images in training (mean, std, interpolation, image_size,
+    crop), and `here`, the file if it is on this machine already.
     """
     import pandas as pd
 
@@ -73,7 +73,7 @@ def weights(pattern: str = "") -> "pd.DataFrame":
 
 
 def fetch_weights(network: str, pretrained: bool | str = True) -> Path:
-    """Downloads pretrained weights into their library's cache if they are not there yet; returns the file.
+    """Download pretrained weights into their library's cache if they are not there yet; return the file.
 
     `pretrained` is what `model.pretrained` may be in a recipe: True, a tag, a hub id or an https URL.
     """

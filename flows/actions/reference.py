@@ -55,8 +55,17 @@ def _row(name: str, field: FieldInfo, members: list[type[BaseModel]]) -> str:
     mark = "°" if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("key") is False else ""
     kind = "section" if members else _kind(field.annotation)
     limits = [str(part) for part in (_limit(rule) for rule in field.metadata) if part]
-    words = "; ".join([*limits, *([field.description] if field.description else [])])
+    words = "; ".join([*limits, field.description or _meaning(name, members)])
     return f"| `{name}`{mark} | {kind} | {_default(field, members)} | {words} |".replace("  ", " ")
+
+
+def _meaning(name: str, members: list[type[BaseModel]]) -> str:
+    """Returns the meaning of a section, or of the `name` that chooses among sections."""
+    if len(members) == 1:
+        words = (members[0].__doc__ or "").replace("\n   ", "").partition(". ")[0].rstrip(".")
+        return words[:1].lower() + words[1:] if words[1:2].islower() else words
+    tags = ", ".join(f"`{tag}`" for member in members for tag in _tag(member).split(", "))
+    return f"one of {tags}, by its `name`" if members else "chooses this section"
 
 
 def _default(field: FieldInfo, members: list[type[BaseModel]]) -> str:

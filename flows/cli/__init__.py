@@ -1,1 +1,1 @@
-"""The command line: parsing, printing, exit codes."""
+"""Parses command lines, prints results and returns exit codes."""

@@ -1,4 +1,4 @@
-"""The verb `completion`: prints a script with which bash, zsh or fish completes verbs, options and file names.
+"""Defines the verb `completion`, which prints a script that completes verbs, options and file names in a shell.
 
 The scripts are made from the parsers, so no list is kept twice. Completing a word starts no Python.
 """

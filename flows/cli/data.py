@@ -1,4 +1,4 @@
-"""Verbs that prepare and check a run's input and machine: data, init, doctor."""
+"""Defines the verbs that prepare and check a run's input and machine: data, init, doctor."""
 
 import json
 from argparse import Namespace

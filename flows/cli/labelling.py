@@ -1,4 +1,4 @@
-"""Verbs that show and correct pseudo-labels: labels (list, diff, review, apply) and sql."""
+"""Defines the verbs that show and correct pseudo-labels: labels (list, diff, review, apply) and sql."""
 
 import sys
 from argparse import ArgumentParser, Namespace

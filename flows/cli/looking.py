@@ -1,4 +1,4 @@
-"""Verbs that only read (status, plan, explain, config, report, lineage), and sync, which sends records to MLflow."""
+"""Defines the verbs that only read (status, plan, explain, config, report, lineage), and sync to MLflow."""
 
 import json
 from argparse import Namespace

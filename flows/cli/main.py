@@ -1,4 +1,4 @@
-"""The command `selftrain`: parses a command line, runs one verb, and turns errors into messages and exit codes.
+"""Runs the command `selftrain`: parses a command line, runs one verb, and turns errors into messages and exit codes.
 
 Exit codes are listed in `selftrain.ssl_tasks.errors`. Logs go to stderr, results to stdout.
 """
@@ -24,7 +24,7 @@ from selftrain.ssl_tasks.errors import Interrupted, SelftrainError, StageFailed,
 from selftrain.ssl_tasks.execution.startup import own_process
 from selftrain.ssl_tasks.store.locks import release
 
-GROUPS = {  # in the order of --help: as a newcomer meets the verbs
+GROUPS = {  # in the order of --help, with the verbs that a newcomer needs first
     "prepare": (data.add_init, data.add_data, looking.add_config, data.add_doctor),
     "train": (
         running.add_run, looking.add_plan, running.add_rerun, running.add_approve, running.add_train,
@@ -167,7 +167,7 @@ def _how_to_continue(options: argparse.Namespace, arguments: Sequence[str] | Non
 
 
 def _write_crash(workspace: Path) -> Path | None:
-    """Writes the traceback into the workspace, else into the temporary folder; None where neither can be written."""
+    """Writes the traceback into the workspace, else into the temporary folder; None if neither can be written."""
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     for folder in (workspace / "logs", Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):

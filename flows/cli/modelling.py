@@ -1,4 +1,4 @@
-"""Verbs that use a trained model (predict, evaluate, export), and the tables that show an evaluation."""
+"""Defines the verbs that use a trained model (predict, evaluate, export), and the tables that show an evaluation."""
 
 import json
 import sys

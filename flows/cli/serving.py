@@ -1,4 +1,4 @@
-"""Verbs that serve and wait (up, serve, assist) or set up a team's Prefect server (deploy, init-server)."""
+"""Defines the verbs that serve and wait (up, serve, assist) or set up a team's Prefect server (deploy, init-server)."""
 
 import json
 from argparse import ArgumentParser, Namespace

@@ -1,1 +1,1 @@
-"""All that imports Prefect."""
+"""Contains all code that imports Prefect."""

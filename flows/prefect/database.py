@@ -1,7 +1,7 @@
-"""Prefect's own database in a file: set up, or brought to a new version, so that a kill at any moment breaks nothing.
+"""Creates Prefect's database file, or migrates it to a new version, so that a kill at any moment does no damage.
 
-Prefect migrates it in place, and some of its migrations commit a part before they note that they are done: killed
-between the two, it could never start again. Ours are done on a file beside it, which takes its place when it is whole.
+Prefect migrates in place, and some migrations commit a part before they record that they are done. After a kill between
+the two, Prefect could never start again. So we migrate a copy, which replaces the database when it is complete.
 """
 
 import asyncio
@@ -20,21 +20,20 @@ from selftrain.ssl_tasks.store.locks import file_lock
 
 log = logging.getLogger("selftrain")
 SQLITE = "sqlite+aiosqlite:///"
-# What SQLite says where another process, the disk or permissions are in the way; the database itself may be whole.
+# SQLite's errors about other processes, the disk or permissions; the database itself may be intact.
 NOT_ITS_FAULT = ("locked", "full", "readonly", "unable to open", "I/O")
 PARTS = ("", "-wal", "-shm", "-journal")  # the files of a database
 
 
 def prepare_database() -> None:
-    """Leaves the database of Prefect's settings whole and of Prefect's version, even if other processes start at the
-    same time.
+    """Creates or migrates the database of Prefect's settings; other processes may do so at the same time.
 
-    A broken one is set aside: it holds what Prefect's pages show of earlier runs; the runs are in the workspace.
+    A broken database is moved aside. It holds only Prefect's pages about earlier runs; the runs are in the workspace.
     """
     from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
     url = str(PREFECT_API_DATABASE_CONNECTION_URL.value())
-    if not url.startswith(SQLITE) or ":memory:" in url:  # a server's database is its owner's to migrate
+    if not url.startswith(SQLITE) or ":memory:" in url:  # the owner of a server migrates its database
         return
     database = Path(url.removeprefix(SQLITE))
     database.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +46,7 @@ def prepare_database() -> None:
             if _revision(database) == newest:
                 return
             reason = f"found revision {_revision(database)}, expected {newest}"
-        except Exception as error:  # whatever a migration raises: the file that it met is as before
+        except Exception as error:  # whatever a migration raises, the original file is unchanged
             reason = _line(error)
             if not database.exists() or isinstance(error, OSError) or any(word in reason for word in NOT_ITS_FAULT):
                 raise SelftrainError(f"Prefect's database {database} cannot be set up: {reason}") from error
@@ -63,7 +62,7 @@ def prepare_database() -> None:
 
 
 def _migrate(database: Path) -> None:
-    """A copy of the database, or a new one, is migrated, and then takes its place."""
+    """Migrates a copy of the database, or a new one, which then replaces it."""
     from prefect.server.database import provide_database_interface
     from prefect.server.database.configurations import AioSqliteConfiguration
     from prefect.server.database.dependencies import temporary_database_config
@@ -75,13 +74,13 @@ def _migrate(database: Path) -> None:
         with closing(sqlite3.connect(database)) as old, closing(sqlite3.connect(building)) as new:
             old.backup(new)
     else:
-        _remove(database)  # a log without its database would be taken for the new one's
+        _remove(database)  # a remaining log would be used with the new database
 
     def upgrade() -> None:
         with temporary_database_config(AioSqliteConfiguration(connection_url=f"{SQLITE}{building}")):
             asyncio.run(provide_database_interface().create_db())
 
-    with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has an event loop
+    with ThreadPoolExecutor(1) as pool:  # a notebook's main thread has an event loop
         pool.submit(upgrade).result()
     _alone(building)
     descriptor = os.open(building, os.O_RDONLY)
@@ -91,7 +90,7 @@ def _migrate(database: Path) -> None:
 
 
 def _alone(database: Path) -> None:
-    """Moves all of it into one file; an error where another process has it open."""
+    """Moves the whole database into one file; raises an error if another process has it open."""
     with closing(sqlite3.connect(database, timeout=5)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
 
@@ -107,7 +106,7 @@ def _revision(database: Path) -> str:
 
 
 def _newest_revision(database: Path) -> str:
-    """The version that this Prefect wants. It reads all of its migrations to know it, so we note it."""
+    """Returns the version that this Prefect needs, and stores it, because Prefect reads all migrations to find it."""
     import prefect
 
     note = database.with_name(f"{database.name}.version")
@@ -137,7 +136,7 @@ def _set_aside(database: Path) -> Path:
 
 
 def _remove(database: Path) -> None:
-    """Delete the files that a killed start left."""
+    """Deletes the files of a killed start."""
     for part in PARTS:
         database.with_name(database.name + part).unlink(missing_ok=True)
 

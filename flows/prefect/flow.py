@@ -1,4 +1,4 @@
-"""The pipeline, and a comparison of several runs of it, as Prefect flows; their names, and what their pages show."""
+"""Defines the pipeline and a comparison of runs as Prefect flows, with their names and pages."""
 
 import functools
 import logging
@@ -41,17 +41,17 @@ from selftrain.ssl_tasks.tracking.spool import without_password
 if TYPE_CHECKING:
     from selftrain.ssl_tasks.report.page import Comparison
 
-die_with_parent()  # of `selftrain up`, where its runner started us
+die_with_parent()  # the parent is `selftrain up` if its runner started this process
 log = logging.getLogger("selftrain")
 WORDS: dict[str, Any] = dict(coolname)  # coolname has no types
 HEAD = ("round", "model", "labels", "pseudo-labels", "pseudo-label accuracy", "validation", "test", "decision")
-# The recipe of the run that this process was asked for; a deployment's runs have their configuration alone.
+# The recipe of this process's run; the runs of a deployment have only their configuration.
 WRITTEN: ContextVar[Mapping[str, Any] | None] = ContextVar("written", default=None)
-RETRIES = 4  # of a request, with growing pauses: a server that restarts has half a minute
+RETRIES = 4  # of a request, with growing pauses: half a minute for a server that restarts
 
 
 def flow_run_name() -> str:
-    """Prefect asks for it within the flow run's context; it replaces the name that the run has been made with."""
+    """Returns the flow run's name; Prefect calls it in the flow run's context to replace the first name."""
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
@@ -61,7 +61,7 @@ def flow_run_name() -> str:
 
 
 def is_generated(name: str) -> bool:
-    """Whether Prefect made it up, as it does where a name was not given: an adjective and an animal of its lists."""
+    """Returns whether a name is one that Prefect generates from its lists: an adjective and an animal."""
     adjective, dash, animal = name.partition("-")
     return not name or (bool(dash) and adjective in _words("adj_any") and animal in _words("subj"))
 
@@ -88,9 +88,11 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
     set_environment(folder)
     if deployment.get_id():
         _refuse_endless_crashes(config.runtime.restarts)
-    # In a deployment a SIGTERM is a person's cancelling or a crash; Prefect knows, and its own handler tells it.
+    # In a deployment, SIGTERM means that a person cancelled or that the run crashed; Prefect's own handler reports it.
     own_signals = not deployment.get_id()
-    with TagsContext(current_tags=set()):  # the flow run's tag is not its tasks': each would ask for a slot of it
+    with TagsContext(
+        current_tags=set()
+    ):  # tasks must not inherit the flow run's tag, because each would ask for a slot of it
         run = run_pipeline(
             config,
             folder,
@@ -102,7 +104,7 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
     if run.info.get("champion"):
         _tell_champion(run)
     answer = {"run": run.id, **run.summary}
-    if run.nothing_new and flow_run.run_count < 2:  # a run that was started again met what it had made itself
+    if run.nothing_new and flow_run.run_count < 2:  # a restarted run reuses its own artifacts
         return Completed(name=NOTHING_NEW, message="every stage was reused; nothing was recomputed", data=answer)
     return Completed(message=run.summary["stopped"], data=answer)
 
@@ -110,7 +112,7 @@ def self_training_flow(config: RunConfig, workspace: Path | None = None, force: 
 def run_as_flow(
     config: RunConfig, folder: Path, force: tuple[str, ...] = (), written: Mapping[str, Any] | None = None
 ) -> Run:
-    """Runs the flow to its end. Prefect shows and never decides: a run that is done stays so if a server goes away."""
+    """Runs the flow to its end. If the server goes away, a finished run stays finished."""
     before = {run.id for run in all_runs(folder)}
     told = False
     token = WRITTEN.set(written)
@@ -119,7 +121,7 @@ def run_as_flow(
             state: Any = self_training_flow(config, folder, force, return_state=True)
         told = True
         state.result()
-    except Exception as error:  # noqa: BLE001 - whatever Prefect raises where its server is away
+    except Exception as error:  # noqa: BLE001 - Prefect raises many errors if its server is away
         run = _ours(folder, before)
         if run is None or run.info["state"] != "done":
             raise first_of_ours(error) from None
@@ -136,7 +138,7 @@ def run_as_flow(
 
 
 def _ours(folder: Path, before: set[str]) -> Run | None:
-    """The run that this process has just made, if it came so far."""
+    """Returns the run that this process has just created, if any."""
     made = (run for run in all_runs(folder) if run.id not in before and run.info["pid"] == os.getpid())
     return next(made, None)
 
@@ -150,7 +152,7 @@ def first_of_ours(error: BaseException) -> BaseException:
 
 
 def _refuse_endless_crashes(restarts: int) -> None:
-    """Ends a run that crashed again and again: whatever kills it would kill it for ever."""
+    """Ends a run that has crashed too often in a row, because it would crash again."""
     with get_client(sync_client=True) as client:
         states = client.read_flow_run_states(UUID(flow_run.get_id()))
     if (crashes := crashes_in_a_row(states)) > restarts:
@@ -173,19 +175,19 @@ def crashes_in_a_row(states: Sequence[State[Any]]) -> int:
 
 
 def _publish(run: Run) -> None:
-    """The page of the flow run; what computed nothing has none. A run that succeeded does not fail for it."""
+    """Publishes the flow run's page unless nothing was computed; an error is logged and does not fail the run."""
     if run.nothing_new:
         return
     try:
         if url := os.environ.get("PREFECT_API_URL"):
-            check_reachable(url)  # Prefect's client alone would try for half a minute
+            check_reachable(url)  # Prefect's client by itself would try for half a minute
         _publish_page(run)
-    except Exception as error:  # noqa: BLE001 - the numbers are safe; `selftrain report` shows more
+    except Exception as error:  # noqa: BLE001 - the results are stored; `selftrain report` shows more
         log.warning("the page about %s could not be sent to Prefect: %s", run.id, error)
 
 
 def _tell_champion(run: Run) -> None:
-    """An event that automations may react to: a notification, a deployment of the model."""
+    """Emits an event about a new champion, to which automations may react with a notification or a deployment."""
     name = run.info["name"]
     emit_event(
         CHAMPION,
@@ -201,9 +203,9 @@ def _publish_page(run: Run) -> None:
 
 
 def page_of(run: Run) -> str:
-    """The rounds as a table, and the best model's lineage as a tree and as a diagram, in Markdown.
+    """Returns the rounds as a table, and the best model's lineage as a tree and a diagram, in Markdown.
 
-    Prefect's second UI draws Mermaid diagrams, its first one shows their text; both can show the tree.
+    Prefect's second UI draws Mermaid diagrams; its first UI shows only their text. Both show the tree.
     """
     summary = run.summary
     lines = [f"**{run.id}** · {_plain(summary['stopped'])}", "", _row(HEAD), _row(["---"] * len(HEAD))]
@@ -217,7 +219,7 @@ def page_of(run: Run) -> str:
         lines += ["", f"MLflow: {server}, run `{run.id}` of the experiment `selftrain`"]
     lines += ["", f"Look further on the worker: `selftrain report {run.id}`, `selftrain labels {run.id}`"]
     if (best := run.rounds()[summary["best_round"]].model) is not None:
-        from selftrain.ssl_tasks.tracking.trace import store_lineage  # with pandas: a run that is reused needs none
+        from selftrain.ssl_tasks.tracking.trace import store_lineage  # imports pandas, which a reused run does not need
 
         names = {stage.key: stage.name for stage in run.stages()}
         lineage = store_lineage(Store(run.workspace / "store"), best, names)
@@ -237,7 +239,7 @@ def _plain(text: str) -> str:
 
 
 def compare_as_flow(answer: "Callable[[], Comparison]", title: str, asked: Mapping[str, str]) -> "Comparison":
-    """`answer` within a flow run; every run that it starts is a child of it. Prefect shows and never decides."""
+    """Calls `answer` within a flow run; every run that it starts is a child of this flow run."""
     found: list[Comparison] = []
 
     @flow(name="compare", flow_run_name=title, persist_result=False)
@@ -250,7 +252,7 @@ def compare_as_flow(answer: "Callable[[], Comparison]", title: str, asked: Mappi
         with tags(process_tag()):
             state: Any = compare(dict(asked), return_state=True)
         state.result()
-    except Exception as error:  # noqa: BLE001 - whatever Prefect raises where its server is away
+    except Exception as error:  # noqa: BLE001 - Prefect raises many errors if its server is away
         if not found:
             raise first_of_ours(error) from None
         log.warning(
@@ -260,19 +262,22 @@ def compare_as_flow(answer: "Callable[[], Comparison]", title: str, asked: Mappi
 
 
 def _publish_table(comparison: "Comparison") -> None:
-    """The table, on the flow run's page. A comparison that succeeded does not fail for it."""
-    from selftrain.flows.rounds.comparison_record import as_markdown, shown_rows  # with pandas, which a run needs not
+    """Publishes the table on the flow run's page; an error is logged and does not fail the comparison."""
+    from selftrain.flows.rounds.comparison_record import (
+        as_markdown,
+        shown_rows,
+    )  # imports pandas, which a run does not need
 
     key = re.sub(r"[^a-z0-9]+", "-", comparison.title.lower()).strip("-")
     try:
         create_markdown_artifact(as_markdown(shown_rows(comparison)), key=f"{key}-comparison")
-    except Exception as error:  # noqa: BLE001 - it is on file and in MLflow too
+    except Exception as error:  # noqa: BLE001 - the table is also in a file and in MLflow
         log.warning("the table of the comparison could not be sent to Prefect: %s", error)
 
 
 @contextmanager
 def child_of(number: str) -> Iterator[None]:
-    """On another machine: flow runs that start in this block are children of that flow run."""
+    """Makes flow runs that start in this block, on another machine, children of the given flow run."""
     with get_client(sync_client=True) as client:
         context = FlowRunContext(
             flow_run=client.read_flow_run(UUID(number)),

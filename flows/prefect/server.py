@@ -1,9 +1,9 @@
-"""Prefect's servers: our own API inside this process, and what our flows expect of a team's server.
+"""Starts Prefect's API inside this process, or prepares a team's server for our flows.
 
-Our own needs no process to start and no port to choose, and leaves no orphan after a kill. It asks for a password,
-which our child processes find in the environment. A team's server is set up by `init_server`, which is safe to repeat:
-work pools, the number of GPUs, the automation that notices runs whose process died, the one that starts them again,
-and notifications to a webhook.
+Our own API needs no extra process and no fixed port, and leaves no orphan after a kill. It asks for a password, which
+our child processes find in the environment. `init_server` sets up a team's server, and is safe to repeat: work pools,
+the number of GPUs, the automation that notices runs whose process died, the automation that restarts them, and
+notifications to a webhook.
 """
 
 import contextlib
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 CHAMPION = "selftrain.champion"  # the event: a run's model became the champion; payload: model, verdict, run
 NOTHING_NEW = "NothingNew"  # the name of the completed state of a run that found nothing to compute
 RESTARTED = "crashed; it resumes at its checkpoints"  # the message of the state that a restarted run is put in
-GPU_LIMIT = "gpu"  # the server's count of GPUs; workers obey it where SELFTRAIN_GPU_LIMIT names it
+GPU_LIMIT = "gpu"  # the server's number of GPUs; workers respect it if SELFTRAIN_GPU_LIMIT names it
 # The catalogue of block types, for the UI's forms: two seconds in a fresh database, and the import of every plugin.
 WITHOUT_BLOCKS = {
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
 }
-START_SECONDS = 600.0  # of a machine that has much else to do; a failure is seen at once
-HEARTBEAT_SECONDS = 30  # what workers are told (PREFECT_FLOWS_HEARTBEAT_FREQUENCY); Prefect allows no less
+START_SECONDS = 600.0  # enough for a busy machine; a failure is noticed at once
+HEARTBEAT_SECONDS = 30  # set for workers (PREFECT_FLOWS_HEARTBEAT_FREQUENCY); Prefect's minimum
 PATIENCE = timedelta(seconds=3 * HEARTBEAT_SECONDS)
-PAUSE = timedelta(seconds=15)  # before a crashed run is scheduled again
+PAUSE = timedelta(seconds=15)  # pause before a crashed run is scheduled again
 WEBHOOK = "selftrain-notifications"
 ENDED = ("Completed", NOTHING_NEW, "Failed", "Cancelled", "Crashed")
 
 
 @contextlib.contextmanager
 def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Iterator[str]:
-    """The API's URL: the user's server where PREFECT_API_URL names one, else one in a thread of this process.
+    """Yields the API's URL: the user's server if PREFECT_API_URL names one, else a server in a thread of this process.
 
     `services` adds schedules, the UI and the other loops of a real server (for `selftrain up`).
     """
@@ -77,11 +77,11 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
         known = {
             settings.PREFECT_SERVER_API_AUTH_STRING: password,
             settings.PREFECT_API_AUTH_STRING: password,
-            settings.PREFECT_SERVER_CORS_ALLOWED_ORIGINS: "",  # the UI's requests are of the same origin
+            settings.PREFECT_SERVER_CORS_ALLOWED_ORIGINS: "",  # the UI's requests have the same origin
             settings.PREFECT_UI_API_URL: "/api",
         }
         prepare_database()
-        # Two processes must not set up a fresh workspace together.
+        # Two processes must not set up a new workspace at the same time.
         with file_lock(workspace / "prefect.lock"), settings.temporary_settings(known):
             listener = listen(port)
             port = listener.getsockname()[1]
@@ -89,7 +89,9 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
             server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on", proxy_headers=False))
 
             def answer() -> None:
-                with settings.temporary_settings(known):  # a thread begins without its starter's settings
+                with settings.temporary_settings(
+                    known
+                ):  # a thread does not inherit the settings of the thread that starts it
                     server.run(sockets=[listener])
 
             thread = threading.Thread(target=answer, daemon=True, name="prefect-api")
@@ -111,7 +113,7 @@ def prefect_api(workspace: Path, services: bool = False, port: int = 0) -> Itera
 
 
 def server_in_use(workspace: Path) -> str:
-    """The address of the user's server, empty where the API is our own: its database is in the workspace."""
+    """Returns the address of the user's server; empty for our own API, whose database is in the workspace."""
     own = os.environ.get("PREFECT_HOME") == str(workspace / "prefect")
     return "" if own else without_password(os.environ.get("PREFECT_API_URL", ""))
 
@@ -127,7 +129,7 @@ def _wait_until_started(server: object, thread: threading.Thread, complaints: li
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """The errors that the server logs, a line each: of a traceback, the exception. None of it reaches the terminal."""
+    """Collects the server's errors, one line each, instead of printing them; of a traceback, only the exception."""
     said: list[str] = []
 
     class Listener(logging.Handler):
@@ -147,14 +149,14 @@ def _complaints() -> Iterator[list[str]]:
 
 
 def check_reachable(url: str) -> None:
-    """An error in one sentence where no Prefect API answers at this address."""
+    """Raises an error of one sentence if no Prefect API answers at this address."""
     import httpx
 
     address = without_password(url)
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=10).raise_for_status()
     except httpx.HTTPStatusError as error:
-        if error.response.status_code not in (401, 403):  # the client will send the credentials that Prefect knows
+        if error.response.status_code not in (401, 403):  # the client will send Prefect's credentials
             raise SelftrainError(
                 f"PREFECT_API_URL={address} answers {error.response.status_code}; expected 200. Check its log"
             ) from error
@@ -166,11 +168,11 @@ def check_reachable(url: str) -> None:
 
 
 def _drain() -> None:
-    """The last logs and states are sent by threads; wait for them before the API goes."""
+    """Waits for the threads that send the last logs and states, before the API ends."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    with contextlib.suppress(Exception):  # their own shutdown must not hide how the run ended
+    with contextlib.suppress(Exception):  # an error of the shutdown must not hide how the run ended
         APILogWorker.drain_all(timeout=10, at_exit=False)
         EventsWorker.drain_all(timeout=10, at_exit=False)
 
@@ -202,14 +204,13 @@ def ensure_pool(client: "SyncPrefectClient", name: str) -> str:
         template = ProcessWorker.get_default_base_job_template()
         try:
             client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
-        except ObjectAlreadyExists:  # another one was faster
+        except ObjectAlreadyExists:  # another process was faster
             return f"work pool {name}: process"
     return f"work pool {name}: process, created"
 
 
 def dead_runs() -> "AutomationCore":
-    """Marks a run as crashed if its process falls silent without an end: after a power cut, or if its worker is
-    killed."""
+    """Marks a run as crashed if its process sends no sign of life, as after a power cut or a kill of its worker."""
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, Posture
@@ -232,7 +233,7 @@ def dead_runs() -> "AutomationCore":
 def restarts() -> "AutomationCore":
     """Schedules a crashed run again, which resumes at its checkpoints; runtime.restarts limits how often.
 
-    There is a pause before, because a worker of Prefect 3.8 fails if it gets a run back while it still cleans it up.
+    It pauses first, because a worker of Prefect 3.8 fails if it gets a run back while it is still cleaning it up.
     """
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState

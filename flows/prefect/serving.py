@@ -1,4 +1,4 @@
-"""Recipes that run by a schedule: on this machine (`selftrain up`), or on the workers of a team's server (`deploy`).
+"""Runs recipes by a schedule, on this machine (`selftrain up`) or on the workers of a team's server (`deploy`).
 
 `up` is one foreground process without Docker: Prefect's API and services in a thread, MLflow as a child, and a runner
 that starts a process for every scheduled run. Ctrl-C, SIGTERM or the end of the terminal ends them all.
@@ -42,12 +42,12 @@ SCHEDULES = {
     "cron": 'minute, hour, day, month and weekday, for example --cron "0 2 * * *" for two o\'clock each night',
     "rrule": "a rule of iCalendar, for example --rrule FREQ=DAILY;BYHOUR=2",
 }
-GRACE_SECONDS = 10.0  # between asking MLflow's server to end and killing it
+GRACE_SECONDS = 10.0  # seconds between asking MLflow's server to end and killing it
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a recipe runs: by one of cron, interval and rrule, or only on demand."""
+    """The schedule of a recipe: one of cron, interval and rrule, or only on demand."""
 
     cron: str | None = None
     interval: float | None = None  # seconds
@@ -76,7 +76,7 @@ class Schedule:
         return f"{words[0]} ({self.timezone or 'UTC'})" if words else "on demand"
 
     def as_options(self) -> dict[str, Any]:
-        """The schedule as Prefect's deployments take it; empty where the recipe runs on demand."""
+        """Returns the schedule as options of Prefect's deployments; empty if the recipe runs on demand."""
         if self.cron is None and self.interval is None and self.rrule is None:
             return {}
         from prefect.schedules import Schedule as PrefectSchedule
@@ -86,7 +86,7 @@ class Schedule:
 
 
 def _require_zone(name: str) -> None:
-    """ConfigError unless Prefect knows a time zone of this name; the message names the nearest one."""
+    """Raises ConfigError unless Prefect knows a time zone of this name; the message names the nearest one."""
     from prefect.client.schemas.schedules import is_valid_timezone
 
     if is_valid_timezone(name):
@@ -101,14 +101,14 @@ def _require_zone(name: str) -> None:
 
 
 def _known_to_prefect(option: str, text: str) -> bool:
-    """Prefect must find its environment (set_environment) before it is imported for this."""
+    """Returns whether Prefect accepts a schedule's text; call `set_environment` first, because it imports Prefect."""
     from prefect.client.schemas.schedules import construct_schedule
 
     try:
         if not text:
             return False
         construct_schedule(cron=text) if option == "cron" else construct_schedule(rrule=text)
-    except ValueError:  # pydantic's own is one
+    except ValueError:  # pydantic's error is a ValueError
         return False
     return True
 
@@ -116,7 +116,7 @@ def _known_to_prefect(option: str, text: str) -> bool:
 def up(
     workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule, port: int = 4200, mlflow_port: int = 5000
 ) -> None:
-    """Serves until it is interrupted."""
+    """Serves Prefect, MLflow and the scheduled recipes until it is interrupted."""
     workspace.mkdir(parents=True, exist_ok=True)
     set_environment(workspace)
     mend_dead_runs(workspace)
@@ -128,7 +128,7 @@ def up(
         from selftrain.flows.prefect.tasks import tell_prefect
 
         tell_prefect(workspace, server_in_use(workspace))
-        known = os.environ.get("PREFECT_API_AUTH_STRING") == own_password()  # else the password is the person's own
+        known = os.environ.get("PREFECT_API_AUTH_STRING") == own_password()  # else the user has set the password
         prefect = api.removesuffix("/api")
         print(f"Prefect  {entrance(prefect) if known else without_password(prefect)}", flush=True)
         print(f"MLflow   {without_password(ui) if ui == default_uri(workspace) else entrance(ui)}", flush=True)
@@ -136,7 +136,7 @@ def up(
 
 
 def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> None:
-    """Registers the recipes with the API in use and runs what is due; without recipes it waits."""
+    """Registers the recipes with the API in use, and runs each when it is due; without recipes it waits."""
     from prefect.deployments.runner import RunnerDeployment
     from prefect.types.entrypoint import EntrypointType
 
@@ -151,7 +151,7 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
             self_training_flow,
             name=config.name,
             parameters={"config": config.model_dump(mode="json"), "workspace": str(workspace)},
-            entrypoint_type=EntrypointType.MODULE_PATH,  # by its path, our folder would hide the package `models`
+            entrypoint_type=EntrypointType.MODULE_PATH,  # with a path, our folder would hide the package `models`
             concurrency_limit=1,  # one run per data set at a time
             **schedule.as_options(),
         )
@@ -159,15 +159,15 @@ def serve(workspace: Path, recipes: Sequence[RunConfig], schedule: Schedule) -> 
     ]
     for config in recipes:
         print(f"serving  {config.name}  {schedule}", flush=True)
-    os.environ.update({**safe_path(), **parent_of_mine()})  # of the processes that it starts
-    if folder_hides_us():  # Prefect looks into the current folder first all the same
+    os.environ.update({**safe_path(), **parent_of_mine()})  # for the processes that it starts
+    if folder_hides_us():  # Prefect still looks into the current folder first
         make_workspace(workspace)
         os.chdir(workspace)
     _run_what_is_due(deployments)
 
 
 def _run_what_is_due(deployments: "Sequence[RunnerDeployment]") -> None:
-    """Prefect's runner in a thread: there it leaves signals to us, and a signal in the main thread always ends it."""
+    """Runs Prefect's runner in a thread, where it leaves signals to the main thread, which ends it."""
     from anyio.from_thread import start_blocking_portal
     from prefect.runner import Runner
 
@@ -179,17 +179,17 @@ def _run_what_is_due(deployments: "Sequence[RunnerDeployment]") -> None:
         try:
             serving.result()
         finally:
-            serving.cancel()  # it ends the runs that it has started; the portal waits for that
+            serving.cancel()  # it ends the runs that it has started; leaving the portal waits for that
 
 
 @contextlib.contextmanager
 def mlflow_ui(workspace: Path, port: int) -> Iterator[str]:
-    """MLflow's server over the workspace's store, or the user's own server's address."""
+    """Starts MLflow's server for the workspace within the block; yields its address, or that of the user's server."""
     uri = default_uri(workspace)
     if uri.startswith("http"):
         yield uri
         return
-    connect(uri, workspace)  # sets a fresh database up, alone
+    connect(uri, workspace)  # sets up a new database before other processes use it
     path = workspace / "logs" / "mlflow.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with listen(port) as listener, path.open("a") as output:
@@ -222,7 +222,7 @@ def mlflow_ui(workspace: Path, port: int) -> Iterator[str]:
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
-    """Ends a child's whole process group: asks it to, and where it does not listen, kills it."""
+    """Ends a child's whole process group: asks it to end, and kills it if it does not."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -233,7 +233,7 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A deployment on the server, and the flow run that was asked for at once, if any."""
+    """A deployment on the server, and the flow run that was started at once, if any."""
 
     name: str  # self-training/NAME, as Prefect's commands take it
     id: str
@@ -272,7 +272,7 @@ def deploy(
         },
         work_pool_name=pool,
         entrypoint_type=EntrypointType.MODULE_PATH,
-        # One run per data set at a time; the next one waits.
+        # One run of a data set at a time; the next one waits.
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
         **schedule.as_options(),
     )
@@ -287,7 +287,7 @@ def deploy(
 
 
 def require_server() -> None:
-    """ConfigError unless PREFECT_API_URL names a server; an error in one sentence where it does not answer."""
+    """Raises ConfigError unless PREFECT_API_URL names a server, and another error if the server does not answer."""
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         raise ConfigError(

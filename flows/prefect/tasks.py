@@ -1,7 +1,7 @@
 """Shows a run in Prefect: its stages as tasks, its pauses, and its end.
 
-Prefect orders, names, retries and shows; only the store decides what is done. A run that waits for approval is Paused
-in Prefect, and `Resume` there approves it as `selftrain approve` does.
+Prefect orders, names, retries and shows stages; only the store decides whether a stage is done. A run that waits for
+approval is Paused in Prefect, and `Resume` there approves it as `selftrain approve` does.
 """
 
 import contextlib
@@ -47,8 +47,8 @@ from selftrain.ssl_tasks.settings.run_config import LearnerSettings, RuntimeSett
 from selftrain.ssl_tasks.store.runs import Run, alive, all_runs, owner
 
 log = logging.getLogger("selftrain")
-LEASE_SECONDS = 60  # a killed holder's slots are free again after about that long
-PAUSE_SECONDS = 2.0  # between two looks at a paused run
+LEASE_SECONDS = 60  # seconds after which a killed process's slots are free again
+PAUSE_SECONDS = 2.0  # seconds between two checks of a paused run
 PAUSED = "paused in Prefect; press Resume there to continue"
 OVER = ("done", "failed", "interrupted", "crashed")
 FLOWS = ("self-training", "compare")  # whose runs are marked with their process
@@ -67,19 +67,19 @@ class PrefectOrchestrator(Orchestrator):
 
     def __init__(self, retries: int, own_signals: bool) -> None:
         self.retries, self.own_signals = retries, own_signals
-        self.context = contextvars.copy_context()  # stages that run in threads must find the flow run too
+        self.context = contextvars.copy_context()  # stages that run in threads need the flow run's context
 
     def details(self, workspace: Path) -> dict[str, Any]:
         """Returns the id of the flow run and the address of its server."""
         return {"prefect_flow_run": str(flow_run.get_id() or ""), "prefect_server": server_in_use(workspace)}
 
     def run_task(self, run: Run, request: Request, round_number: int, stage: Callable[[], Outcome]) -> Outcome:
-        """Runs a stage as a task, when the flow run is not paused."""
+        """Runs a stage as a task; first waits while the flow run is paused."""
         self.context.copy().run(wait_while_paused, run)
         return self.context.copy().run(as_task, request, round_number, stage, self.retries)
 
     def gpu_slots(self, request: Request, runtime: RuntimeSettings) -> AbstractContextManager[None]:
-        """Holds a share of the GPUs that the hosts of a server have; on one host the kernel's locks decide which."""
+        """Holds a share of a server's GPUs over all hosts; on one host, locks decide which GPUs."""
         limit, count = os.environ.get("SELFTRAIN_GPU_LIMIT"), needed(request.stage, runtime)
         if not limit or not count or runtime.device == "cpu" or not visible_gpus():
             return contextlib.nullcontext()
@@ -91,7 +91,7 @@ class PrefectOrchestrator(Orchestrator):
 
 
 def person_name(request: Request, round_number: int) -> str:
-    """train student · round 2 · wrn-28-4"""
+    """Returns a stage's name for people, such as: train student · round 2 · wrn-28-4."""
     subject = request.name.rsplit("-", 1)[0] if round_number else request.name
     verb = "fine-tune" if isinstance(request.section, TunedSettings) else VERBS.get(request.stage, "")
     subject = subject.replace("finetune", "student")
@@ -125,13 +125,13 @@ def as_task(request: Request, round_number: int, run: Callable[[], Outcome], ret
         return Completed(name="Cached" if reused else "Completed", message=f"{request.name} {request.key[:12]}")
 
     state: State[Any] = stage(return_state=True)
-    state.result()  # raises what the stage raised
+    state.result()  # raises the stage's error
     return outcomes[-1]
 
 
 @contextlib.contextmanager
 def _slots(limit: str, count: int) -> Iterator[None]:
-    """Holds slots of a limit. A stage does not fail for a server that is away just then: its host's locks hold."""
+    """Holds slots of a limit. If the server is away, the stage runs with the locks of its host only."""
     slots = concurrency(limit, occupy=count, lease_duration=LEASE_SECONDS)
     try:
         slots.__enter__()
@@ -157,10 +157,10 @@ def _can_be_cured(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
 
 @contextlib.contextmanager
 def paused(round_number: int) -> Iterator[Callable[[], bool]]:
-    """Pauses our flow run for the time of the block; yields whether a person has pressed Resume.
+    """Pauses our flow run within the block; yields a function that returns whether a person has pressed Resume.
 
-    The process stays, and so does the pause: without a limit of time it never expires. A block that ends by an error
-    (a cancellation, a stopped process) does not change the state.
+    The process keeps running, and the pause has no time limit. A block that ends by an error (a cancellation, a stopped
+    process) does not change the state.
     """
     identity = UUID(flow_run.get_id())
     message = (
@@ -185,9 +185,9 @@ def paused(round_number: int) -> Iterator[Callable[[], bool]]:
 
 
 def wait_while_paused(run: Run) -> None:
-    """Begins no stage while a person has paused the flow run; a stage that computes already ends first.
+    """Waits while a person has paused the flow run; stages that already run are finished first.
 
-    The run's own pause, for a round that waits for approval, is left to `paused`.
+    `paused` handles the run's own pause, for a round that waits for approval.
     """
     identity, told = UUID(flow_run.get_id()), False
     with get_client(sync_client=True) as client:
@@ -196,7 +196,7 @@ def wait_while_paused(run: Run) -> None:
                 told = True
                 log.warning("%s is paused in Prefect; press Resume there to start the next stage", run.id)
                 run.update(state="waiting", stopped=PAUSED)
-                with _patient("cannot be updated"):  # the person sees it on the run's page
+                with _patient("cannot be updated"):  # so that the run's page shows it
                     message = f"{PAUSED}; no stage is running"
                     client.set_flow_run_state(identity, state.model_copy(update={"message": message}), force=True)
             time.sleep(PAUSE_SECONDS)
@@ -219,7 +219,7 @@ def followed_by_running(states: Sequence[State[Any]], pause: State[Any]) -> bool
 
 @contextlib.contextmanager
 def _patient(what: str) -> Iterator[None]:
-    """Calls again while the server is away: that must not end a run that may wait for days."""
+    """Logs errors of a server that is away, so that a run that waits for days is not ended by them."""
     try:
         yield
     except httpx.HTTPError as error:
@@ -231,11 +231,11 @@ def _patient(what: str) -> Iterator[None]:
 
 
 def tell_prefect(workspace: Path, server: str) -> None:
-    """Tells Prefect how those runs ended of which it did not hear: their process died, or the server was away.
+    """Tells Prefect about the end of runs whose process died or whose server was away.
 
-    `server` is the address of the user's server, empty for the API of the workspace. Each run is told of once.
+    `server` is the address of the user's server, empty for the API of the workspace. Each run is reported once.
     """
-    # Of attempts at one flow run, the newest tells how it stands.
+    # Of several attempts at one flow run, the newest has the current state.
     latest = {run.info.get("prefect_flow_run"): run for run in all_runs(workspace)}
     silent = [run for run in latest.values() if _is_silent(run.info, server)]
     with get_client(sync_client=True) as client:
@@ -246,7 +246,7 @@ def tell_prefect(workspace: Path, server: str) -> None:
 
 
 def process_tag() -> str:
-    """Marks a flow run with its process: of one that died before it had a record, nothing else is known."""
+    """Returns a tag that marks a flow run with its process, for processes that die before they have a record."""
     return "process:" + json.dumps(owner())
 
 
@@ -276,7 +276,7 @@ def _tell(client: SyncPrefectClient, run: Run, server: str) -> None:
     except ObjectNotFound:
         log.debug("Prefect does not know the flow run of %s", run.id)
         return
-    if one.deployment_id is not None and server:  # a server's workers and automations look after their own
+    if one.deployment_id is not None and server:  # a server's workers and automations handle these
         return
     _end(client, one, _ending(run), _ending(run, task=True))
 

@@ -1,1 +1,1 @@
-"""The rounds: which stages, in which order, and how each is answered."""
+"""Runs the rounds of self-training: defines the stages and their order, and runs or reuses each of them."""

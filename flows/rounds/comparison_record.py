@@ -1,4 +1,4 @@
-"""A comparison in words: rows of a table for a person, Markdown, CSV and JSON; and its record, here and in MLflow."""
+"""Writes a comparison as a table, Markdown, CSV and JSON, and stores its record in the workspace and in MLflow."""
 
 import hashlib
 import json
@@ -19,12 +19,12 @@ NAMES = ("run", "round", "method", "labels", "seeds")
 
 
 def shown_rows(comparison: Comparison) -> list[dict[str, str]]:
-    """The table's rows for a person."""
+    """Returns the table's rows as texts for a person."""
     return [shown_row(row) for row in comparison.rows()]
 
 
 def shown_row(row: dict[str, Any]) -> dict[str, str]:
-    """A row for a person: accuracies with interval or ± std, the difference in points."""
+    """Returns a row as texts for a person: accuracies with interval or ± std, the difference in points."""
     shown = {name: str(row[name]) for name in NAMES if name in row}
     for split in ("validation", "test"):
         text = share(row[split])
@@ -41,20 +41,20 @@ def shown_row(row: dict[str, Any]) -> dict[str, str]:
 
 
 def as_markdown(rows: list[dict[str, str]]) -> str:
-    """The rows as a Markdown table."""
+    """Returns the rows as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "".join("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def as_json(comparison: Comparison) -> str:
-    """The table as a list of rows."""
+    """Returns the table as a JSON list of rows."""
     return comparison.table.to_json(orient="records")
 
 
 def record(comparison: Comparison, workspace: Workspace = None) -> Path:
-    """Keeps a comparison: a folder with the table and the page, and a run in MLflow with the same files.
+    """Stores a comparison: a folder with the table and the page, and a run in MLflow with the same files.
 
-    Both are named by what was found: comparing again without news adds nothing.
+    Both are named by a digest of the result, so that the same comparison is stored once.
     """
     folder = workspace_folder(workspace)
     text = as_json(comparison)

@@ -1,4 +1,4 @@
-"""Runs the stages of a run: each from its request to its artifact, its record and the tracker."""
+"""Runs the stages of a run: turns each request into an artifact, records it, and tells the tracker."""
 
 import logging
 import time
@@ -30,7 +30,7 @@ from selftrain.ssl_tasks.store.runs import (
 from selftrain.ssl_tasks.tracking.tracker import Tracker
 
 log = logging.getLogger("selftrain")
-APPROVAL_SECONDS = 0.5  # between two looks for a person's approval
+APPROVAL_SECONDS = 0.5  # seconds between two checks for approval
 
 
 def never() -> bool:
@@ -80,20 +80,22 @@ class Conductor:
         asked_to_stop: Callable[[], bool] = never,
     ) -> None:
         self.config, self.workspace, self.run_record = config, workspace, run
-        self.tracker, self.tracked = tracker, tracked  # tracked: the pipeline run's id
+        self.tracker, self.tracked = tracker, tracked  # tracked: the id of the pipeline's run
         self.force, self.orchestrator, self.display = force, orchestrator or Orchestrator(), display
-        self.asked_to_stop = asked_to_stop  # whether a signal has asked, where its exception was swallowed
+        self.asked_to_stop = asked_to_stop  # whether a signal has asked to stop, in case its exception was swallowed
         self.level = logging.DEBUG if run is None else logging.INFO
         self.store = Store(workspace / "store")
         self.pool = ThreadPoolExecutor(max_workers=config.runtime.parallel, thread_name_prefix="stage")
-        self.room = BoundedSemaphore(config.runtime.parallel)  # for the pool's stages, and for one beside them
+        self.room = BoundedSemaphore(
+            config.runtime.parallel
+        )  # for the pool's stages, and for one stage outside the pool
         self.stopping = False
         self.orders: dict[str, int] = {}
 
     def run_stage(self, request: Request, round_number: int = 0) -> Outcome:
-        """Lock → look up → run in a process of its own → commit → record → tell the tracker.
+        """Runs or reuses a stage: lock → look up → run in a process of its own → commit → record → tell the tracker.
 
-        A failure is recorded, and becomes StageFailed with the stage's name and log.
+        A failure is recorded and raised as StageFailed with the stage's name and log.
         """
         started, runtime, force = time.monotonic(), self.config.runtime, request.name in self.force
         record = self._began(request, round_number)
@@ -141,7 +143,7 @@ class Conductor:
         return Outcome(artifact, reused, seconds, replaced)
 
     def _began(self, request: Request, round_number: int) -> StageRecord:
-        """The record of a stage that begins."""
+        """Writes and returns the record of a stage that begins."""
         log.log(self.level, "%s …", request.name)
         if self.run_record is not None:
             log_file = self.run_record.path / "logs" / f"{request.name}.log"
@@ -160,7 +162,7 @@ class Conductor:
         )
 
     def _order(self, request: Request) -> int:
-        """The place of a stage among those of the run, counted as they are asked for."""
+        """Returns a stage's place among those of the run, in the order of the requests."""
         return self.orders.setdefault(request.name, len(self.orders))
 
     def _write(self, record: StageRecord) -> None:
@@ -168,7 +170,7 @@ class Conductor:
             self.run_record.record(record)
 
     def _failed(self, record: StageRecord, error: BaseException) -> None:
-        """Writes down how a stage failed; a full disk must not hide why."""
+        """Records how a stage failed; a full disk must not hide the reason."""
         state: StageState = "interrupted" if interrupted(error) else "failed"
         try:
             self._write(replace(record, state=state, reason=reason_of(error), seconds=time.time() - record.started))
@@ -177,7 +179,7 @@ class Conductor:
 
     @contextmanager
     def _followed(self, request: Request, context: StageContext) -> Iterator[str]:
-        """While a stage computes: its progress is shown, and the tracker follows the attempt, whose id this yields."""
+        """Shows a stage's progress and lets the tracker follow its attempt within the block; yields its id."""
         with self.display.stage(request.name) if self.display is not None else nullcontext() as show:
             if self.run_record is None or self.tracker is None:
                 yield ""
@@ -211,8 +213,8 @@ class Conductor:
         return self.orchestrator.run_task(self.run_record, request, round_number, stage).artifact
 
     def submit(self, request: Request, round_number: int) -> Pending:
-        """Begins a stage beside others where there is room."""
-        self._order(request)  # the threads of the pool may begin in another one
+        """Begins a stage at the same time as others if there is room."""
+        self._order(request)  # the threads of the pool may begin in another order
         if self.config.runtime.parallel == 1:
             artifact = self.run(request, round_number)
             return lambda: artifact
@@ -223,7 +225,9 @@ class Conductor:
         return corrections_file(self.workspace, self.config.name)
 
     def hold(self, round_number: int, selection: Artifact) -> None:
-        """Waits for the mark that `selftrain approve` leaves; it stays, so a run that died while waiting continues."""
+        """Waits for the mark that `selftrain approve` leaves.
+
+        The mark stays, so a run that died while it waited continues after an approval."""
         approval = approval_file(self.workspace, selection)
         if self.run_record is None or approval.exists():
             return
@@ -237,13 +241,13 @@ class Conductor:
         self.run_record.update(state="running", waits_for=None)
 
     def approve(self, selection: Artifact) -> None:
-        """Leaves the mark, with the corrections that came in while the selection was held."""
+        """Leaves the mark, with the corrections that were added while the selection waited."""
         approval = approval_file(self.workspace, selection)
         if self.run_record is not None and not approval.exists():
             write_atomically(approval, f"{self.run_record.id} {time.time():.0f}\n")
 
     def stop(self) -> None:
-        """Ends the stages that run; those that wait for room do not begin."""
+        """Ends the running stages; waiting stages do not begin."""
         self.stopping = True
         stop_all()
 
@@ -267,7 +271,7 @@ def interrupted(error: BaseException) -> bool:
 
 
 def finished(run: Run, error: BaseException | None, stopped: str = "") -> None:
-    """Writes how the run ended."""
+    """Records how the run ended."""
     state: RunState = "done" if error is None else "interrupted" if interrupted(error) else "failed"
     if state == "interrupted":
         stopped = "asked to stop by Ctrl-C, a signal or Prefect"

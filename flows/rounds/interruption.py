@@ -1,6 +1,6 @@
-"""A person or a scheduler asks us to stop: SIGTERM, Ctrl-C and the end of the terminal end what we do.
+"""Ends a command in good order when SIGTERM, Ctrl-C or the end of the terminal asks for it.
 
-A signal that was ignored when we were started (nohup, a job in the background of a script) stays ignored.
+A signal that was ignored when the command was started (nohup, a background job of a script) stays ignored.
 """
 
 import _thread
@@ -16,17 +16,17 @@ from types import FrameType
 from selftrain.ssl_tasks.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-LEAVE_SECONDS = 3.0  # that a command has for its tidying where no work is in progress
+LEAVE_SECONDS = 3.0  # seconds that a command has to clean up if no stage is running
 EXIT_CODE = Interrupted.exit_code
 SAID = "interrupted; run the same command again to resume"
 _told = False  # whether a signal has asked this command to end
 
 
 def end_on_signals() -> None:
-    """From now on, each of the signals ends this process, which is a command's own, at whatever it does.
+    """Makes each of the signals end this process at any point; the process must be a command's own.
 
-    They become KeyboardInterrupt. An import or a callback may swallow it, so a thread ends the process soon after:
-    outside of `interruptible`, nothing that we do is harmed by a sudden end.
+    They raise KeyboardInterrupt. An import or a callback may swallow it, so a thread ends the process soon after.
+    Outside of `interruptible`, a sudden end does no harm.
     """
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -35,9 +35,9 @@ def end_on_signals() -> None:
 
 @contextlib.contextmanager
 def interruptible(message: str = "asked to stop") -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGHUP become Interrupted in the main thread. In other threads, signals are left to the main thread.
+    """Turns SIGTERM and SIGHUP into Interrupted within the block, in the main thread only.
 
-    Yields whether a signal has come: where the exception was swallowed, the next look at this still ends the work.
+    Yields a function that returns whether a signal has come, in case the exception was swallowed.
     """
     came = False
 
@@ -55,7 +55,7 @@ def interruptible(message: str = "asked to stop") -> Iterator[Callable[[], bool]
         signal.SIGTERM: interrupt,
         signal.SIGHUP: _hang_up,
     }
-    if signal.getsignal(signal.SIGINT) == _end:  # work that has a checkpoint to write is given the time
+    if signal.getsignal(signal.SIGINT) == _end:  # work that writes a checkpoint gets the time for it
         handlers[signal.SIGINT] = signal.default_int_handler
     before = {number: signal.getsignal(number) for number in handlers}
     for number, handler in handlers.items():
@@ -69,7 +69,7 @@ def interruptible(message: str = "asked to stop") -> Iterator[Callable[[], bool]
 
 
 def was_told() -> bool:
-    """Whether a signal has asked this command to end."""
+    """Returns whether a signal has asked this command to end."""
     return _told
 
 
@@ -87,9 +87,9 @@ def _end(*_: object) -> None:
     _told = True
     for number in SIGNALS:
         if signal.getsignal(number) == _end:
-            signal.signal(number, lambda *_: leave())  # who asks again does not wait
-    sys.unraisablehook = lambda _: None  # where it cannot be raised further, it is no news
-    _thread.start_new_thread(_leave_later, ())  # not threading's: the main thread may hold one of its locks
+            signal.signal(number, lambda *_: leave())  # a second signal ends the process at once
+    sys.unraisablehook = lambda _: None  # an interruption that cannot be raised further is not printed
+    _thread.start_new_thread(_leave_later, ())  # not a thread of `threading`: the main thread may hold one of its locks
     raise KeyboardInterrupt
 
 
@@ -99,9 +99,9 @@ def _leave_later() -> None:
 
 
 def _hang_up(*_: object) -> None:
-    """A terminal that goes tells us up to three times: the second must not disturb how the first is answered.
+    """Handles SIGHUP, which a closing terminal sends up to three times; later ones must not disturb the first.
 
-    Not an error of its own: by now, SIGTERM may be Prefect's.
+    It does not raise an error of its own, because Prefect may have replaced the handler of SIGTERM.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.raise_signal(signal.SIGTERM)

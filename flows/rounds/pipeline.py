@@ -1,4 +1,4 @@
-"""A run from its recipe to its summary: its paths are checked, what it needs is started, its rounds are run."""
+"""Runs a recipe: checks its paths, starts the processes that it needs, runs its rounds and writes its summary."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,7 +29,7 @@ REPORT = "report.html"
 
 
 def check_paths(config: RunConfig, cache: Path) -> None:
-    """Raises the error of a path that is not there or is not what it should be; of several, all at once."""
+    """Raises one error that names every path that is missing or of the wrong kind."""
     problems: list[UserError] = []
     for look in _looks(config, cache):
         try:
@@ -65,9 +65,10 @@ def mend_dead_runs(workspace: Path) -> None:
 
 
 def warm_up(config: RunConfig, workspace: Path, force: Collection[str] = ()) -> None:
-    """Starts what takes seconds to import, on another core, while Prefect is imported here.
+    """Starts processes whose imports take seconds, while Prefect is imported here.
 
-    That is the process that speaks with MLflow, and the one that starts stages where any is likely to be computed.
+    They are the process that sends records to MLflow and, if a stage is likely to be computed, the one that starts
+    stages.
     """
     start_ahead(workspace, default_uri(workspace))
     if force or not _is_done(config, workspace):
@@ -75,7 +76,7 @@ def warm_up(config: RunConfig, workspace: Path, force: Collection[str] = ()) -> 
 
 
 def _is_done(config: RunConfig, workspace: Path) -> bool:
-    """Whether a run of the same settings is done. A guess at what the store will say: it costs no look at the data."""
+    """Returns whether a run of the same settings is done: a guess, without reading the data, that all is reused."""
     text = dumped(config)
     done = (run for run in all_runs(workspace) if run.info["state"] == "done")
     return any((run.path / "config.yaml").read_bytes() == text.encode() for run in done)
@@ -88,7 +89,7 @@ def run_pipeline(
     orchestrator: Orchestrator | None = None,
     written: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Runs the rounds and returns the run's record. `rerun` changes the recipe as it was `written`."""
+    """Runs the rounds and returns the run's record; `written` is the recipe as written, which `rerun` changes."""
     mend_dead_runs(workspace)
     orchestrator = orchestrator or Orchestrator()
     run = Run.create(workspace, config, written, **orchestrator.details(workspace))
@@ -134,7 +135,7 @@ def run_pipeline(
 
 
 def _promote(run: Run, summary: Summary, tracker: Tracker, tracked: str) -> None:
-    """The best round's model becomes the champion, if it beats the one that is."""
+    """Makes the best round's model the champion if it beats the current one."""
     best = run.rounds()[summary.best_round]
     line = next(line for line in summary.rounds if line.round == summary.best_round)
     if best.model is not None and line.validation_accuracy is not None and run.dataset is not None:
@@ -143,9 +144,9 @@ def _promote(run: Run, summary: Summary, tracker: Tracker, tracked: str) -> None
 
 
 def _report(run: Run, tracker: Tracker, tracked: str) -> None:
-    """The page about the run, in its folder and in MLflow. A run that succeeded does not fail for it.
+    """Writes the run's report to its folder and to MLflow; an error is logged and does not fail the run.
 
-    A run that met what an earlier one had made refers to that one's; `selftrain report` writes its own when asked.
+    A run that reused everything links to the earlier run's report; `selftrain report` can write its own.
     """
     if run.nothing_new and (before := _reported(run)) is not None:
         tracker.set_tags(tracked, {"selftrain.report": before.id})
@@ -155,12 +156,12 @@ def _report(run: Run, tracker: Tracker, tracked: str) -> None:
 
     try:
         tracker.log_file(tracked, write_report(run, run.path / REPORT, run_links(run, patience=5)))
-    except Exception:  # the numbers are safe; the page can be written again with `selftrain report`
+    except Exception:  # the results are stored; `selftrain report` can write the page again
         log.exception("the report of %s could not be written. Write it again: selftrain report", run.id)
 
 
 def _reported(run: Run) -> Run | None:
-    """An earlier run with a report about the same artifacts."""
+    """Returns an earlier run with a report about the same artifacts."""
     digests = {stage.name: stage.digest for stage in run.stages()}
     written = (one for one in all_runs(run.workspace) if (one.path / REPORT).exists())
     return next((one for one in written if {stage.name: stage.digest for stage in one.stages()} == digests), None)

@@ -1,6 +1,6 @@
-"""The rounds: data → teacher → (predict → select → student (→ fine-tuning) → evaluate → gate) → …
+"""Orders the stages of a run: data → teacher → (predict → select → student (→ fine-tuning) → evaluate → gate) → …
 
-Nothing here knows how a stage is run, or Prefect: `Answers` turns each request into an artifact.
+This module does not run stages and does not use Prefect: `Answers` turns each request into an artifact.
 """
 
 import logging
@@ -36,26 +36,26 @@ from selftrain.ssl_tasks.store.stage_names import FIRST, PRETRAIN, RoundNames, m
 
 log = logging.getLogger("selftrain")
 Pending = Callable[[], Artifact]
-Weights = dict[tuple[str, bool | str | None], Artifact]  # pretrained weights, by network and place
+Weights = dict[tuple[str, bool | str | None], Artifact]  # pretrained weights by network and place
 
 
 class Answers(Protocol):
-    """The interface to running stages, and to what happens between them."""
+    """The interface that runs stages, and waits between them for a person's approval."""
 
     def fingerprint(self, config: RunConfig) -> str:
-        """The digest of the source's contents."""
+        """Returns the digest of the source's contents."""
         ...
 
     def run(self, request: Request, round_number: int) -> Artifact:
-        """Answers now."""
+        """Runs or reuses a stage, and returns its artifact."""
         ...
 
     def submit(self, request: Request, round_number: int) -> Pending:
-        """Answers at the same time as others where there is room; the result raises what the stage raised."""
+        """Begins a stage at the same time as others if there is room; reading its result raises the stage's error."""
         ...
 
     def corrections(self) -> Path | None:
-        """People's corrections of this run's labels as they are now (`selftrain labels apply`)."""
+        """Returns the file of people's corrections of this run's labels as it is now (`selftrain labels apply`)."""
         ...
 
     def hold(self, round_number: int, selection: Artifact) -> None:
@@ -63,23 +63,23 @@ class Answers(Protocol):
         ...
 
     def approve(self, selection: Artifact) -> None:
-        """Notes that the selection is approved, with the corrections that came in while it was held."""
+        """Records that the selection is approved, with the corrections that were added while it waited."""
         ...
 
 
 @dataclass(frozen=True)
 class RoundSummary:
-    """One line of the result table; round 0 is the teacher."""
+    """One row of the result table; round 0 is the teacher."""
 
     round: int
     model: str
     model_digest: str
     labeled: int
     selected: int | None = None
-    pseudo_label_precision: float | None = None  # where the truth is known
+    pseudo_label_precision: float | None = None  # if the ground truth is known
     validation_accuracy: float | None = None
     test_accuracy: float | None = None
-    median_validation_accuracy: float | None = None  # of the last evaluations in training, where the recipe asks
+    median_validation_accuracy: float | None = None  # of the last evaluations in training, if the recipe asks for it
     median_test_accuracy: float | None = None
     decision: str = ""
     seconds: float = 0.0
@@ -92,31 +92,31 @@ class Summary:
     stopped: str
     best_round: int
     rounds: tuple[RoundSummary, ...] = field(default_factory=tuple)
-    unmatched_corrections: int = 0  # in the last selection: corrections that no longer fit the data
-    unmatched_reasons: tuple[str, ...] = ()  # each with the first samples that have it
+    unmatched_corrections: int = 0  # corrections that no longer fit the data, in the last selection
+    unmatched_reasons: tuple[str, ...] = ()  # each reason with its first samples
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for `--json` and for the run's record."""
+        """Returns plain values for `--json` and for the run's record."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Taught:
-    """The models of a round; round 0 is the teacher. Of several models, the first represents the round."""
+    """The models of a round; round 0 is the teacher. The first of several models represents the round."""
 
     number: int
     name: str
     models: list[Artifact]
-    dataset: Artifact  # at the resolution that they see
-    evaluations: list[Pending]  # of each
-    features: list[Artifact | None]  # of each: what it reads where it is a linear model
-    trained: tuple[Artifact, ...]  # all that the first model has cost
+    dataset: Artifact  # at the image size of the models
+    evaluations: list[Pending]  # one for each model
+    features: list[Artifact | None]  # for each model: the features that it reads if it is linear
+    trained: tuple[Artifact, ...]  # all trainings behind the first model
     selection: Artifact | None = None
     gate: Artifact | None = None
 
 
 def self_training(config: RunConfig, answers: Answers) -> Summary:
-    """The whole run. Without rounds: one model, evaluated."""
+    """Runs all rounds and returns the summary; without rounds, trains and evaluates one model."""
     fingerprint = answers.fingerprint(config)
     dataset = answers.run(dataset_request(config.data, fingerprint), 0)
     _refuse_without_validation(config, dataset)
@@ -159,7 +159,7 @@ def self_training(config: RunConfig, answers: Answers) -> Summary:
 
 
 def _refuse_without_validation(config: RunConfig, dataset: Artifact) -> None:
-    """Says before anything is trained what a later stage would say after hours."""
+    """Raises ConfigError before any training if the recipe needs validation images and there are none."""
     wanting = in_need_of_validation(config)
     if wanting and not dataset.summary["validation"]:
         raise ConfigError(
@@ -169,7 +169,7 @@ def _refuse_without_validation(config: RunConfig, dataset: Artifact) -> None:
 
 
 def _first_weights(config: RunConfig, dataset: Artifact, answers: Answers) -> Weights:
-    """Obtains the pretrained weights of all learners, and checks that every network takes them, before any training."""
+    """Obtains the pretrained weights of all learners, and checks before training that every network accepts them."""
     found: Weights = {}
     for check, stage, learner in checks(config):
         place = learner.model.name, learner.model.pretrained
@@ -182,7 +182,7 @@ def _first_weights(config: RunConfig, dataset: Artifact, answers: Answers) -> We
 def _first_teachers(
     config: RunConfig, dataset: Artifact, answers: Answers, weights: Weights
 ) -> tuple[list[Artifact], list[Artifact | None]]:
-    """The models of round 0, and the features that each of them reads."""
+    """Returns the models of round 0, and the features that each of them reads."""
     if config.given_teacher is not None:
         warn_of_earlier_labels(config.given_teacher, dataset)
         return [answers.run(given_request(FIRST.model, config.given_teacher), 0)], [None]
@@ -197,7 +197,7 @@ def _first_teachers(
 def _predict(
     names: RoundNames, settings: RoundSettings, config: RunConfig, teacher: Taught, answers: Answers
 ) -> Artifact:
-    """The labels of the round before, by its models or by their features."""
+    """Predicts pseudo-labels with the models of the previous round, or with neighbours among their features."""
     predict, features = settings.predict, teacher.features
     if predict.source != "model" and features[0] is None:
         first = config.teacher if names.number == 1 else config.rounds[names.number - 2].student
@@ -207,7 +207,9 @@ def _predict(
         features = [answers.run(request, names.number)]
     several_kinds = names.number == 1 and bool(config.other_teachers)
     if several_kinds and predict.temperature == 1 and teacher.dataset.summary["validation"]:
-        predict = predict.model_copy(update={"temperature": "each"})  # else the boldest would outvote the others
+        predict = predict.model_copy(
+            update={"temperature": "each"}
+        )  # else the most confident model would outvote the others
     return answers.run(predict_request(names.predict, predict, teacher.dataset, teacher.models, features), names.number)
 
 
@@ -219,7 +221,7 @@ def _select(
     previous: Artifact | None,
     answers: Answers,
 ) -> Artifact:
-    """The round's selection, with people's corrections as they are now; and again after a person has looked."""
+    """Returns the round's selection with people's current corrections; made again after a review, if there is one."""
 
     def ask() -> Artifact:
         request = select_request(names.select, settings.select, dataset, predictions, previous, answers.corrections())
@@ -228,7 +230,7 @@ def _select(
     selection = ask()
     if settings.hold:
         answers.hold(names.number, selection)
-        selection = ask()  # reused, unless corrections came in
+        selection = ask()  # reused, unless corrections were added
         answers.approve(selection)
     return selection
 
@@ -236,7 +238,7 @@ def _select(
 def _fine_tuned(
     taught: Taught, settings: RoundSettings, config: RunConfig, fingerprint: str, answers: Answers
 ) -> Taught:
-    """The students after they have seen larger images; as they were before, the first is evaluated too."""
+    """Fine-tunes the students on larger images; the first is also evaluated without fine-tuning."""
     assert settings.finetune is not None
     number, names = taught.number, RoundNames(taught.number)
     before = evaluate_request(
@@ -274,7 +276,7 @@ def _members(
     selection: Artifact | None = None,
     init: Artifact | None = None,
 ) -> tuple[list[Artifact], list[Artifact | None]]:
-    """The models of a round and what each reads; the first carries the round's name and is the one that gates judge."""
+    """Trains the models of a round; returns them and the features that each reads. The first is judged by the gate."""
     features: list[Artifact | None] = []
     for name, learner in zip(member_names(names.features, len(learners)), learners, strict=True):
         read = None
@@ -311,7 +313,7 @@ def _evaluate(
     features: list[Artifact | None],
     answers: Answers,
 ) -> list[Pending]:
-    """Every member; nothing waits for them that does not read them."""
+    """Begins the evaluation of every model, without waiting for the results."""
     requests = [
         evaluate_request(one, config.evaluate, dataset, model, read)
         for one, model, read in zip(member_names(names.evaluate, len(models)), models, features, strict=True)
@@ -320,8 +322,10 @@ def _evaluate(
 
 
 def _summarise(made: Taught, dataset: Artifact) -> RoundSummary:
-    """The line of a round, once all of its evaluations are there."""
-    from selftrain.ssl_tasks.evaluation.metrics import true_precision  # with scipy: verbs that only look need none
+    """Returns the row of a round, after all of its evaluations are done."""
+    from selftrain.ssl_tasks.evaluation.metrics import (
+        true_precision,
+    )  # imports scipy, which verbs that only read do not need
 
     evaluation, *_ = [one() for one in made.evaluations]
     selection, gate = made.selection, made.gate
@@ -349,6 +353,6 @@ def _teacher_name(config: RunConfig) -> str:
 
 
 def _best_round(lines: list[RoundSummary]) -> int:
-    """The round with the best validation accuracy (the first of equals); never chosen by the test set."""
+    """Returns the round with the best validation accuracy, the first of equals; the test set is never used."""
     known = [line for line in lines if line.validation_accuracy is not None]
     return max(known, key=lambda line: (line.validation_accuracy, -line.round)).round if known else lines[-1].round

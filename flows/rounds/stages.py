@@ -1,7 +1,6 @@
-"""The stages: for each, its version, its body, and the digests that its key depends on.
+"""Defines the stages: for each, its version, its body, and the digests that its key depends on.
 
-Raise a stage's version, or a method's count of changes, when it would answer the same question otherwise; a test
-reminds you.
+Raise a stage's version, or a method's version, when its results for the same inputs change; a test reminds you.
 """
 
 import json
@@ -42,7 +41,7 @@ VERSIONS = {
 # Version of each method; raise it when the method's results change. Models of other methods stay valid.
 METHOD_CHANGES = {
     **{"dividemix": 1, "label_propagation": 1, "meta_pseudo_labels": 2},
-    **{"freematch": 1, "uda": 1, "vat": 2},  # where their weight was 0
+    **{"freematch": 1, "uda": 1, "vat": 2},  # changed for weight 0
 }
 BODIES = {
     "dataset": "selftrain.ssl_tasks.data.dataset:build_dataset",
@@ -61,7 +60,7 @@ ASK_NEIGHBORS = "selftrain.ssl_tasks.features.graph:predict_by_neighbors"
 
 
 def dataset_request(data: DataSettings, fingerprint: str, name: str = FIRST.dataset) -> Request:
-    """The source's contents, as `fingerprint` names them, become a manifest."""
+    """Returns the request for a data set's manifest; `fingerprint` is the digest of the source's contents."""
     return _request(name, "dataset", data, {}, {"source": fingerprint})
 
 
@@ -74,8 +73,8 @@ def features_request(
     weights: Artifact | None = None,
     init: Artifact | None = None,
 ) -> Request:
-    """The features of every image by a frozen network: a trained model, or one with its first weights."""
-    quiet = {"dropout": 0.0, "stochastic_depth": 0.0, "batch_norm_momentum": None}  # no part of a frozen network
+    """Returns the request for the features of every image by a frozen network: a trained model or a new network."""
+    quiet = {"dropout": 0.0, "stochastic_depth": 0.0, "batch_norm_momentum": None}  # a frozen network has no noise
     frozen = FrozenSettings(**dict(settings), model=model.model_copy(update=quiet))
     inputs, depends = {"dataset": dataset}, dict(dataset.parts)
     if init is not None:
@@ -95,12 +94,12 @@ def train_request(
     weights: Artifact | None = None,
     features: Artifact | None = None,
 ) -> Request:
-    """A network is trained. It depends on the unlabelled images only where its method looks at them.
+    """Returns the request for a training; it depends on the unlabelled images only if its method uses them.
 
-    Method `linear` reads `features`, and depends on their network, not on the images that it does not learn from.
+    Method `linear` reads `features` and depends on their network, but not on images that it does not learn from.
     """
     if features is not None:
-        # Nothing is trained by steps, and the first weights are in the backbone's digest.
+        # There are no training steps, and the first weights are part of the backbone's digest.
         learner = learner.model_copy(update={"train": TrainSettings(), "augment": AugmentSettings()})
         init = None
     depends = {role: dataset.parts[role] for role in ("labeled", "validation")}
@@ -123,7 +122,7 @@ def train_request(
 
 
 def weights_request(name: str, model: ModelSettings) -> Request:
-    """Pretrained weights become an artifact; those of a library, a hub or a URL are fetched only once."""
+    """Returns the request for pretrained weights; those of a library, a hub or a URL are fetched only once."""
     assert model.pretrained is not None
     if (file := weights_file(model)) is not None:
         check_safetensors(file)
@@ -134,7 +133,7 @@ def weights_request(name: str, model: ModelSettings) -> Request:
 
 
 def check_request(name: str, learner: LearnerSettings, dataset: Artifact, weights: Artifact | None) -> Request:
-    """A network is built and filled before anything is trained, so that what does not fit is said at once."""
+    """Returns the request for a check that a network accepts its weights, before anything is trained."""
     train = learner.train
     section = CheckSettings(model=learner.model, tune=train.tune, lora=train.lora)
     inputs = {"dataset": dataset} if weights is None else {"dataset": dataset, "weights": weights}
@@ -144,7 +143,7 @@ def check_request(name: str, learner: LearnerSettings, dataset: Artifact, weight
 
 
 def given_request(name: str, folder: Path) -> Request:
-    """A trained model from outside takes the teacher's place."""
+    """Returns the request for a trained model from outside, which replaces the teacher."""
     return _request(name, "given", GivenSettings(path=folder), {}, {"model": trained_digest(folder)})
 
 
@@ -155,9 +154,9 @@ def predict_request(
     models: Sequence[Artifact],
     features: Sequence[Artifact | None] = (),
 ) -> Request:
-    """One teacher, or the members of an ensemble, label the unlabelled images. `features` are what each of them reads.
+    """Returns the request for pseudo-labels by one teacher or an ensemble; each reads its `features` if given.
 
-    With a source other than the model, the first teacher's features are all that is read.
+    With a source other than the model, only the first teacher's features are read.
     """
     if settings.source != "model":
         inputs = {"dataset": dataset, "features": next(one for one in features if one is not None)}
@@ -166,7 +165,7 @@ def predict_request(
         return replace(_request(name, "predict", settings, inputs, depends), body=ASK_NEIGHBORS)
     roles = {f"model_{number}" if number > 1 else "model": model for number, model in enumerate(models, 1)}
     depends = {role: dataset.parts[role] for role in ("unlabeled", "validation")}
-    if settings.views == 1 and not settings.noise:  # else the network itself has to look
+    if settings.views == 1 and not settings.noise:  # else the network itself must compute
         stored = zip(list(roles), features, strict=False)
         roles |= {role.replace("model", "features"): one for role, one in stored if one is not None}
     depends |= {role: model.digest for role, model in roles.items()}
@@ -181,7 +180,7 @@ def select_request(
     previous: Artifact | None,
     corrections: Path | None = None,
 ) -> Request:
-    """Some of the pseudo-labels are accepted. Corrections of the round before are carried on."""
+    """Returns the request for a selection of pseudo-labels; corrections of the previous round are carried over."""
     depends = {**dataset.parts, "predictions": predictions.digest}
     inputs = {"dataset": dataset, "predictions": predictions}
     if previous is not None:
@@ -191,7 +190,7 @@ def select_request(
         overrides = existing_file(settings.overrides, "select.overrides", "a CSV or Parquet file")
         depends["overrides"] = digest_file(overrides)
     if corrections is not None:
-        # One file alone is the same question whosever it is.
+        # A single file of corrections gives the same key, whether it is the recipe's or the workspace's.
         depends["corrections" if "overrides" in depends else "overrides"] = digest_file(corrections)
         settings = CorrectedSettings(**dict(settings), corrections=corrections)
     return _request(name, "select", settings, inputs, depends)
@@ -200,10 +199,12 @@ def select_request(
 def evaluate_request(
     name: str, settings: EvaluateSettings, dataset: Artifact, model: Artifact, features: Artifact | None = None
 ) -> Request:
-    """A model is measured on validation and test. Features of the images as they are save the network's work."""
+    """Returns the request for a model's evaluation on validation and test; stored features replace the network."""
     depends = {**{role: dataset.parts[role] for role in ("validation", "test")}, "model": model.digest}
     inputs = {"dataset": dataset, "model": model}
-    if features is not None and features.manifest["settings"]["views"] == 1:  # an answer that the network would give
+    if (
+        features is not None and features.manifest["settings"]["views"] == 1
+    ):  # only if the network would give the same result
         inputs["features"] = features
     return _request(name, "evaluate", settings, inputs, depends)
 
@@ -211,20 +212,20 @@ def evaluate_request(
 def gate_request(
     name: str, settings: GateSettings, dataset: Artifact, teacher: Artifact, student: Artifact, selection: Artifact
 ) -> Request:
-    """Whether another round is worth it."""
+    """Returns the request for the gate, which decides whether another round follows."""
     inputs = {"dataset": dataset, "teacher": teacher, "student": student, "selection": selection}
     depends = {role: artifact.digest for role, artifact in inputs.items() if role != "dataset"}
     return _request(name, "gate", settings, inputs, {**depends, "labeled": dataset.parts["labeled"]})
 
 
 class GivenSettings(Section):
-    """The folder of a trained model."""
+    """The settings of a given model: its folder."""
 
     path: RecipePath = Field(json_schema_extra={"key": False})
 
 
 def take_given(context: StageContext) -> StageResult:
-    """Body of `given`: copies a trained model into the store."""
+    """Runs the body of `given`: copies a trained model into the store."""
     settings = context.section
     assert isinstance(settings, GivenSettings)
     return copy_trained(settings.path, context.output)

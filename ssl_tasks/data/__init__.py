@@ -1,1 +1,1 @@
-"""Everything from an image source to the batches of a training step."""
+"""Turns an image source into the batches of a training step."""

@@ -1,4 +1,4 @@
-"""The interface between methods and data: the views that a method needs, and the batches that it gets."""
+"""Defines the interface between methods and data: the views that a method needs, and the batches that it gets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace

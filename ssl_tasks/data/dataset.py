@@ -1,4 +1,4 @@
-"""The dataset stage, which turns a source into an artifact, and Dataset, which opens that artifact.
+"""Runs the stage `dataset`, which turns a source into an artifact, and opens that artifact as a Dataset.
 
 The stage writes the manifest column by column, draws the splits and decodes every image once. A Dataset has its
 classes, and pools of images by split.
@@ -88,7 +88,7 @@ def part_digests(table: pa.Table, info: Mapping[str, Any], with_labeled: bool) -
         for start in range(0, len(rows), ROWS):
             piece = rows.slice(start, ROWS).to_pydict()
             if name == "unlabeled":
-                del piece["label"]  # who among them is labelled is the labelled part's matter
+                del piece["label"]  # the labelled part covers which of them are labelled
             digest.update(json.dumps(piece, sort_keys=True).encode())
         parts[name] = digest.hexdigest()
     return parts
@@ -109,7 +109,9 @@ class Dataset:
         self.mean: tuple[float, ...] = tuple(info["mean"])
         self.std: tuple[float, ...] = tuple(info["std"])
         self.flip: bool = info["flip"]
-        self.resizing: dict[str, Any] = info.get("resizing", {})  # of its decoder, where it is not the usual one
+        self.resizing: dict[str, Any] = info.get(
+            "resizing", {}
+        )  # the decoder's settings that are not at their defaults
 
     @classmethod
     def open(cls, artifact: Artifact, cache: Path, runtime: RuntimeSettings | None = None) -> "Dataset":
@@ -170,7 +172,7 @@ class Pool:
         return len(self._positions)
 
     def images(self, index: np.ndarray) -> np.ndarray:
-        """uint8 [n, S, S, C]. The first call decodes images that the cache has lost."""
+        """Returns uint8 [n, S, S, C]. The first call decodes images that the cache has lost."""
         index = np.asarray(index, np.int64)
         kept = self._kept
         if kept is None or not (kept.pixels is None or kept.pixels.exists()):

@@ -57,7 +57,7 @@ class Decoder:
 
     @property
     def resizing(self) -> dict[str, Any]:
-        """The settings of the resizing that are not at their defaults, for a data set's identity and a model's card."""
+        """Returns the resizing's settings that are not at their defaults, for a data set's key and a model's card."""
         usual = {"interpolation": "bilinear", "crop": 1.0}
         return {name: value for name, default in usual.items() if (value := getattr(self, name)) != default}
 
@@ -111,7 +111,7 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
 def fit_square(
     image: Image.Image, size: int, interpolation: Interpolation = "bilinear", crop: float = 1.0
 ) -> Image.Image:
-    """The centre, `crop` of the shorter side wide, resized to `size`."""
+    """Returns the central square, resized to `size`; it is `crop` of the shorter side wide."""
     return ImageOps.fit(image, (size, size), Image.Resampling[interpolation.upper()], bleed=(1 - crop) / 2)
 
 

@@ -1,4 +1,4 @@
-"""The cache of decoded images: each image once, as uint8 pixels of one size, in a file that all processes map.
+"""Stores decoded images in a cache: each image once, as uint8 pixels of one size, in a file that all processes map.
 
 `<cache>/decoded/<S>x<S>x<C>-v<version>/pixels-<name>.u8` only grows; `segments/` list the complete rows,
 by their content and by the digest of their image file. Data sets, splits and rounds that share images

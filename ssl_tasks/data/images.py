@@ -208,7 +208,7 @@ class Kept:
 
     @cached_property
     def stop(self) -> int:
-        """The length that the pixel file must have; it may have grown since it was mapped."""
+        """Returns the length that the pixel file must have; it may have grown since it was mapped."""
         return int(self.rows.max(initial=-1)) + 1
 
 
@@ -224,7 +224,7 @@ class Images:
 
     @property
     def cached(self) -> bool:
-        """Whether the decoded cache is in use."""
+        """Returns whether the decoded cache is in use."""
         return cache_limit(self.runtime) > 0 and not isinstance(self.source, DrawnSource)
 
     def find(self, contents: Sequence[str]) -> Kept:
@@ -253,7 +253,7 @@ class Images:
         return self.find(names)
 
     def load(self, kept: Kept, index: np.ndarray, uris: Column, contents: Column) -> np.ndarray:
-        """uint8 [n, S, S, C]: the images of `index`, an index into `kept`; DataError where one was changed."""
+        """Returns uint8 [n, S, S, C]: the images of `index`, an index into `kept`; DataError if one was changed."""
         rows, mapped = kept.rows[index], self._map(kept)
         if mapped is not None and (rows >= 0).all():
             return mapped[rows]
@@ -272,8 +272,7 @@ class Images:
         return images
 
     def _map(self, kept: Kept) -> np.ndarray | None:
-        """Returns the rows of the pixel file; None where there is none, or no longer. Threads share what one has
-        mapped."""
+        """Returns the rows of the pixel file, shared by all threads; None if the file does not exist."""
         if kept.pixels is None:
             return None
         pixels, mapped = self._mapped

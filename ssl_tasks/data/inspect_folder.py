@@ -29,7 +29,7 @@ class FoundData:
 
     settings: DataSettings
     labels: dict[str, int]  # class → images with that label, test and validation left out
-    splits: dict[str, int]  # labeled, unlabeled, validation, test as the source says, without drawn splits
+    splits: dict[str, int]  # labeled, unlabeled, validation, test as the source defines them, without drawn splits
     sides: tuple[int, int, int] | None  # smallest, median and largest shorter side of some images
     notes: tuple[str, ...] = field(default=())
 

@@ -19,11 +19,10 @@ from selftrain.ssl_tasks.execution.startup import die_with
 
 
 def start_worker(_: int, parent: int | None = None) -> None:
-    """Ends with its parent, where that one's main thread has started it.
+    """Prepares a worker process, which ends with its parent if the parent's main thread started it.
 
-    A signal to the whole process group is the parent's to answer: it still wants batches until its checkpoint.
-
-    A second SIGTERM is the parent's own, and ends a worker that hangs where the parent would wait for it for ever.
+    The worker ignores the first signal to the process group: the parent needs batches until its checkpoint. A second
+    SIGTERM comes from the parent, and ends a worker that hangs.
     """
     if parent is not None:
         die_with(parent)
@@ -32,7 +31,7 @@ def start_worker(_: int, parent: int | None = None) -> None:
 
 
 def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
-    """Returns the batches of steps start … stop - 1; the number of workers changes the speed alone."""
+    """Returns the batches of steps start … stop - 1; the number of workers changes only the speed."""
     if not workers and not pin_memory:
         return (stream[step] for step in range(start, stop))
     stream.prepare()
@@ -45,9 +44,9 @@ def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_mem
             num_workers=workers,
             pin_memory=pin_memory,
             worker_init_fn=functools.partial(start_worker, parent=parent),
-            # A stage's process comes from a fork server, and loaders would by default come from another one that
-            # imports everything again (seconds), and whose loaders outlive a killed stage: they watch the server, not
-            # us.
+            # A stage's process comes from a fork server. By default, loaders would come from a second server, which
+            # imports everything again (seconds). Its loaders would outlive a killed stage: they watch the server, not
+            # this process.
             multiprocessing_context="fork" if workers else None,
         )
     )
@@ -55,15 +54,15 @@ def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_mem
 
 @functools.lru_cache(maxsize=16)
 def row_scale(device: torch.device, mean: tuple[float, ...], std: tuple[float, ...], width: int) -> tuple[Tensor, ...]:
-    """Factors and terms for a row of pixels, made once: every transfer of its own would make a GPU wait."""
+    """Returns the factors and terms of a row of pixels, transferred once because each transfer makes a GPU wait."""
     scale = [1 / (255 * value) for value in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
-    with torch.inference_mode(False):  # what is made in it could not be used outside
+    with torch.inference_mode(False):  # tensors made in inference mode could not be used outside it
         return tuple(torch.tensor(values, device=device).repeat(width) for values in (scale, shift))
 
 
 def normalise(images: Tensor, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [n, H, W, C] → normalised float [n, C, H, W] in channels_last: bytes travel, floats are made there."""
+    """Converts uint8 [n, H, W, C] to normalised float [n, C, H, W] in channels_last, after the transfer as bytes."""
     count, height, width, channels = images.shape
     scale, shift = row_scale(device, tuple(mean), tuple(std), width)
     rows = images.to(device, non_blocking=True).view(count * height, width * channels).float()
@@ -84,9 +83,9 @@ def to_device(batch: Batch, device: torch.device, mean: Sequence[float], std: Se
 
 @dataclass(frozen=True)
 class StreamPools:
-    """Ordered passes over the stream's pools (`selftrain.ssl_tasks.methods.base.Pools`), normalised as its batches are.
+    """Passes over the stream's pools in order (`selftrain.ssl_tasks.methods.base.Pools`), normalised like batches.
 
-    `step` names the pass: augmented views differ from step to step, and are the same again after a restart.
+    `step` seeds the pass: augmented views differ from step to step, and are the same after a restart.
     """
 
     stream: BatchStream
@@ -97,12 +96,12 @@ class StreamPools:
     step: int = 0
 
     def labeled(self, view: View = "none") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(index, images, labels) in pool order: the labelled images, then those that a selection adds."""
+        """Yields (index, images, labels) in pool order: the labelled images, then those that a selection adds."""
         for index, images in self._pass("labeled", self.stream.labeled, view):
             yield index, images, torch.from_numpy(self.stream.labeled.labels[index.cpu()]).to(self.device)
 
     def unlabeled(self, view: View = "none") -> Iterator[tuple[Tensor, Tensor]]:
-        """(index, images) in pool order."""
+        """Yields (index, images) in pool order."""
         return self._pass("unlabeled", self.stream.unlabeled, view)
 
     def _pass(self, name: str, pool: Images | LabeledPool, view: View) -> Iterator[tuple[Tensor, Tensor]]:

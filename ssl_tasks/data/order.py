@@ -1,7 +1,7 @@
-"""Randomness as a pure function of names: keyed generators, tables of uniform numbers, and orders of samples.
+"""Makes random numbers and orders of samples that are pure functions of a seed and names.
 
-An order needs no array, because position → sample is computed. Endless draws from a pool go epoch by epoch, each in its
-own order.
+An order needs no array, because the sample at a position is computed. Endless draws from a pool pass through it epoch
+by epoch, each in its own order.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ def _digest(names: Iterable[object], size: int) -> bytes:
 
 
 def key_of(*names: object) -> int:
-    """A 64-bit key from a seed and names."""
+    """Returns a 64-bit key from a seed and names."""
     return int.from_bytes(_digest(names, 8), "little")
 
 
 def uniform_rows(start: int, stop: int, width: int, seed: int, *names: object) -> NDArray[np.float64]:
-    """Rows start … stop of an endless table of numbers in [0, 1) that (seed, names) names.
+    """Returns rows start … stop of an endless table of numbers in [0, 1), which (seed, names) identifies.
 
     A row does not depend on the other rows requested, so a batch that is split over processes is still one batch.
     """
     bits = np.random.Philox(key=np.frombuffer(_digest((seed, *names), 16), np.uint64))
-    blocks = -(-width // 4)  # Philox makes four numbers at a time, and can jump
+    blocks = -(-width // 4)  # Philox makes four numbers at a time, and can jump ahead
     bits.advance(start * blocks)
     return np.random.Generator(bits).random((stop - start, 4 * blocks))[:, :width]
 
@@ -80,21 +80,22 @@ Integers = NDArray[np.int64]
 class Sampler:
     """Maps draw number d to an entry of the pool. Every epoch has each copy of each entry once.
 
-    Groups (classes, where these are drawn alike) take turns in an order of their own, and each has its own epochs.
+    Groups take turns in an order of their own, and each has its own epochs. They are the classes if these are drawn
+    equally often.
     """
 
     key: int
     starts: Integers  # [groups] the first copy of each group
-    sizes: Integers  # [groups] how many copies each has
-    ends: Integers | None  # [entries] running sum of copies; None where each entry is there once
-    order: Integers | None  # [entries] grouped by class; None where the pool's own order stands
+    sizes: Integers  # [groups] number of copies in each group
+    ends: Integers | None  # [entries] running sum of copies; None if each entry occurs once
+    order: Integers | None  # [entries] grouped by class; None for the pool's own order
 
     def entries(self, start: int, stop: int) -> Integers:
-        """The entries of draws start … stop - 1."""
+        """Returns the entries of draws start … stop - 1."""
         draw = np.arange(start, stop, dtype=np.int64)
         groups = len(self.sizes)
         group = permute(draw % groups, groups, self._keys(draw // groups, 0)) if groups > 1 else np.zeros_like(draw)
-        turn = draw // groups  # every group comes once in as many draws as there are groups
+        turn = draw // groups  # each run of `groups` draws has every group once
         size = self.sizes[group]
         copy = self.starts[group] + permute(turn % size, size, self._keys(turn // size, group + 1))
         entry = copy if self.ends is None else np.searchsorted(self.ends, copy, side="right")
@@ -107,7 +108,7 @@ class Sampler:
 def build_sampler(
     seed: int, name: str, size: int, copies: Integers | None = None, classes: Integers | None = None
 ) -> Sampler:
-    """Draws over `size` entries, `copies` of each where given, class by class alike where `classes` are."""
+    """Returns a sampler over `size` entries, `copies` of each; with `classes`, all classes are drawn equally often."""
     order = None if classes is None else np.argsort(classes, kind="stable")
     counts = copies if copies is None or order is None else copies[order]
     ends = None if counts is None else np.cumsum(counts)

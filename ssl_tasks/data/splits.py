@@ -1,9 +1,9 @@
-"""Draws which samples are labelled, unlabelled, validation and test, and turns labels as written into class numbers.
+"""Draws which samples are labelled, unlabelled, validation and test, and turns label texts into class numbers.
 
-The draw is a keyed order of ids, so adding images moves no other image. The number of validation and test images
-follows from the number of images with a label, so an added label moves the borders. Labels can be made wrong on purpose
-(`label_noise`), for methods that are built for it. A given teacher may have learned labels of images that are
-validation or test images here: that is found out and said.
+The draw is a keyed order of ids, so adding images moves no other image to another split. The numbers of validation and
+test images follow from the number of images with a label, so an added label moves the borders. Labels can be made wrong
+on purpose (`label_noise`), for methods that are built for it. A warning is logged if a given teacher was trained on
+images that are validation or test images here.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from selftrain.ssl_tasks.settings.data import SplitSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact, Store, read_manifest
 
 LABELED, UNLABELED, VALIDATION, TEST = range(len(SPLITS))
-FREE = -1  # the source says nothing: to be drawn
+FREE = -1  # the source names no split: to be drawn
 
 
 def hash_order(ids: Iterable[str], key: str) -> np.ndarray:
-    """Returns a uint64 for each id that depends on nothing but the id and the key: sorting by it is a shuffle."""
+    """Returns a uint64 for each id that depends only on the id and the key; sorting by it is a shuffle."""
     keyed = hashlib.blake2b(digest_size=8, key=hashlib.sha256(key.encode()).digest())
 
     def digest(name: str) -> bytes:
@@ -43,7 +43,7 @@ def hash_order(ids: Iterable[str], key: str) -> np.ndarray:
 class Candidates:
     """The facts about samples that the draw may use: arrays of equal length."""
 
-    labels: np.ndarray  # int32, -1 where there is none
+    labels: np.ndarray  # int32, -1 without a label
     hints: np.ndarray  # int8: the source's own split, or FREE
     groups: np.ndarray  # int64: equal where the images are equal; -1 where unreadable
     order: np.ndarray  # uint64 of hash_order
@@ -52,8 +52,8 @@ class Candidates:
 def draw_splits(samples: Candidates, classes: int, settings: SplitSettings) -> np.ndarray:
     """Returns the split of every sample, int8.
 
-    Where the source names its test (or validation) images, these are all of them. Of equal images one stands for all in
-    the draw; images that equal one of validation or test are never drawn.
+    If the source names its test (or validation) images, no others are added. Of equal images only one is drawn; images
+    that equal one of validation or test are never drawn.
     """
     split = np.where(samples.hints == FREE, UNLABELED, samples.hints).astype(np.int8)
     held = np.isin(split, (VALIDATION, TEST))
@@ -73,7 +73,9 @@ def draw_splits(samples: Candidates, classes: int, settings: SplitSettings) -> n
         split[rest & ~np.isin(split, (VALIDATION, TEST))] = LABELED
         return split
     split[split == LABELED] = UNLABELED
-    for queue, count in zip(left, counts, strict=True):  # from the far end: the nearer one feeds validation and test
+    for queue, count in zip(
+        left, counts, strict=True
+    ):  # from the far end, because validation and test take from the near end
         split[queue[max(0, len(queue) - count) :]] = LABELED
     return split
 
@@ -90,8 +92,10 @@ def _queues(samples: Candidates, drawable: np.ndarray, classes: int) -> list[np.
 
 
 def _held_out(share: float, sizes: list[int], free: list[int]) -> list[int]:
-    """Returns how many of each class go to a split. A share is taken of each class alone, so that a class that grows
-    moves no other; every class of three or more gives at least one, and keeps at least one for training."""
+    """Returns how many images of each class go to a split.
+
+    A share is taken of each class by itself, so that a growing class does not move the images of another. Every class
+    of three or more gives at least one, and keeps at least one for training."""
     if share >= 1:
         wanted = proportional(int(share), sizes)
     else:
@@ -100,7 +104,7 @@ def _held_out(share: float, sizes: list[int], free: list[int]) -> list[int]:
 
 
 def proportional(total: int, sizes: list[int]) -> list[int]:
-    """`total` in proportion to `sizes`, by largest remainders; never more than a size."""
+    """Divides `total` in proportion to `sizes`, by largest remainders; a part never exceeds its size."""
     whole = sum(sizes)
     if total >= whole:
         return list(sizes)
@@ -113,7 +117,7 @@ def proportional(total: int, sizes: list[int]) -> list[int]:
 
 
 def labeled_counts(available: list[int], settings: SplitSettings) -> list[int] | None:
-    """Returns how many of each class are labelled; None means all that have a label."""
+    """Returns how many images of each class are labelled; None means all with a label."""
     budget, fraction, K = settings.labels_per_class, settings.labeled_fraction, len(available)
     if settings.strategy == "long_tailed":
         decay = settings.imbalance ** (-np.arange(K) / max(1, K - 1))
@@ -137,14 +141,14 @@ def labeled_counts(available: list[int], settings: SplitSettings) -> list[int] |
 
 
 def shadowed(groups: np.ndarray, split: np.ndarray) -> np.ndarray:
-    """For each sample the position of an equal image that is held out from it, else -1.
+    """Returns, for each sample, the position of an equal image that is held out from it, else -1.
 
-    Training never sees an image of validation or test, and validation none of test.
+    Training never uses an image of validation or test, and validation none of test.
     """
     shadow = np.full(len(split), -1, np.int64)
     for held, from_ in ((VALIDATION, (LABELED, UNLABELED)), (TEST, (LABELED, UNLABELED, VALIDATION))):
         owners = np.flatnonzero((split == held) & (groups >= 0))
-        first = np.full(groups.max(initial=-1) + 2, -1, np.int64)  # the last entry answers for group -1
+        first = np.full(groups.max(initial=-1) + 2, -1, np.int64)  # the last entry is for group -1
         first[groups[owners[::-1]]] = owners[::-1]
         found = first[groups]
         shadow = np.where(np.isin(split, from_) & (found >= 0), found, shadow)
@@ -154,7 +158,7 @@ def shadowed(groups: np.ndarray, split: np.ndarray) -> np.ndarray:
 def shortages(
     samples: Candidates, split: np.ndarray, usable: np.ndarray, classes: tuple[str, ...], settings: SplitSettings
 ) -> list[str]:
-    """One line for each class that cannot give the labels that were asked for, or that has none."""
+    """Returns one line for each class without labels, or with fewer labels than the settings ask for."""
     left = usable & np.isin(split, (LABELED, UNLABELED)) & (samples.labels >= 0)
     left &= np.isin(samples.hints, (FREE, LABELED))
     available = [len(queue) for queue in _queues(samples, left, len(classes))]

@@ -1,7 +1,7 @@
-"""Stored features of a data set's images: the layout of the artifact, and reading it as one matrix.
+"""Reads the stored features of a data set's images as one matrix, and defines the layout of the artifact.
 
 A features artifact holds
-    features.json         what the backbone is, how many features it has, and the shards with their numbers of rows
+    features.json         the backbone, its number of features, and the shards with their numbers of rows
     shards/part-00000.parquet …   columns sample_id and features (float16), of consecutive images of the manifest
     backbone/             the frozen network as a trained model's two files; its head is all zeros
 Parquet cannot be mapped into memory. So the first process that opens an artifact writes its vectors, one after the
@@ -27,21 +27,21 @@ from selftrain.ssl_tasks.store.locks import file_lock
 
 DESCRIPTION, BACKBONE, SHARDS = "features.json", "backbone", "shards"
 SCHEMA_VERSION = 1
-GROUP_ROWS = 1_024  # of a row group: 2.6 MB of 1,280 features
+GROUP_ROWS = 1_024  # rows of a row group: 2.6 MB at 1,280 features
 
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """All vectors of a features artifact, and whose they are."""
+    """All vectors of a features artifact, and the ids of their images."""
 
     artifact: Artifact
-    backbone: str  # digest of the network and of what it is shown: equal digests, comparable features
+    backbone: str  # digest of the network and its input; features of the same digest are comparable
     matrix: NDArray[np.float16]  # [n, D], mapped from a file
     sample_ids: pa.ChunkedArray
 
     @classmethod
     def open(cls, artifact: Artifact, cache: Path) -> "StoredFeatures":
-        """Maps the vectors; writes the mapped file where the cache does not have it."""
+        """Maps the vectors into memory; first writes the mapped file if the cache lacks it."""
         described = json.loads(artifact.file(DESCRIPTION).read_text())
         if described["schema"] != SCHEMA_VERSION:
             raise DamagedArtifact(
@@ -57,7 +57,7 @@ class StoredFeatures:
 
     @classmethod
     def of_model(cls, inputs: Mapping[str, Artifact], role: str, cache: Path) -> "StoredFeatures | None":
-        """What the model of this role among a stage's inputs reads (`features` of `model`), where it is given."""
+        """Returns the features that a model among a stage's inputs reads (`features` for `model`), if given."""
         given = inputs.get(role.replace("model", "features"))
         if given is None:
             return None
@@ -66,7 +66,7 @@ class StoredFeatures:
         return stored
 
     def rows(self, sample_ids: pa.ChunkedArray, role: str = "the data set") -> NDArray[np.int64]:
-        """The rows of these images; ConfigError where one of them has no vector."""
+        """Returns the rows of these images; ConfigError if one of them has no vector."""
         found = pc.index_in(sample_ids.cast(pa.string()), self.sample_ids)
         if found.null_count:
             missing = sample_ids.filter(pc.is_null(found))
@@ -77,7 +77,7 @@ class StoredFeatures:
         return found.to_numpy().astype(np.int64)
 
     def require(self, backbone: str, role: str) -> None:
-        """ConfigError where a model's head was fitted on features of another network."""
+        """Raises ConfigError if a model's head was fitted on features of another network."""
         if backbone != self.backbone:
             raise ConfigError(
                 f"{role} was fitted on features of the backbone {backbone[:12]}, and the stored features are of "
@@ -87,14 +87,14 @@ class StoredFeatures:
 
 
 def mapped(files: list[Path], path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
-    """The vectors of all shards, read-only. The file appears under its name when it is whole."""
+    """Returns the vectors of all shards, read-only. The file gets its name when it is complete."""
     if not shape[0]:
         return np.empty(shape, np.float16)
     size = 2 * shape[0] * shape[1]
     with file_lock(path.with_suffix(".lock")):
         if not path.exists() or path.stat().st_size != size:
             temporary = path.with_name(f".{path.name}.tmp")
-            with temporary.open("wb") as target:  # not through a map: there a full disk is a SIGBUS
+            with temporary.open("wb") as target:  # not through a map: a full disk would kill the process with SIGBUS
                 for file in files:
                     with pq.ParquetFile(file) as source:
                         for batch in source.iter_batches(GROUP_ROWS, columns=["features"]):
@@ -106,7 +106,7 @@ def mapped(files: list[Path], path: Path, shape: tuple[int, int]) -> NDArray[np.
 
 
 def features_bytes(sample_ids: list[str], vectors: NDArray[np.float16]) -> bytes:
-    """A shard's file; equal vectors are equal bytes."""
+    """Returns a shard's file; equal vectors give equal bytes."""
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     table = pa.table({"sample_id": pa.array(sample_ids, pa.string()), "features": column})
     sink = pa.BufferOutputStream()

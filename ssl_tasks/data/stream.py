@@ -1,7 +1,7 @@
-"""The stream of batches: batch t of rank r is a pure function of (seed, t, r), whatever was or will be read.
+"""Makes the stream of batches: batch t of rank r depends only on (seed, t, r), not on the batches read before.
 
-Batches are drawn from pools: the labelled images, with or without stored pseudo-labels, or these alone. The dense
-probabilities of a selection lie in one file that all processes of a host map, so they take no process's memory.
+Batches are drawn from pools: the labelled images, the unlabelled images and stored pseudo-labels. The dense
+probabilities of a selection are in one file that all processes of a host map, so that they share the memory.
 """
 
 import os
@@ -28,7 +28,7 @@ from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.store.locks import file_lock
 
 Integers = NDArray[np.int64]
-BETA = 0.9999  # of the effective number of samples
+BETA = 0.9999  # for the effective number of samples
 
 
 class Images(Protocol):
@@ -58,7 +58,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class PseudoPool:
-    """Stored pseudo-labels: positions in the unlabelled pool, labels, how often each is shown, soft targets if any."""
+    """Stored pseudo-labels: positions in the unlabelled pool, labels, numbers of copies, and soft targets if any."""
 
     positions: Integers
     labels: Integers
@@ -67,7 +67,7 @@ class PseudoPool:
 
     @classmethod
     def open(cls, selection: Artifact, scratch: Path, soft: bool = True) -> "PseudoPool":
-        """Reads a selection; its soft targets, where it has any and they are wanted, are mapped from `scratch`."""
+        """Reads a selection; if `soft`, its soft targets are mapped from a file in `scratch`."""
         columns = ["position", "label", "copies"]
         path = selection.file("selection.parquet")
         table = pq.read_table(path, columns=columns)
@@ -84,14 +84,14 @@ class PseudoPool:
         return len(self.positions)
 
     def targets(self, index: Integers, num_classes: int) -> NDArray[np.float32]:
-        """[n, K] rows of probabilities: the teacher's where soft, one-hot otherwise."""
+        """Returns [n, K] rows of probabilities: the teacher's if soft, else one-hot."""
         if self.probs is not None:
             return self.probs[index]
         return np.eye(num_classes, dtype=np.float32)[self.labels[index]]
 
 
 class LabeledPool:
-    """The labelled images, followed by the selected ones where a selection is to be learnt as labels."""
+    """The labelled images, followed by the accepted ones if a selection is to be learned as labels."""
 
     def __init__(self, labeled: Images, unlabeled: Images, selection: PseudoPool | None) -> None:
         self.labeled, self.unlabeled, self.selection = labeled, unlabeled, selection
@@ -105,11 +105,11 @@ class LabeledPool:
         return len(self.labels)
 
     def counts(self, num_classes: int) -> Integers:
-        """[K] how many images each class has, copies counted."""
+        """Returns [K]: the number of images of each class, with copies."""
         return np.bincount(self.labels, self.copies, num_classes).astype(np.int64)
 
     def images(self, index: Integers) -> NDArray[np.uint8]:
-        """uint8 [n, S, S, C]."""
+        """Returns the images as uint8 [n, S, S, C]."""
         if self.selection is None:
             return self.labeled.images(index)
         own = index < len(self.labeled)
@@ -142,12 +142,12 @@ def logit_offsets(counts: Integers, train: TrainSettings) -> NDArray[np.float32]
     return (strength * np.log(shares)).astype(np.float32)
 
 
-ROWS = 4096  # written at a time
-READ = 1 << 20  # bytes at a time, in place of a whole row group's
+ROWS = 4096  # rows written at a time
+READ = 1 << 20  # bytes read at a time, instead of a whole row group
 
 
 def map_soft_targets(selection: Path, folder: Path) -> NDArray[np.float32]:
-    """[n, K], read-only. The first process writes the file in `folder`; the others, and a resumed training, find it."""
+    """Returns [n, K], read-only. The first process writes the file in `folder`; later ones reuse it."""
     path = folder / "soft_targets.f32"
     with file_lock(folder / "soft_targets.lock"):
         if not path.exists():
@@ -157,22 +157,24 @@ def map_soft_targets(selection: Path, folder: Path) -> NDArray[np.float32]:
 
 
 def write_soft_targets(selection: Path, path: Path) -> None:
-    """The rows of column `probs`, one after the other; the file appears under its name when it is whole."""
+    """Writes the rows of column `probs`, one after the other; the file gets its name when it is complete."""
     temporary = path.with_name(f".{path.name}.tmp")
     source = pq.ParquetFile(selection, buffer_size=READ, pre_buffer=False)
     with source as table, temporary.open("wb") as file:
         for batch in table.iter_batches(ROWS, columns=["probs"]):
-            file.write(batch["probs"].flatten().to_numpy())  # not through a map: there a full disk is a SIGBUS
+            file.write(
+                batch["probs"].flatten().to_numpy()
+            )  # not through a map: a full disk would kill the process with SIGBUS
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
 class BatchStream(TorchDataset[Batch]):
-    """`stream[step]` is the rank's slice of the step's batch: uint8 NHWC images on the CPU.
+    """A stream whose `stream[step]` is the rank's slice of the step's batch: uint8 NHWC images on the CPU.
 
-    The batch of a step is the same for any number of ranks: order, views and all. Where a method takes no `pseudo`
-    view, the selection's labels join the labelled pool.
+    The batch of a step is the same for any number of ranks, including order and views. If a method has no `pseudo`
+    view, the selection's labels are added to the labelled pool.
     """
 
     def __init__(
@@ -202,7 +204,7 @@ class BatchStream(TorchDataset[Batch]):
         self.unlabeled: Images = dataset.pool("unlabeled")
         self.labeled = LabeledPool(dataset.pool("labeled"), self.unlabeled, None if views.pseudo else selection)
         self.selection = selection if views.pseudo else None
-        self.truth = self.unlabeled.truth() if views.unlabeled else None  # for the batch's diagnosis alone
+        self.truth = self.unlabeled.truth() if views.unlabeled else None  # only for diagnosis
         counts = self.labeled.counts(self.num_classes)
         self.weights, self.offsets = class_weights(counts, train.class_weights), logit_offsets(counts, train)
         self.samplers = self._samplers()
@@ -222,7 +224,7 @@ class BatchStream(TorchDataset[Batch]):
         return self.train.steps
 
     def prepare(self) -> None:
-        """Reads one image of each pool, so that worker processes find open what they would each open."""
+        """Reads one image of each pool, so that worker processes inherit open files."""
         for pool in (self.labeled, self.unlabeled):
             pool.images(np.arange(min(1, len(pool))))
 

@@ -41,7 +41,7 @@ LARGEST_DEFAULT = 224
 
 @dataclass(frozen=True)
 class Survey:
-    """All that is known of every sample, column by column."""
+    """The known facts about every sample, column by column."""
 
     source: ImageSource
     listing: Listing
@@ -51,17 +51,17 @@ class Survey:
     samples: Candidates
     split: np.ndarray  # int8, an index into SPLITS
     shadow: np.ndarray  # int64: an equal image that is held out from this one, else -1
-    given: np.ndarray  # int32: the labels as training is told them, wrong ones on purpose included
-    problems: tuple[str, ...]  # why this cannot be trained on, for a person
+    given: np.ndarray  # int32: the labels that training gets, including those that are wrong on purpose
+    problems: tuple[str, ...]  # why this data cannot be trained on
 
     @property
     def usable(self) -> np.ndarray:
-        """Whether each sample will be in a pool."""
+        """Returns whether each sample will be in a pool."""
         return (self.samples.groups >= 0) & (self.shadow < 0)
 
     @property
     def errors(self) -> pa.Array:
-        """Why a sample is not used, null where it is."""
+        """Returns why each sample is not used; null if it is used."""
         hidden = self.shadow >= 0
         owners = self.shadow[hidden]
         texts = np.full(len(self.split), None, object)
@@ -74,7 +74,7 @@ class Survey:
 
 
 def survey(settings: DataSettings, cache: Path, runtime: RuntimeSettings, progress: Progress = silent) -> Survey:
-    """Looks at every image once. Raises DataError where there is nothing to look at; problems are collected."""
+    """Reads every image once and collects problems. Raises DataError if there are no images."""
     source = open_source(settings.source, cache)
     listing = source.listing()
     if not len(listing):
@@ -105,7 +105,7 @@ def survey(settings: DataSettings, cache: Path, runtime: RuntimeSettings, progre
 def _given_labels(
     listing: Listing, codes: np.ndarray, split: np.ndarray, classes: int, settings: SplitSettings
 ) -> np.ndarray:
-    """Returns the labels, of which some labelled images' are wrong where the settings ask for it."""
+    """Returns the labels; some are wrong on purpose if the settings ask for label noise."""
     if not settings.label_noise:
         return codes
     given, labeled = codes.copy(), np.flatnonzero(split == LABELED)
@@ -125,7 +125,7 @@ def _refuse_repeated_ids(listing: Listing) -> None:
 
 
 def _refuse_splits_as_classes(classes: tuple[str, ...]) -> None:
-    """A folder `val` is hardly a class."""
+    """Raises DataError if a class has the name of a split, such as `val`."""
     for role, words in ROLES.items():
         for name in classes:
             if name.lower() in words:
@@ -145,7 +145,7 @@ def _order(listing: Listing, codes: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _decoder(settings: DataSettings, source: ImageSource, listing: Listing, labeled: np.ndarray) -> Decoder:
-    """Size and channels as set, else as the source's images are; no unlabelled image has a say."""
+    """Returns the decoder with the size and channels of the settings, or else of the labelled images."""
     size, channels = source.shape or (None, None)
     size, channels = settings.image_size or size, settings.channels or channels
     if size is None or channels is None:
@@ -165,7 +165,7 @@ def _probe(source: ImageSource, listing: Listing, labeled: np.ndarray, max_pixel
         for uri in listing.uris.take(pa.array(first)).to_pylist():
             try:
                 found.append(probe(source.read(uri), max_pixels))
-            except Exception:  # noqa: BLE001 - whatever is wrong with it, the sweep will tell
+            except Exception:  # noqa: BLE001 - the sweep will report any error
                 continue
     if not found:
         raise DataError(
@@ -191,7 +191,7 @@ def _unreadable(listing: Listing, swept: Swept, limit: float) -> list[str]:
 
 
 def _without_label(listing: Listing, codes: np.ndarray, hints: np.ndarray) -> list[str]:
-    """Samples that the source puts into a split that needs a label, and that have none."""
+    """Returns lines about samples without a label that the source puts into a split that needs one."""
     problems = []
     for hint, name in enumerate(SPLITS):
         missing = np.flatnonzero((hints == hint) & (codes < 0))
@@ -202,7 +202,7 @@ def _without_label(listing: Listing, codes: np.ndarray, hints: np.ndarray) -> li
 
 
 FEW_LABELS = 4  # the smallest budget for which results are published
-SHOWN = 1000  # entries of a list; counts are always whole
+SHOWN = 1000  # entries of a list; counts are always complete
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class DataReport:
     duplicates: list[list[str]]  # ids of images that are equal
     conflicts: list[list[tuple[str, str]]]  # equal images with different labels: sample id, label
     leaks: list[tuple[str, str, str, str]]  # sample id, split, and the equal image that is held out: sample id, split
-    few_labels: dict[str, int]  # class → labelled images, where these are fewer than four
+    few_labels: dict[str, int]  # class → number of labelled images, if fewer than four
     sizes: dict[str, int]  # width x height → images, the most frequent first
     modes: dict[str, int]  # as Pillow names them → images
     notes: tuple[str, ...]  # ignored entries
@@ -226,16 +226,16 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """Whether a run would accept the data."""
+        """Returns whether a run would accept the data."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
 
 def check_data(settings: DataSettings, cache: Path, runtime: RuntimeSettings | None = None) -> DataReport:
-    """Looks at every image of the source as a run would. Raises DataError only where there is nothing to report on."""
+    """Reads every image of the source as a run would, and reports. Raises DataError only if there are no images."""
     found = survey(settings, cache, runtime or RuntimeSettings())
     ids = found.listing.ids
     bad = np.flatnonzero(found.samples.groups < 0)

@@ -1,5 +1,6 @@
-"""The stage `gate`: decides whether another round follows. It uses the validation images only, never the test
-images."""
+"""Runs the stage `gate`, which decides by the validation images whether another round follows.
+
+It never uses the test images."""
 
 import json
 from collections.abc import Iterator

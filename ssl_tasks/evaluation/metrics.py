@@ -125,8 +125,7 @@ def percentile_interval(drawn: Floats) -> dict[str, Any]:
 
 
 def true_precision(dataset: Artifact, selection: Artifact) -> float | None:
-    """Returns the accuracy of accepted pseudo-labels, among images whose ground truth is known; None where none is
-    known.
+    """Returns the accuracy of accepted pseudo-labels whose ground truth is known; None if none is known.
 
     It is computed after the fact; no stage reads it.
     """
@@ -142,7 +141,7 @@ Booleans = NDArray[np.bool_]
 
 
 def mcnemar(first: Booleans, second: Booleans) -> dict[str, Any]:
-    """McNemar's exact test, on the images that exactly one of the two models classifies correctly.
+    """Computes McNemar's exact test, on the images that exactly one of the two models classifies correctly.
 
     `p_value` is two-sided. `p_second_worse` is the probability of at least so many losses of the second if both were
     equally good.

@@ -1,4 +1,4 @@
-"""The stage `evaluate`: measures a model on validation and test images, optionally under attacks and corruptions."""
+"""Runs the stage `evaluate`, which measures a model on validation and test images, attacked and corrupted ones too."""
 
 import json
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ def evaluate(context: StageContext) -> StageResult:
 def predict_logits(
     trained: Trained, pool: Pool, index: NDArray[np.int64], batch_size: int, stored: StoredFeatures | None = None
 ) -> NDArray[np.float32]:
-    """Returns the logits [n, K] of the images `index` of a pool, from their stored features where there are any."""
+    """Returns the logits [n, K] of the images `index` of a pool, from their stored features if there are any."""
     batches = (index[start : start + batch_size] for start in range(0, len(index), batch_size))
     if stored is not None:
         at = stored.rows(pool.column("sample_id", index))

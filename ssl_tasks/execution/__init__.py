@@ -1,1 +1,1 @@
-"""Running a stage: its request, its process, its GPUs, its machines."""
+"""Runs a stage: the request for it, its process, its GPUs and, with Ray, other machines."""

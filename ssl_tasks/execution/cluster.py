@@ -1,7 +1,7 @@
-"""Several machines: one function over many items, as tasks of a Ray cluster. Ray is imported here alone.
+"""Runs one function over many items as tasks of a Ray cluster. Only this module imports Ray.
 
 The workers import the function by its name, as a stage's process imports its body; they need the same version of this
-package. What goes to and fro are plain values and arrays. A task whose worker dies is done again by another one.
+package. Only plain values and arrays are sent. If a worker dies, another worker repeats its task.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from selftrain.ssl_tasks.store.artifacts import Artifact, Store
 from selftrain.ssl_tasks.store.mirror import mirror_of
 
 Key = TypeVar("Key")
-RETRIES = 3  # of a task whose worker died
-AHEAD = 2  # tasks handed out for each that can run at once: no worker waits for the next
+RETRIES = 3  # times that a task is repeated after its worker died
+AHEAD = 2  # tasks handed out per task that can run at once, so that no worker waits for its next one
 START_HINT = "Start one (`ray start --head`; elsewhere `ray start --address=HOST:6379`), set runtime.ray_address or "
 
 
 def spread(
     function: str, shared: object, items: Iterable[tuple[Key, object]], runtime: RuntimeSettings
 ) -> Iterator[tuple[Key, Any]]:
-    """(key, function(shared, item)) for every (key, item), as they are done. `function` is module:function."""
+    """Yields (key, function(shared, item)) for every (key, item) as soon as it is done; `function`: module:function."""
     with joined(runtime) as ray:
         options = {"num_cpus": cpus_of(runtime), "num_gpus": runtime.gpus_per_task, "max_retries": RETRIES}
         task = ray.remote(answer).options(**options, name=function.rpartition(":")[2])
@@ -45,22 +45,22 @@ def spread(
             waiting |= {task.remote(function, handed, item): key for key, item in islice(ahead, max(room, 0))}
             if not waiting:
                 return
-            done, _ = ray.wait(list(waiting), timeout=1.0)  # machines may have come meanwhile
+            done, _ = ray.wait(list(waiting), timeout=1.0)  # machines may have joined since
             for reference in done:
                 yield waiting.pop(reference), received(ray, reference)
 
 
 def answer(function: str, shared: object, item: object) -> dict[str, Any]:
-    """A task, on its worker. An error is sent as what it says: no object of ours is pickled."""
+    """Runs one task on its worker. An error is returned as its message, so that no object of ours is pickled."""
     try:
         return {"value": load_body(function)(shared, item)}  # type: ignore[call-arg, arg-type]
-    except Exception as error:  # noqa: BLE001 - whatever it was, the run must hear of it
+    except Exception as error:  # noqa: BLE001 - the run must be told of any error
         traceback.print_exc()
         return {**errors.describe(error), "host": socket.gethostname()}
 
 
 def received(ray: ModuleType, reference: object) -> Any:
-    """A task's answer, or its error."""
+    """Returns the result of a task, or raises its error."""
     try:
         found = ray.get(reference)
     except ray.exceptions.RayError as error:
@@ -76,7 +76,7 @@ def received(ray: ModuleType, reference: object) -> Any:
 
 @contextlib.contextmanager
 def joined(runtime: RuntimeSettings) -> Iterator[ModuleType]:
-    """Ray, connected to the cluster for the time of the block; ConfigError says why it cannot be."""
+    """Yields Ray, connected to the cluster within the block; raises ConfigError if it cannot connect."""
     try:
         import ray
     except ImportError as error:
@@ -84,7 +84,7 @@ def joined(runtime: RuntimeSettings) -> Iterator[ModuleType]:
             "runtime.task_runner: ray needs Ray, which is not installed here. Try: pip install 'selftrain[ray]', or "
             "set runtime.task_runner to local"
         ) from error
-    if ray.is_initialized():  # the caller that connected also disconnects
+    if ray.is_initialized():  # connected by the caller, who also disconnects
         yield ray
         return
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS") or "auto"
@@ -98,7 +98,7 @@ def joined(runtime: RuntimeSettings) -> Iterator[ModuleType]:
             f"this machine cannot join the Ray cluster '{address}': {reason}. {START_HINT}RAY_ADDRESS; this machine "
             "must be part of it. Or set runtime.task_runner to local"
         ) from error
-    signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, which ends without a checkpoint
+    signal.signal(signal.SIGTERM, handler)  # undo Ray's own handler, which ends without a checkpoint
     try:
         refuse_too_small(ray, runtime)
         yield ray
@@ -107,7 +107,7 @@ def joined(runtime: RuntimeSettings) -> Iterator[ModuleType]:
 
 
 def refuse_deaf(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Raises ConfigError if no cluster answers at the address; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal():
         return
@@ -121,7 +121,7 @@ def refuse_deaf(address: str) -> None:
 
 
 def refuse_too_small(ray: ModuleType, runtime: RuntimeSettings) -> None:
-    """A task that no machine has room for would wait for ever."""
+    """Raises ConfigError if no machine has room for a task, which would then wait for ever."""
     if places(ray, runtime):
         return
     found = [f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in machines(ray)]
@@ -146,12 +146,14 @@ def places(ray: ModuleType, runtime: RuntimeSettings) -> int:
 
 
 def cpus_of(runtime: RuntimeSettings) -> int:
-    """Of one task."""
+    """Returns the number of CPUs that one task uses."""
     return runtime.threads or 1
 
 
 def at_hand(context: StageContext) -> StageContext:
-    """The inputs where this machine has them: under the same path as at home, else from the shared store."""
+    """Returns the context with inputs of this machine.
+
+    An input is at the same path as on the run's machine, or it is fetched from the shared store."""
     hidden = [one.path for one in context.inputs.values() if not one.path.is_dir()]
     if not hidden:
         return context
@@ -173,6 +175,6 @@ def at_hand(context: StageContext) -> StageContext:
                 "store away when it was made? Run again: it is offered again"
             )
         inputs[role] = found
-    # No cache of decoded images: it would begin with all of them, and this machine sees a few.
+    # No cache of decoded images: it would first decode all images, and this machine needs only a few of them.
     runtime = context.runtime.model_copy(update={"cache": "off"})
     return replace(context, inputs=inputs, cache=workspace / "cache", runtime=runtime)

@@ -1,8 +1,8 @@
-"""The devices of a stage: which ones, their number format, leases of GPUs, and what training processes tell each other.
+"""Chooses the devices and the number format of a stage, leases GPUs, and exchanges tensors between training processes.
 
 A GPU is leased to one stage at a time on a host, for all users. Torch is imported only in the functions that need it,
-never for a lease. Without a process group, every function of communication is the identity; none is differentiable, and
-all ranks must call the same ones in the same order.
+never for a lease. The functions of communication return their argument unchanged if there is only one process. None of
+them is differentiable, and all ranks must call the same ones in the same order.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     import torch
 
 
-LOOK_AGAIN = 0.2  # seconds between two looks at GPUs that are busy
+LOOK_AGAIN = 0.2  # seconds between two attempts to lease busy GPUs
 
 
 def needed(stage: str, runtime: RuntimeSettings) -> int:
-    """Returns the number of GPUs that a stage needs, if there are any; stages without GPUs never wait."""
+    """Returns the number of GPUs that a stage needs on a host with GPUs; a stage that needs none never waits."""
     return {"train": runtime.processes, "features": 1, "predict": 1, "evaluate": 1}.get(stage, 0)
 
 
 @contextlib.contextmanager
 def lease(device: str, processes: int) -> Iterator[str]:
-    """Waits for a GPU for each process, holds them, and yields what the device is called where they alone are seen.
+    """Waits for one GPU per process, holds them within the block, and yields the device's name among the leased GPUs.
 
-    The kernel frees them on any death. Nothing on a CPU.
+    The kernel frees them if the process dies. On a CPU nothing is leased.
     """
     gpus = visible_gpus() if processes and device.startswith(("auto", "cuda")) else []
     if not gpus:
@@ -58,13 +58,15 @@ def visible_gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = (name.strip() for name in visible.split(","))
-        return list(dict.fromkeys(itertools.takewhile(lambda name: name not in ("", "-1"), names)))  # CUDA stops there
+        return list(
+            dict.fromkeys(itertools.takewhile(lambda name: name not in ("", "-1"), names))
+        )  # CUDA ignores the names after an invalid one
     folder = Path("/proc/driver/nvidia/gpus")
     return [str(number) for number in range(len(list(folder.iterdir())))] if folder.is_dir() else []
 
 
 def _named(device: str, gpus: list[str]) -> list[str]:
-    """All of them, or for `cuda:1` the second of those that we may use, which need not be the host's second."""
+    """Returns all GPUs, or for `cuda:1` the second that we may use, which need not be the host's second."""
     _, colon, index = device.partition(":")
     if not colon:
         return gpus
@@ -77,9 +79,9 @@ def _named(device: str, gpus: list[str]) -> list[str]:
 
 
 def _take(stack: contextlib.ExitStack, wanted: list[str], count: int) -> list[str]:
-    """Locks so many GPUs, or none where fewer are free: a waiting stage holds none, so none waits for ever."""
+    """Locks `count` GPUs, or none if fewer are free, so that two waiting stages cannot block each other."""
     held: list[str] = []
-    with file_lock(_lock_file("gpus")):  # one looks at a time: two that want all do not find half each
+    with file_lock(_lock_file("gpus")):  # one at a time, or two stages that want all GPUs could get half each
         for gpu in wanted:
             if len(held) < count:
                 with contextlib.suppress(BlockingIOError):
@@ -91,13 +93,13 @@ def _take(stack: contextlib.ExitStack, wanted: list[str], count: int) -> list[st
 
 
 def _lock_file(name: str) -> Path:
-    """A lock that every user of the host can take, whatever the order and the umask of users."""
+    """Returns the path of a lock that every user of the host can take, independent of their umask and order."""
     folder = Path(os.environ.get("SELFTRAIN_LOCKS", "/tmp/selftrain-locks"))
     with contextlib.suppress(FileExistsError):
         folder.mkdir(parents=True)
         folder.chmod(0o1777)
     path = folder / f"{name.replace('/', '-')}.lock"  # some MIG names have slashes
-    with contextlib.suppress(FileExistsError):  # what is there, a link perhaps, is left as it is
+    with contextlib.suppress(FileExistsError):  # an existing file, perhaps a link, is left unchanged
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         os.fchmod(descriptor, 0o666)
         os.close(descriptor)
@@ -105,7 +107,7 @@ def _lock_file(name: str) -> Path:
 
 
 def resolve_device(name: str) -> "torch.device":
-    """Returns the device of a setting: `auto` is CUDA where there is one, else the CPU."""
+    """Returns the device of a setting: `auto` is CUDA if the machine has it, else the CPU."""
     import torch
 
     if name == "auto":
@@ -123,7 +125,7 @@ def resolve_device(name: str) -> "torch.device":
 
 
 def resolve_precision(name: str, device: "torch.device") -> "torch.dtype":
-    """Returns the format of matrix products: `auto` is bf16 where the hardware multiplies in it, else fp32."""
+    """Returns the number format of matrix products: `auto` is bf16 if the hardware multiplies in it, else fp32."""
     import torch
 
     if name not in ("auto", "fp32", "bf16"):
@@ -133,7 +135,7 @@ def resolve_precision(name: str, device: "torch.device") -> "torch.dtype":
 
 
 def has_native_bf16(device: "torch.device") -> bool:
-    """Returns whether bf16 is a gain: emulated bf16 is slower than fp32.
+    """Returns whether the hardware multiplies in bf16; emulated bf16 is slower than fp32.
 
     On a CPU both the processor must have it and oneDNN must use it, which ONEDNN_MAX_CPU_ISA can forbid.
     """
@@ -146,9 +148,9 @@ def has_native_bf16(device: "torch.device") -> bool:
 
 
 def computed_by(device: "torch.device", *dtypes: "torch.dtype") -> dict[str, str]:
-    """Returns device, number format and instruction set: a result's last digits depend on them; manifests keep them.
+    """Returns the device, number format and instruction set, on which a result's last digits depend; for manifests.
 
-    It is no part of a key: a result of another machine is reused.
+    They are not part of a cache key, so the result of another machine is reused.
     """
     import torch
 
@@ -161,10 +163,10 @@ def computed_by(device: "torch.device", *dtypes: "torch.dtype") -> dict[str, str
 
 
 def autocast(device: "torch.device", dtype: "torch.dtype", moving: bool = False) -> AbstractContextManager[object]:
-    """Products in `dtype`, everything delicate in fp32; nothing at all for fp32.
+    """Returns a context that computes matrix products in `dtype` and sensitive operations in fp32.
 
-    Torch keeps each weight's cast until the context ends, and does not notice where an optimizer changes the weight:
-    say `moving` where weights change inside.
+    Torch caches each weight's cast until the context ends and does not notice that an optimizer changes the weight.
+    Set `moving` if weights change inside. For fp32 the context does nothing.
     """
     import torch
 
@@ -176,30 +178,30 @@ def autocast(device: "torch.device", dtype: "torch.dtype", moving: bool = False)
 def prepare_backends(precision: str, threads: int | None) -> None:
     """Makes a run repeatable bit for bit on the same machine and settings.
 
-    On CUDA, cuDNN may choose only algorithms that repeat, and never by racing them: some per cent of speed. Torch's
-    other operators repeat where they can; the few that cannot warn. On a CPU all that we use repeats for one number of
-    threads. fp32 means fp32: TF32 is left to runs that ask for less precision anyway.
+    On CUDA, cuDNN may use only deterministic algorithms and may not benchmark them, which costs some per cent of speed.
+    Torch's other operators are deterministic where possible; the few that are not print a warning. On a CPU, all
+    operators that we use are deterministic for a fixed number of threads. With fp32, TF32 is switched off.
     """
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for in order to repeat
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a check for other people's bugs, at a price
-    # The older of torch's two ways: torch.export still reads it, and fails where the newer one was used.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time
+    # The older of torch's two interfaces: torch.export still reads it, and fails after the newer one was used.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
 
 
 def grouped() -> bool:
-    """Whether this process is one of several that train together."""
+    """Returns whether this process is one of several that train together."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Returns this process's number, from 0."""
     return dist.get_rank() if grouped() else 0
 
 
@@ -209,7 +211,7 @@ def world() -> int:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of every rank's tensor, on every rank; the argument is left alone."""
+    """Returns the sum of all ranks' tensors, on every rank; the argument is not changed."""
     if not grouped():
         return tensor
     total = tensor.detach().clone()
@@ -218,12 +220,12 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean of every rank's tensor, on every rank."""
+    """Returns the mean of all ranks' tensors, on every rank."""
     return sum_over_ranks(tensor) / world() if grouped() else tensor
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """Every rank's rows, one rank after the other; the ranks may have different numbers of rows."""
+    """Returns the rows of all ranks, in the order of the ranks, which may have different numbers of rows."""
     if not grouped():
         return tensor
     tensor = tensor.detach().contiguous()
@@ -238,13 +240,13 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces every gradient by its mean over the ranks, in one message after all backward passes.
+    """Replaces every gradient by its mean over all ranks, in one message after all backward passes.
 
-    DistributedDataParallel would send buckets during backward. It wraps one forward, though, and methods do several
-    in a step, some without gradient, some through `features` and `head` apart, some with gradients of gradients.
-    Over gloo nothing is lost (WRN-28-2, two processes: 494 ms a step against its 513); over NCCL, the overlap is.
-    A parameter that has a gradient on some ranks alone counts as zero on the others; one that has none anywhere
-    keeps none, so that the optimizer skips it as it does in a single process.
+    DistributedDataParallel sends gradients during the backward pass, but it supports a single forward pass per step.
+    Our methods run several: some without gradient, some through `features` and `head` separately, some with gradients
+    of gradients. Over gloo this is no slower (WRN-28-2, two processes: 494 ms a step, DistributedDataParallel 513 ms).
+    Over NCCL it loses the overlap of sending and computing. A gradient that exists on some ranks only counts as zero on
+    the others. A parameter without a gradient on any rank keeps none, so the optimizer skips it as in a single process.
     """
     if not grouped():
         return
@@ -261,7 +263,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def average_buffers(module: nn.Module) -> None:
-    """Makes running statistics alike on all ranks: the mean of each floating-point buffer."""
+    """Replaces each floating-point buffer, such as running statistics, by its mean over all ranks."""
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     if not grouped() or not buffers:
         return

@@ -1,7 +1,7 @@
-"""Our servers on this machine: where they listen, and which requests they accept.
+"""Opens the ports of our servers on this machine, and decides which requests they accept.
 
-A page that a person's browser shows may send requests to 127.0.0.1, and so may every user of this machine. `Guard`
-refuses requests that name another host (DNS rebinding) or come from a page of another origin, and asks for a password.
+Any web page in your browser can send requests to 127.0.0.1, and so can every user of this machine. `Guard` refuses
+requests that name another host (DNS rebinding) or come from a page of another origin, and asks for a password.
 """
 
 import base64
@@ -19,10 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from selftrain.ssl_tasks.errors import ConfigError
 
 HOST = "127.0.0.1"
-ENTRANCE = "/open"  # the page that tells the browser the password; it stands behind `#`, which is sent to no server
-OPEN_PATHS = ("/health", "/version", ENTRANCE)  # as MLflow's own basic-auth app has the first two
-# Prefect's UI looks for the password in the origin's storage. The browser itself keeps the one that MLflow asks for. A
-# cookie would be sent to every port of this host, and so to servers of other users.
+ENTRANCE = "/open"  # the page that gives the browser the password, which follows `#` and so is never sent to a server
+OPEN_PATHS = ("/health", "/version", ENTRANCE)  # MLflow's own basic-auth app leaves the first two open as well
+# Prefect's UI looks for the password in the origin's storage. The browser itself remembers MLflow's password. A cookie
+# would be sent to every port of this host, and so to servers of other users.
 PAGE = """<!doctype html><meta charset="utf-8"><title>selftrain</title><script>
 const known = decodeURIComponent(location.hash.slice(1)), [user, ...rest] = known.split(":")
 localStorage.setItem("prefect-password", btoa(known))
@@ -34,7 +34,7 @@ request.send()
 
 
 def listen(port: int) -> socket.socket:
-    """A socket that this machine alone can reach, at this port where it is free, else at one that the system chooses.
+    """Returns a socket that only this machine can reach, at this port if it is free, else at one that the system picks.
 
     It listens at once, so that no other process can take the port before the server has started.
     """
@@ -48,20 +48,20 @@ def listen(port: int) -> socket.socket:
 
 @cache
 def own_password() -> str:
-    """`user:password` of this process's servers, known only to programs that it tells.
+    """Returns `user:password` of this process's servers; only programs that it starts are told.
 
-    Not kept from start to start: a process that takes the port afterwards would get it from a page that is still open.
+    It is new at every start. If it were not, an open page would send it to whatever process takes the port next.
     """
     return f"selftrain:{secrets.token_urlsafe(24)}"
 
 
 def entrance(address: str) -> str:
-    """The link that opens one of our servers in a browser; it holds our password."""
+    """Returns the link that opens one of our servers in a browser; it contains the password."""
     return f"{address}{ENTRANCE}#{quote(own_password(), safe=':')}"
 
 
 class Guard:
-    """Lets in requests to our own address that no foreign page has sent; with `password`, by those who know it."""
+    """Accepts only requests to our own address that no page of another origin has sent, with the password if set."""
 
     def __init__(self, app: ASGIApp, port: int, password: str = "") -> None:
         names = (HOST, "localhost", "[::1]")
@@ -75,7 +75,7 @@ class Guard:
             return
 
         async def unframed(message: Message) -> None:
-            """No page of another origin may show ours in a frame, and have a person click in it."""
+            """Forbids pages of another origin to show ours in a frame, where they could make a person click."""
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).setdefault("x-frame-options", "SAMEORIGIN")
             await send(message)
@@ -83,7 +83,7 @@ class Guard:
         await (self.answer(scope["path"], Headers(scope=scope)) or self.app)(scope, receive, unframed)
 
     def answer(self, path: str, headers: Headers) -> Response | None:
-        """Our own answer, or none where the request is let in."""
+        """Returns our own response, or None if the request is accepted."""
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or hosts[0].lower() not in self.hosts:
             return self.refusal(f"the address in the request is {', '.join(hosts) or 'missing'}")
@@ -100,11 +100,11 @@ class Guard:
         return None
 
     def refusal(self, why: str) -> Response:
-        """To a stranger."""
+        """Returns the response that refuses a request."""
         return PlainTextResponse(f"{why}; expected {self.origins[0]}. Through a tunnel, use the same port.", 403)
 
     def is_known(self, authorization: str) -> bool:
-        """Whether this header holds the password."""
+        """Returns whether this header holds the password."""
         scheme, _, given = authorization.partition(" ")
         expected = base64.b64encode(self.password.encode())
         return scheme.lower() == "basic" and hmac.compare_digest(given.strip().encode(), expected)

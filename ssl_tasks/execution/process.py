@@ -1,7 +1,7 @@
-"""Runs a stage's body in a process group of its own: it can be killed whole, and takes its memory with it.
+"""Runs a stage's body in a process group of its own, which can be killed as a whole and then frees all its memory.
 
-A fork server that has imported torch already starts it in some hundredths of a second. The group dies with us, whatever
-kills us (`selftrain.ssl_tasks.execution.startup`).
+A fork server that has already imported torch starts it in some hundredths of a second. The group ends when this process
+ends, however it ends (`selftrain.ssl_tasks.execution.startup`).
 """
 
 import contextlib
@@ -33,15 +33,15 @@ from selftrain.ssl_tasks.execution.startup import end_group_after, in_environmen
 from selftrain.ssl_tasks.reading import Malformed, Shape, read_json
 from selftrain.ssl_tasks.store.locks import file_lock
 
-GRACE_SECONDS = 30.0  # between asking a worker to stop and killing it
+GRACE_SECONDS = 30.0  # seconds between asking a worker to stop and killing it
 PRELOAD = ["selftrain.ssl_tasks.preload"]
 RESULT = "result.json"
-NO_SPACE = errno.ENOSPC  # a worker's exit code, where it cannot write why it failed
+NO_SPACE = errno.ENOSPC  # exit code of a worker that cannot write its error on a full disk
 
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(PRELOAD)
 _live: set[BaseProcess] = set()
-_asked: set[BaseProcess] = set()  # those of them that were told to stop
+_asked: set[BaseProcess] = set()  # workers that were asked to stop
 _start_lock = threading.Lock()
 
 
@@ -55,13 +55,13 @@ class Answer(Shape):
 
 
 def start_fork_server() -> None:
-    """Starts it ahead of the first stage: it imports for seconds, so it is started before it is needed."""
+    """Starts the fork server before the first stage needs it, because its imports take seconds."""
     with _starting():
         multiprocessing.forkserver.ensure_running()
 
 
 def run_isolated(request: Request, context: StageContext, log: Path | None = None) -> StageResult:
-    """Runs the body in a worker and waits. Raises the worker's error; asks the worker to stop where we are asked."""
+    """Runs the body in a worker, waits, and returns its result or raises its error; a request to stop is passed on."""
     attempt = context.output.parent
     (attempt / RESULT).unlink(missing_ok=True)
     log = log or attempt / "log.txt"
@@ -69,12 +69,14 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
     gpus = needed(request.stage, context.runtime)
     words = (request.body, context, attempt, log, gpus, begins)
     worker = _forkserver.Process(target=_work, args=words, name=request.name)
-    with _starting(), _without_main_module():  # a dead fork server is started again
+    with _starting(), _without_main_module():  # starts a dead fork server again
         worker.start()
     _live.add(worker)
-    begins.close()  # the worker has one of its own, and closes it when it begins
+    begins.close()  # the worker closes its own copy when it begins
     try:
-        multiprocessing.connection.wait([begun, worker.sentinel])  # while others hold the GPUs, no time is counted
+        multiprocessing.connection.wait(
+            [begun, worker.sentinel]
+        )  # time that passes while others hold the GPUs is not counted
         worker.join(context.runtime.stage_timeout)
         if worker.exitcode is None:
             stop(worker)
@@ -92,10 +94,10 @@ def run_isolated(request: Request, context: StageContext, log: Path | None = Non
 
 @contextlib.contextmanager
 def _starting() -> Iterator[None]:
-    """The environment in which a fork server may be started.
+    """Prepares the environment in which a fork server may be started, within the block.
 
-    It inherits that Ctrl-C is blocked: while it starts, before it ignores Ctrl-C, it would print a traceback. The
-    resource tracker is started first, because its start ends with Ctrl-C unblocked.
+    The fork server inherits that Ctrl-C is blocked; if not, Ctrl-C during its start would print a traceback. The
+    resource tracker is started first, because starting it unblocks Ctrl-C.
     """
     with _start_lock, in_environment({**safe_path(), **parent_of_mine()}):
         multiprocessing.resource_tracker.ensure_running()
@@ -108,7 +110,7 @@ def _starting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_main_module() -> Iterator[None]:
-    """Bodies are imported by name; multiprocessing would run the user's script a second time in every worker."""
+    """Hides the main module within the block; multiprocessing would run the user's script again in every worker."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -118,7 +120,7 @@ def _without_main_module() -> Iterator[None]:
 
 
 def stop(*workers: BaseProcess) -> None:
-    """Asks workers to checkpoint and leave, once: a second signal would not let them finish. Then kills all groups."""
+    """Asks workers once to write a checkpoint and exit (a second signal would end them), then kills their groups."""
     for worker in workers:
         if worker not in _asked:
             _asked.add(worker)
@@ -134,12 +136,12 @@ def stop(*workers: BaseProcess) -> None:
 
 
 def stop_all() -> None:
-    """Stops every worker that still runs (stages that run in threads do not get signals)."""
+    """Stops every worker that still runs; stages that run in threads get no signals."""
     stop(*_live)
 
 
 def _work(body: str, context: StageContext, attempt: Path, log: Path, gpus: int, begins: Connection) -> None:
-    """The worker's main: own group, own log, one JSON file as the answer."""
+    """Runs in the worker: makes its process group and log, runs the body, and writes the result as one JSON file."""
     os.setsid()
     end_group_after(_parent_is_gone)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -152,13 +154,13 @@ def _work(body: str, context: StageContext, attempt: Path, log: Path, gpus: int,
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        # Waits for a worker whose parent was killed a moment ago: two must never write into one scratch folder.
+        # A worker whose parent was just killed may still run: two must never write into one scratch folder.
         with file_lock(attempt / "worker.lock"), lease(context.runtime.device, gpus) as device:
             begins.close()
             runtime = context.runtime.model_copy(update={"device": device})
             result = load_body(body)(replace(context, runtime=runtime))
         answer: dict[str, Any] = {"summary": dict(result.summary), "parts": dict(result.parts)}
-    except BaseException as error:  # noqa: BLE001 - whatever it was, the parent must hear of it
+    except BaseException as error:  # noqa: BLE001 - the parent must be told of any error
         _print_trace()
         answer = errors.describe(error)
     code = _write_answer(attempt / RESULT, answer)
@@ -166,22 +168,22 @@ def _work(body: str, context: StageContext, attempt: Path, log: Path, gpus: int,
         sys.stdout.flush()
         sys.stderr.flush()
     if code:
-        os._exit(code)  # threads of a broken body must not keep the process
+        os._exit(code)  # threads of a failed body must not keep the process alive
 
 
 def _write_answer(path: Path, answer: dict[str, Any]) -> int:
-    """Leaves the answer for the parent, and returns our exit code: on a full disk, it is all that can be said."""
+    """Writes the answer for the parent and returns our exit code, which alone reports a full disk."""
     try:
         path.write_text(json.dumps(answer, default=str))
         return int("error" in answer)
     except OSError as error:
         _print_trace()
-        path.unlink(missing_ok=True)  # half of an answer
+        path.unlink(missing_ok=True)  # an incomplete answer
         return NO_SPACE if errors.out_of_space(error) else 1
 
 
 def _print_trace() -> None:
-    with contextlib.suppress(OSError):  # the log may be on a full disk, too
+    with contextlib.suppress(OSError):  # the log may be on the same full disk
         traceback.print_exc()
 
 

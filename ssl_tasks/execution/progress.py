@@ -13,25 +13,25 @@ from typing import Any, Protocol
 
 log = logging.getLogger("selftrain")
 LINE_SECONDS = 10.0
-TAIL = 1 << 18  # bytes read from the end of the file, so that the rate is that of the last minutes
-Show = Callable[[int, int, str], None]  # done, total, of what
+TAIL = 1 << 18  # bytes read from the end of the file, so that the rate is that of the last few minutes
+Show = Callable[[int, int, str], None]  # done, total, unit
 
 
 class Display(Protocol):
-    """Shows the stages of one run, which may compute at the same time."""
+    """Shows the progress of one run's stages, which may compute at the same time."""
 
     def stage(self, name: str) -> AbstractContextManager[Show]:
-        """While a stage computes; what it gives is called with each progress."""
+        """Shows a stage within the block; yields the function that reports its progress."""
         ...
 
 
 def display() -> Display:
-    """Returns the display that suits the place of the log: a terminal or a file."""
+    """Returns bars if the log goes to a terminal, and lines if it goes to a file."""
     return Bars() if sys.stderr.isatty() else Lines()
 
 
 class Bars:
-    """One bar for each stage at work, below the log; gone when there is none."""
+    """Shows one bar for each running stage below the log."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -63,7 +63,7 @@ class Bars:
 
 
 class Lines:
-    """A line of the log for each stage at work, at most every ten seconds."""
+    """Writes a line to the log for each running stage, at most every ten seconds."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Show]:
@@ -85,7 +85,7 @@ class Progress:
     done: int
     total: int
     what: str  # train, images
-    rate: float | None  # a second; None until there are two events
+    rate: float | None  # per second; None until there are two events
     remaining_seconds: float | None
 
 

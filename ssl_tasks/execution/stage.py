@@ -26,7 +26,7 @@ log = logging.getLogger("selftrain")
 
 @dataclass(frozen=True)
 class Request:
-    """A stage to be run or reused. `depends` are the digests that its key is made of: by default the whole inputs'."""
+    """A request to run or reuse a stage. Its key is made of the digests in `depends`, by default of all its inputs."""
 
     name: str  # its name within a run: student-2
     stage: str  # the kind, and the folder in the store: train
@@ -38,8 +38,7 @@ class Request:
     seed: int = 0
 
     def key_parts(self) -> dict[str, Any]:
-        """Returns the parts that the key is the hash of; they are in the manifest, so that `explain` can compare two
-        keys."""
+        """Returns the parts whose hash is the key; the manifest keeps them, so that `explain` can compare two keys."""
         digests = {role: artifact.digest for role, artifact in self.inputs.items()}
         return {
             "stage": self.stage,
@@ -55,23 +54,23 @@ class Request:
 
 @dataclass(frozen=True)
 class StageContext:
-    """All that a stage's body may touch. It runs in a process of its own."""
+    """Everything that a stage's body may use: its settings, inputs and folders."""
 
     section: Section  # the stage's typed settings
     inputs: Mapping[str, Artifact]  # upstream artifacts by role
     output: Path  # an empty folder; its files become the artifact
-    scratch: Path  # checkpoints and finished shards: survives a kill, gone after the commit
+    scratch: Path  # checkpoints and finished shards: survives a kill, deleted after the commit
     cache: Path  # workspace-wide caches that can be rebuilt: decoded images, shards
     runtime: RuntimeSettings = RuntimeSettings()
     events: Path | None = None  # JSON lines that the tracker ships: metrics and progress
     seed: int = 0
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Hands metrics of a step to the tracker; costs one line in a local file, and never waits for a server."""
+        """Hands metrics of a step to the tracker by writing one line to a local file; it never waits for a server."""
         self._emit({"metrics": dict(values), "step": step})
 
     def progress(self, done: int, total: int, what: str = "") -> None:
-        """Tells how far the stage is."""
+        """Reports that `done` of `total` units are done."""
         self._emit({"progress": [done, total], "what": what})
 
     def _emit(self, event: Mapping[str, Any]) -> None:
@@ -91,19 +90,19 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The artifact of a request, and whether it was there already."""
+    """The artifact of a request, and whether it was reused."""
 
     artifact: Artifact
     reused: bool
     seconds: float
-    replaced: str = ""  # where a damaged artifact was set aside: what was wrong with it
+    replaced: str = ""  # the damage of an artifact that was moved aside and recomputed
 
 
 Body = Callable[[StageContext], StageResult]
 
 
 def load_body(path: str) -> Body:
-    """The function behind `module:function`."""
+    """Returns the function that `module:function` names."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -111,9 +110,9 @@ def load_body(path: str) -> Body:
 def look_up(
     request: Request, store: Store, runtime: RuntimeSettings, force: bool = False
 ) -> tuple[Artifact | None, str]:
-    """The artifact of the request's key, from the store or the shared one, and what was wrong with a damaged one.
+    """Returns the artifact of the request's key from the store or the shared store, and the damage if it is unusable.
 
-    With `force` there is none: the artifact that is there is moved aside.
+    With `force` it returns none and moves an existing artifact aside.
     """
     key, mirror, found, replaced = request.key, mirror_of(runtime), None, ""
     if force:
@@ -125,20 +124,20 @@ def look_up(
         replaced = f"the stored artifact was damaged ({error}) and was moved to {aside}"
         log.warning("%s is recomputed: %s", request.name, replaced)
     if found is not None and mirror is not None:
-        mirror.offer(found)  # where an earlier run could not
+        mirror.offer(found)  # an earlier run may have failed to offer it
     elif mirror is not None and not force:
         found = mirror.fetch(store, request.stage, key)
     return found, replaced
 
 
 def begin_attempt(request: Request, store: Store, runtime: RuntimeSettings) -> StageContext:
-    """The context of the request's body, in the folder of its attempt; the inputs are checked."""
+    """Checks the inputs and returns the context of the request's body, in the folder of its attempt."""
     attempt, cache = store.attempt(request.stage, request.key), store.root.parent / "cache"
-    shutil.rmtree(attempt / "output", ignore_errors=True)  # half of an attempt that died; its scratch is kept
+    shutil.rmtree(attempt / "output", ignore_errors=True)  # output of an attempt that died; its scratch is kept
     for folder in (attempt / "output", attempt / "scratch", cache):
         folder.mkdir(parents=True, exist_ok=True)
     for artifact in request.inputs.values():
-        if artifact.path.is_relative_to(store.root):  # a program may hand over folders of its own
+        if artifact.path.is_relative_to(store.root):  # a program may pass folders of its own
             verified(artifact)
     return StageContext(
         section=request.section,
@@ -161,7 +160,7 @@ def commit(
     provenance: Mapping[str, Any],
     force: bool = False,
 ) -> Artifact:
-    """Turns what the body wrote into the request's artifact, and offers it to the shared store."""
+    """Turns the body's output into the request's artifact, and offers it to the shared store."""
     manifest = {
         "key_parts": request.key_parts(),
         "inputs": {
@@ -182,7 +181,7 @@ def commit(
 
 
 def execute(request: Request, workspace: Path, runtime: RuntimeSettings | None = None, force: bool = False) -> Outcome:
-    """Reuses a request's artifact, or runs its body in this process: for benchmarks and tests, which are no runs."""
+    """Reuses a request's artifact or runs its body in this process, without a run; for benchmarks and tests."""
     started, store, runtime = time.monotonic(), Store(workspace / "store"), runtime or RuntimeSettings()
     with store.lock(request.stage, request.key):
         found, replaced = look_up(request, store, runtime, force)
@@ -194,6 +193,6 @@ def execute(request: Request, workspace: Path, runtime: RuntimeSettings | None =
 
 
 def derive_seed(seed: int, *names: object) -> int:
-    """A seed below 2^63 that depends on the seed and on every name: independent streams without a shared generator."""
+    """Returns a seed below 2^63 that depends on the seed and on every name, so that random streams are independent."""
     text = "\0".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -24,10 +24,10 @@ _own_process = False
 
 
 def safe_path() -> dict[str, str]:
-    """The environment in which a Python that we start leaves the current folder out; PYTHONPATH counts as ever.
+    """Returns an environment in which a Python that we start does not import from the current folder.
 
-    A `selftrain.py` there may be the user's own. In a checkout that folder is ours, and perhaps the only place where
-    our packages are found.
+    A `selftrain.py` in that folder may be the user's own. PYTHONPATH still counts. In a checkout the folder is added,
+    because it may be the only place of our packages.
     """
     return {} if ROOT.samefile(".") else {SAFE_PATH: "1"}
 
@@ -40,7 +40,7 @@ def folder_hides_us() -> bool:
 
 @contextlib.contextmanager
 def in_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables of our own environment for the time of the block: processes that start in it inherit them."""
+    """Sets environment variables within the block; processes that start in it inherit them."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -53,9 +53,9 @@ def in_environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def parent_of_mine() -> dict[str, str]:
-    """The environment that tells a process who starts it.
+    """Returns an environment that tells a new process which process starts it.
 
-    The kernel means the thread that starts it: only the main thread is sure to live as long as its process.
+    For the kernel, the parent is a thread. Only the main thread is certain to live as long as its process.
     """
     return {PARENT: str(os.getpid()) if threading.current_thread() is threading.main_thread() else ""}
 
@@ -67,11 +67,11 @@ def die_with_parent() -> None:
 
 
 def die_with(parent: int) -> None:
-    """The kernel kills this process when the thread that started it ends; `parent` is the process of that thread."""
+    """Lets the kernel kill this process when the thread that started it ends, a thread of the process `parent`."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != parent and not _lives(parent):  # it ended before we asked
+    if os.getppid() != parent and not _lives(parent):  # it ended before this call
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -98,7 +98,7 @@ def _lives(pid: int) -> bool:
 def uncollected() -> Iterator[None]:
     """Suspends garbage collection within the block.
 
-    An import makes hundreds of thousands of objects, and none of it is garbage: this saves a fifth of its time.
+    Imports make hundreds of thousands of objects and no garbage; without collections they take a fifth less time.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -112,14 +112,14 @@ def uncollected() -> Iterator[None]:
 
 
 def own_process() -> None:
-    """Says that this process is ours to its end, which comes without freeing: later collections pass over imports.
+    """Marks this process as the command line's own: collections skip its imports, and it ends without freeing them.
 
-    A notebook's process is not: what is garbage there would be kept, and complained of when it ends.
+    Do not call it in a notebook: garbage there would be kept, and reported when it ends.
     """
     global _own_process
     _own_process = True
 
 
 def is_own_process() -> bool:
-    """Whether this process is the command line's own."""
+    """Returns whether this process is the command line's own."""
     return _own_process

@@ -1,1 +1,1 @@
-"""Features of a frozen network: the stage that stores them, and what learns from them without training a network."""
+"""Stores the features of a frozen network, and learns from them: linear models, neighbour graphs, a label check."""

@@ -1,13 +1,13 @@
-"""Pseudo-labels from neighbours among stored features: the sources `propagate` and `knn` of the stage `predict`.
+"""Makes pseudo-labels from neighbours among stored features: the sources `propagate` and `knn` of the stage `predict`.
 
 `propagate` is label propagation (Iscen et al. 2019, arXiv 1904.04717) on a fixed graph: an edge to each of the k
 nearest neighbours, weighted by [cosine]₊^power, and (I - αS) z_c = y_c for each class by conjugate gradient. The nodes
-are the labelled, unlabelled and validation images; the labels of validation take no part. With `balance`, rows and
-columns of z are scaled in turn until each class has its share of the labelled images (Sinkhorn). `knn` lets the
-nearest labelled images vote, each with [cosine]₊^power.
+are the labelled, unlabelled and validation images; the labels of validation are not used. With `balance`, rows and
+columns of z are scaled in turn until each class has its share of the labelled images (Sinkhorn). With `knn`, the
+nearest labelled images vote, each with weight [cosine]₊^power.
 
-Shares of scores are no probabilities. A temperature makes them some: it is fitted on one half of the validation images,
-or on labelled images whose labels took no part (five folds) where there is no validation.
+Shares of scores are not probabilities. A temperature turns them into probabilities. It is fitted on one half of the
+validation images; without validation, on labelled images whose labels were left out (five folds).
 """
 
 import logging
@@ -35,15 +35,15 @@ from selftrain.ssl_tasks.pseudo_labels.predict import Predicting
 from selftrain.ssl_tasks.settings.pseudo_labels import GraphSettings, PredictSettings
 
 log = logging.getLogger("selftrain")
-EXACT = 20_000  # nodes up to which all pairs are compared; about as fast as the index up to here
+EXACT = 20_000  # nodes up to which all pairs are compared, which is then about as fast as the index
 CHUNK = 8_192  # rows at a time
-LINKS, EFFORT = 16, 64  # of the index: recall 0.996 of 30 neighbours among 80,000 images
+LINKS, EFFORT = 16, 64  # of the index; recall 0.996 for 30 neighbours among 80,000 images
 ITERATIONS, SINKHORN = 20, 10
-SMOOTHING = 1e-3  # of the vote: what a class without a voter has
+SMOOTHING = 1e-3  # score of a class without a voter
 
 
 def predict_by_neighbors(context: StageContext) -> StageResult:
-    """Body of the stage `predict` for these sources: data set and features → the table of predictions."""
+    """Runs the body of the stage `predict` for these sources: data set and features → the table of predictions."""
     settings = context.section
     assert isinstance(settings, PredictSettings)
     prepare_backends("fp32", context.runtime.threads)
@@ -58,17 +58,17 @@ def predict_by_neighbors(context: StageContext) -> StageResult:
 
 @dataclass(frozen=True)
 class Nodes:
-    """The images of a graph, each once, whatever splits it is in."""
+    """The images of a graph; an image in several splits occurs once."""
 
     stored: StoredFeatures
-    rows: NDArray[np.int64]  # sorted, in the stored features
-    labels: NDArray[np.int64]  # -1 where training knows none
-    sample_ids: list[str]  # of the labelled ones, in the order of the rows
+    rows: NDArray[np.int64]  # sorted row numbers of the stored features
+    labels: NDArray[np.int64]  # -1 if training knows no label
+    sample_ids: list[str]  # ids of the labelled images, in the order of the rows
     num_classes: int
 
     @classmethod
     def of(cls, dataset: Dataset, stored: StoredFeatures) -> "Nodes":
-        """Labelled, unlabelled and validation images."""
+        """Collects the labelled, unlabelled and validation images."""
         labeled = dataset.pool("labeled")
         if not len(labeled):
             raise ConfigError("source propagate or knn needs labelled images, and there are none. Label some images")
@@ -81,18 +81,18 @@ class Nodes:
         return cls(stored, rows, labels, ids.tolist(), dataset.num_classes)
 
     def vectors(self, index: NDArray[np.int64] | slice) -> torch.Tensor:
-        """float32, of length 1."""
+        """Returns the vectors of some nodes as float32, of length 1."""
         return F.normalize(torch.from_numpy(self.stored.matrix[self.rows[index]]).float(), dim=1)
 
     def at(self, sample_ids: Any) -> NDArray[np.int64]:
-        """The positions of these images."""
+        """Returns the positions of these images among the nodes."""
         return np.searchsorted(self.rows, self.stored.rows(sample_ids))
 
 
 def scored(
     nodes: Nodes, settings: PredictSettings, scratch: Path, validation: Pool
 ) -> tuple[NDArray[np.float32], float | str]:
-    """[n, K] shares of each node, and the temperature, or that it is to be fitted on validation."""
+    """Returns the shares [n, K] of each node, and the temperature, or "fit" if validation can fit it."""
     score = Voting(nodes, settings.graph) if settings.source == "knn" else Diffusion(nodes, settings.graph, scratch)
     scores = score(nodes.labels)
     if (validation.labels >= 0).any():
@@ -114,7 +114,7 @@ def scored(
 
 
 class Diffusion:
-    """Label propagation over one graph, for any labels of its nodes."""
+    """Propagates labels over one graph."""
 
     def __init__(self, nodes: Nodes, settings: GraphSettings, scratch: Path) -> None:
         self.settings, self.num_classes = settings, nodes.num_classes
@@ -122,7 +122,7 @@ class Diffusion:
         self.graph = normalised_graph(similarity, index, settings.power)
 
     def __call__(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n, K] shares of the scores; those of all classes alike where no label arrives."""
+        """Returns the shares [n, K] of the scores; uniform if no label reaches a node."""
         settings = self.settings
         scores = diffuse(self.graph, labels, self.num_classes, settings.alpha, ITERATIONS)
         prior = np.bincount(labels[labels >= 0], minlength=self.num_classes) / (labels >= 0).sum()
@@ -134,13 +134,13 @@ class Diffusion:
 
 
 class Voting:
-    """The vote of the nearest labelled images, for any labels of the nodes. An image never votes for itself."""
+    """Lets the nearest labelled images vote. An image never votes for itself."""
 
     def __init__(self, nodes: Nodes, settings: GraphSettings) -> None:
         self.nodes, self.settings = nodes, settings
 
     def __call__(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n, K] shares of the votes."""
+        """Returns the shares [n, K] of the votes."""
         voters = np.flatnonzero(labels >= 0)
         ballots = torch.eye(self.nodes.num_classes)[torch.from_numpy(labels[voters])]
         theirs, found = self.nodes.vectors(voters), []
@@ -155,13 +155,13 @@ class Voting:
 
 
 def shares_of(scores: NDArray[Any]) -> NDArray[Any]:
-    """Rows that sum to 1; all classes alike where a row is 0."""
+    """Scales rows so that they sum to 1; a row of zeros becomes uniform."""
     total = scores.sum(axis=1, keepdims=True)
     return np.where(total > 0, scores / np.where(total > 0, total, 1), 1 / scores.shape[1])
 
 
 def kept_neighbors(nodes: Nodes, count: int, path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The neighbours, which a killed attempt finds again in its scratch folder."""
+    """Returns the neighbours, and stores them in the scratch folder for an attempt after a kill."""
     if path.exists():
         with np.load(path) as kept:
             return kept["similarity"], kept["index"]
@@ -173,7 +173,7 @@ def kept_neighbors(nodes: Nodes, count: int, path: Path) -> tuple[NDArray[np.flo
 
 
 def neighbors_of(nodes: Nodes, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cosine similarities [n, k] and numbers [n, k] of the nearest other nodes: exact for few, else nearly."""
+    """Returns cosines [n, k] and positions [n, k] of the nearest other nodes: exact for few nodes, else approximate."""
     size = len(nodes.rows)
     count = min(count, size - 1)
     if size <= EXACT:
@@ -184,7 +184,7 @@ def neighbors_of(nodes: Nodes, count: int) -> tuple[NDArray[np.float32], NDArray
     index = Index(
         ndim=width, metric="cos", dtype="f16", connectivity=LINKS, expansion_add=effort, expansion_search=effort
     )
-    for start in range(0, size, CHUNK):  # in one thread: the graph of several depends on which of them is faster
+    for start in range(0, size, CHUNK):  # in one thread: with several, the graph would depend on their speeds
         own = np.arange(start, min(start + CHUNK, size))
         index.add(own, nodes.stored.matrix[nodes.rows[own]], threads=1)
     similarity, numbers = np.zeros((size, count), np.float32), np.zeros((size, count), np.int64)
@@ -192,7 +192,7 @@ def neighbors_of(nodes: Nodes, count: int) -> tuple[NDArray[np.float32], NDArray
         own = np.arange(start, min(start + CHUNK, size))
         found = index.search(nodes.stored.matrix[nodes.rows[own]], count + 1, threads=torch.get_num_threads())
         keys, near = found.keys.astype(np.int64), 1 - found.distances
-        # The image itself goes; where it was not found, the farthest does.
+        # Removes the image itself; if it was not found, the farthest neighbour.
         last = np.where((keys == own[:, None]).any(axis=1), (keys == own[:, None]).argmax(axis=1), count)
         others = np.arange(count + 1) != last[:, None]
         similarity[own], numbers[own] = near[others].reshape(-1, count), keys[others].reshape(-1, count)
@@ -201,7 +201,7 @@ def neighbors_of(nodes: Nodes, count: int) -> tuple[NDArray[np.float32], NDArray
 
 @dataclass(frozen=True)
 class ByNeighbors(Predicting):
-    """A table of predictions whose opinions are the scores of nodes."""
+    """Writes a table of predictions from the scores of nodes."""
 
     nodes: Nodes
     scores: NDArray[np.float32]
@@ -215,7 +215,7 @@ class ByNeighbors(Predicting):
         return False
 
     def question(self, temperature: float) -> dict[str, Any]:
-        """All that a shard's contents depend on: every label, and every image of the graph."""
+        """Returns everything that a shard's contents depend on: every label, and every image of the graph."""
         parts = self.context.inputs["dataset"].parts
         asked = {"source": self.settings.source, "graph": self.settings.graph.identity(), "labeled": parts["labeled"]}
         return {**super().question(temperature), **asked, "unlabeled": parts["unlabeled"]}
@@ -225,7 +225,7 @@ class ByNeighbors(Predicting):
         return Opinion(torch.empty(1, 0, self.nodes.num_classes), torch.empty(0, width))
 
     def opinions(self, pool: Pool, index: NDArray[np.int64], ids: Sequence[str]) -> Iterator[Opinion]:
-        """What the neighbours say of some images, batch by batch."""
+        """Yields the predictions of the neighbours for some images, batch by batch."""
         at = self.nodes.at(pool.column("sample_id", index))
         for start in range(0, len(at), self.settings.batch_size):
             some = at[start : start + self.settings.batch_size]

@@ -1,9 +1,9 @@
-"""Given labels that are probably wrong: confident learning (Northcutt et al. 2021, arXiv 1911.00068).
+"""Finds given labels that are probably wrong, by confident learning (Northcutt et al. 2021, arXiv 1911.00068).
 
-A logistic regression on stored features gives each image with a known label a prediction that did not learn from this
-label (five folds). The threshold of a class is the mean probability that its own images get for it. An image is
-confidently of a class if its probability there reaches the threshold. It is suspect if it is confidently of some class
-and the likeliest of these is not its label. The least probable labels come first.
+A logistic regression on stored features predicts each image with a known label without learning from this label (five
+folds). The threshold of a class is the mean probability that its own images get for it. An image is confidently of a
+class if its probability for the class reaches the threshold. It is suspect if it is confidently of some class and the
+most probable of these is not its label. The least probable labels come first.
 """
 
 import numpy as np
@@ -18,11 +18,13 @@ from selftrain.ssl_tasks.features.linear import FOLDS, PENALTIES, Examples, Trie
 
 
 def suspects(labels: NDArray[np.int64], probs: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The images whose labels are contradicted, the most suspect first, and what they confidently are."""
+    """Returns the positions of suspect images, the most suspect first, and their probable classes."""
     own = probs[np.arange(len(labels)), labels]
     counts = np.bincount(labels, minlength=probs.shape[1])
     means = np.bincount(labels, own, probs.shape[1]) / np.maximum(counts, 1)
-    confident = probs >= np.where(counts > 0, means, np.inf) - 1e-6  # rounding must not turn a mean against itself
+    confident = (
+        probs >= np.where(counts > 0, means, np.inf) - 1e-6
+    )  # a rounding error must not put a value below its own mean
     is_of = np.where(confident, probs, -1).argmax(axis=1)
     found = np.flatnonzero(confident.any(axis=1) & (is_of != labels) & (probs.argmax(axis=1) != labels))
     found = found[np.argsort(own[found], kind="stable")]
@@ -32,7 +34,7 @@ def suspects(labels: NDArray[np.int64], probs: NDArray[np.float64]) -> tuple[NDA
 def left_out_probabilities(
     features: torch.Tensor, labels: NDArray[np.int64], sample_ids: list[str], num_classes: int
 ) -> NDArray[np.float64]:
-    """[n, K], each row by a regression that did not learn from its label; the penalty is the likeliest one."""
+    """Returns [n, K]: each row by a regression that did not learn from its label, with the best penalty."""
     scaled = (features - features.mean(dim=0)) / features.std().clamp_min(1e-12)
     examples = Examples(scaled, torch.eye(num_classes)[torch.from_numpy(labels)], torch.ones(len(labels)))
     logits = left_out_logits(examples, folds_of(sample_ids, labels), PENALTIES)
@@ -42,8 +44,9 @@ def left_out_probabilities(
 
 
 def suspect_labels(dataset: Dataset, stored: StoredFeatures) -> pd.DataFrame:
-    """A row for each given label that the features contradict, the most suspect first. Every known label is looked at,
-    those that training may not see included; nothing is learnt from this table."""
+    """Returns a row for each given label that the features contradict, the most suspect first.
+
+    Every known label is checked, including those that training may not use; nothing is trained on this table."""
     pool = dataset.pool("all")
     truth = pool.truth()
     known = np.flatnonzero(truth >= 0)

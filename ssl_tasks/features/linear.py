@@ -1,13 +1,13 @@
-"""The method `linear`: multinomial logistic regression on stored features, as the training of a whole model.
+"""Trains the method `linear`: multinomial logistic regression on stored features.
 
-With x the features less their mean, over one deviation common to all, targets y, and weights w that sum to 1, it finds
-the least
+With x the features less their mean, divided by one common deviation, targets y, and weights w that sum to 1, it
+minimises
 
     - Σ w_i Σ_k y_ik log softmax(x_i W + b)_k + λ/2 ‖W‖²
 
-by L-BFGS. λ is the one whose predictions, at their best temperature, have the least negative log-likelihood on
-validation images, or on labelled images that were left out (five folds) where there is no validation. The temperature
-becomes a part of the weights, as do mean and deviation, so the outcome is an ordinary network: the backbone and a head.
+by L-BFGS. λ is the penalty whose predictions, at their best temperature, have the least negative log-likelihood on
+validation images; without validation, on labelled images that were left out (five folds). The temperature, mean and
+deviation become part of the weights, so the result is an ordinary network: the backbone and a head.
 """
 
 import json
@@ -41,30 +41,30 @@ from selftrain.ssl_tasks.trained.model import WEIGHTS, load_card, load_weights, 
 
 log = logging.getLogger("selftrain")
 PENALTIES = tuple(10.0**exponent for exponent in range(1, -5, -1))
-USUAL_PENALTY = 0.1  # where nothing can be left out to choose another by
+USUAL_PENALTY = 0.1  # used if no image can be left out to choose a penalty
 FOLDS = 5
-MANY = 4_000  # images from which one fold tells enough
-NEVER = -20.0  # logit of a class that no image has, below the mean of the others
+MANY = 4_000  # images from which one fold is enough to choose the penalty
+NEVER = -20.0  # logit of a class without images, relative to the mean of the others
 ITERATIONS = 1_000
-ROUGH, FINE = 1e-4, 1e-6  # least relative gain of a step: of a search for the penalty, and of the outcome
+ROUGH, FINE = 1e-4, 1e-6  # least relative gain of a step: when searching the penalty, and for the result
 CURVATURE = 0.1  # p (1 - p) of a typical class
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a regression learns from."""
+    """The training data of a regression."""
 
     features: Tensor  # [n, D]
     targets: Tensor  # [n, K], rows of probabilities
     weights: Tensor  # [n]
 
     def only(self, index: NDArray[np.int64]) -> "Examples":
-        """Some of them."""
+        """Returns the examples at some positions."""
         chosen = torch.from_numpy(index)
         return Examples(self.features[chosen], self.targets[chosen], self.weights[chosen])
 
     def balanced(self) -> "Examples":
-        """With weights by which every class that occurs counts alike."""
+        """Returns the examples with weights that make all classes that occur count equally."""
         mass = (self.targets * self.weights[:, None]).sum(dim=0)
         share = torch.where(mass > 0, 1 / mass.clamp_min(torch.finfo(mass.dtype).tiny), 0.0)
         return replace(self, weights=self.weights * (self.targets * share).sum(dim=1))
@@ -72,7 +72,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Head:
-    """Logits = features @ weight + bias."""
+    """A linear head: logits = features @ weight + bias."""
 
     weight: Tensor  # [D, K]
     bias: Tensor  # [K]
@@ -82,10 +82,10 @@ class Head:
 
 
 def fit(examples: Examples, penalty: float, start: Head | None = None, tolerance: float = FINE) -> Head:
-    """The head of the least loss, searched from `start`. Classes without any weight get a logit that never wins.
+    """Returns the head of least loss, searched from `start`. Classes without examples get a logit that never wins.
 
-    The search is in units in which every feature has about the same curvature. Where features are uncorrelated, as
-    those of `principal` are, it needs tens of steps in place of hundreds.
+    The search uses units in which every feature has about the same curvature. With uncorrelated features, such as those
+    of `principal`, it needs tens of steps instead of hundreds.
     """
     present = (examples.targets * examples.weights[:, None]).sum(dim=0) > 0
     features, width, classes = examples.features, examples.features.shape[1], int(present.sum())
@@ -117,13 +117,13 @@ def fit(examples: Examples, penalty: float, start: Head | None = None, tolerance
 
 
 def principal(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The features [n, r] in the basis of their principal axes, and the way back [D, r].
+    """Returns the features [n, r] in the basis of their principal axes, and the matrix [D, r] that maps back.
 
-    The penalty keeps the weights within the span of the images, so few images need few dimensions, and nothing is lost.
+    The penalty keeps the weights within the span of the images, so few images need few dimensions without any loss.
     """
     few = len(features) < features.shape[1]
     squares, vectors = torch.linalg.eigh(features @ features.T if few else features.T @ features)
-    kept = squares > squares.max() * 1e-6  # of float32
+    kept = squares > squares.max() * 1e-6  # precision of float32
     squares, vectors = squares[kept], vectors[:, kept]
     back = features.T @ (vectors * squares.rsqrt()) if few else vectors
     return features @ back, back
@@ -131,16 +131,16 @@ def principal(features: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Tried:
-    """How a penalty did on images that were not learnt from."""
+    """The result of a penalty on left-out images."""
 
     penalty: float
     temperature: float
-    nll: float  # at the temperature
+    nll: float  # negative log-likelihood at the temperature
     accuracy: float
 
     @classmethod
     def of(cls, penalty: float, logits: Tensor, labels: NDArray[np.int64]) -> "Tried":
-        """From the logits of left-out images."""
+        """Computes the result from the logits of left-out images."""
         log_probs = torch.log_softmax(logits.double(), dim=1).numpy()
         temperature = fit_temperature(log_probs, labels, LOG_RANGE_OF_TEACHERS)
         tempered = torch.log_softmax(torch.from_numpy(log_probs) / temperature, dim=1).numpy()
@@ -149,27 +149,27 @@ class Tried:
 
 
 class Search:
-    """Fits of one set of examples with several penalties, in the basis of their principal axes."""
+    """Fits one set of examples with several penalties, in the basis of their principal axes."""
 
     def __init__(self, examples: Examples) -> None:
         reduced, self.back = principal(examples.features)
         self.inside = replace(examples, features=reduced)
 
     def path(self, penalties: tuple[float, ...]) -> Iterator[Head]:
-        """A rough head for each penalty, from the largest on, each begun where the one before ended."""
+        """Yields a rough head for each penalty, the largest first; each search starts at the previous head."""
         head = None
         for penalty in penalties:
             head = fit(self.inside, penalty, head, ROUGH)
             yield head
 
     def outside(self, head: Head) -> Head:
-        """The head for the features as they are."""
+        """Converts a head to the original features."""
         return Head(self.back @ head.weight, head.bias)
 
     def tried(
         self, penalties: tuple[float, ...], held: Tensor, labels: NDArray[np.int64]
     ) -> tuple[list[Tried], list[Head]]:
-        """Penalties from the largest on, until one is worse than the one before; and the head of each, inside."""
+        """Tries penalties, the largest first, until one is worse than the previous one; returns results and heads."""
         found: list[Tried] = []
         heads: list[Head] = []
         for penalty, head in zip(penalties, self.path(penalties), strict=True):
@@ -181,7 +181,7 @@ class Search:
 
 
 def folds_of(sample_ids: list[str], labels: NDArray[np.int64], folds: int = FOLDS) -> NDArray[np.int64]:
-    """[n] which fold leaves an image out: every class is spread over all of them, by a keyed order of the ids."""
+    """Returns [n]: the fold that leaves an image out. A keyed order of ids spreads every class over all folds."""
     keys = np.array([key_of("fold", sample) for sample in sample_ids], np.uint64)
     order = np.lexsort((keys, labels))
     numbers = np.empty(len(labels), np.int64)
@@ -192,9 +192,9 @@ def folds_of(sample_ids: list[str], labels: NDArray[np.int64], folds: int = FOLD
 def left_out_logits(
     examples: Examples, fold: NDArray[np.int64], penalties: tuple[float, ...], folds: NDArray[np.int64] | None = None
 ) -> list[Tensor]:
-    """For each penalty, [n, K] of the first n images by heads that did not learn from them; the rest always teach.
+    """Returns, per penalty, logits [n, K] of the first n images by heads that did not learn from them.
 
-    Rows of folds that are not asked for are left empty.
+    Further images are used in every fold. Rows of folds that are not requested stay empty.
     """
     logits = [torch.full((len(fold), examples.targets.shape[1]), torch.nan) for _ in penalties]
     always = np.arange(len(fold), len(examples.features))
@@ -209,7 +209,7 @@ def left_out_logits(
 def cross_validated(
     examples: Examples, penalties: tuple[float, ...], sample_ids: list[str], labels: NDArray[np.int64]
 ) -> list[Tried]:
-    """How each penalty does on labelled images that are left out; nothing where a class has one image alone."""
+    """Returns the result of each penalty on left-out labelled images; nothing if a class has only one image."""
     fewest = int(np.bincount(labels)[np.unique(labels)].min())
     if fewest < 2:
         return []
@@ -222,10 +222,10 @@ def cross_validated(
 
 @dataclass(frozen=True)
 class Regression:
-    """A fitted head in the features' own units, and how it was chosen."""
+    """A fitted head in the features' own units, and the result by which its penalty was chosen."""
 
     head: Head
-    chosen: Tried | None  # None where nothing could be left out
+    chosen: Tried | None  # None if no image could be left out
     chosen_on: str  # validation, cross-validation or nothing
     tried: list[Tried]
 
@@ -238,7 +238,7 @@ def regress(
     sample_ids: list[str],
     labels: NDArray[np.int64],
 ) -> Regression:
-    """Chooses the penalty and fits with it. The first examples are the labelled images; `held` is validation."""
+    """Chooses the penalty and fits the head. The first examples are the labelled images; `held` is validation."""
     mean, scale = examples.features.mean(dim=0), examples.features.std().clamp_min(1e-12)
     scaled = replace(examples, features=(examples.features - mean) / scale)
     if settings.class_balanced:
@@ -261,7 +261,7 @@ def regress(
 
 
 def train_linear(context: StageContext) -> StageResult:
-    """Body of the stage `train` where the method is `linear`: data set, features and perhaps a selection → a model."""
+    """Runs the body of the stage `train` for `linear`: data set, features and optionally a selection → a model."""
     learner = context.section
     assert isinstance(learner, LearnerSettings)
     settings = learner.method
@@ -305,12 +305,12 @@ def train_linear(context: StageContext) -> StageResult:
 
 
 def vectors(stored: StoredFeatures, rows: NDArray[np.int64]) -> Tensor:
-    """float32 [n, D] of some rows."""
+    """Returns some rows as float32 [n, D]."""
     return torch.from_numpy(stored.matrix[rows].astype(np.float32))
 
 
 def refuse_or_warn(labels: NDArray[np.int64], classes: tuple[str, ...]) -> list[str]:
-    """One class alone cannot be told from anything; a class without images will never be predicted."""
+    """Raises ConfigError if fewer than two classes have images; returns warnings about classes without images."""
     present = np.unique(labels)
     if len(present) < 2:
         only = f"all {len(labels)} of class '{classes[present[0]]}'" if len(present) else "none"
@@ -327,7 +327,7 @@ def refuse_or_warn(labels: NDArray[np.int64], classes: tuple[str, ...]) -> list[
 def write_linear(
     context: StageContext, stored: StoredFeatures, head: Head, metrics: dict[str, Any], classes: tuple[str, ...]
 ) -> None:
-    """The artifact's files: the whole network and its card, and how the head was found."""
+    """Writes the artifact's files: the whole network and its card, and the metrics of the fit."""
     backbone = stored.artifact.file(BACKBONE)
     state = load_weights(backbone / WEIGHTS)
     state |= {"head.weight": head.weight.T.float(), "head.bias": head.bias.float()}

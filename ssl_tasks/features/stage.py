@@ -1,7 +1,7 @@
-"""The stage `features`: a frozen network turns every image of a data set into a vector, shard by shard.
+"""Runs the stage `features`, in which a frozen network turns every image of a data set into a vector, shard by shard.
 
-A shard is named by the backbone and by its images alone, so labels, splits and class lists change no shard, and new
-images cost their own.
+The key of a shard depends only on the backbone and the shard's images. So a change of labels, splits or classes
+recomputes no shard, and new images recompute only their own shards.
 """
 
 import hashlib
@@ -51,11 +51,11 @@ from selftrain.ssl_tasks.store.artifacts import digest_json, write_atomically
 from selftrain.ssl_tasks.trained.model import Card, Trained, as_trained, load_network, save_trained
 from selftrain.ssl_tasks.trained.weights import facts_of, normalisation_of, with_file
 
-MULTIPLES = 8  # a batch's size is a multiple of an eighth of the largest: oneDNN keeps kernels for each size it meets
+MULTIPLES = 8  # batch sizes are multiples of an eighth of the largest, because oneDNN keeps kernels for each size
 
 
 def extract(context: StageContext) -> StageResult:
-    """Body of the stage: a data set, and a trained model where the backbone is one, → the features of all images."""
+    """Runs the stage's body: a data set, and a trained model if it is the backbone → the features of all images."""
     settings = context.section
     assert isinstance(settings, FrozenSettings)
     prepare_backends(settings.precision, context.runtime.threads)
@@ -63,13 +63,15 @@ def extract(context: StageContext) -> StageResult:
     network, card = open_backbone(context, settings, dataset)
     with saying_what_is_full(context.output):
         (context.output / BACKBONE).mkdir()
-        save_trained(context.output / BACKBONE, network, card)  # before its weights take another number format
+        save_trained(
+            context.output / BACKBONE, network, card
+        )  # before its weights are converted to another number format
         trained = as_trained(network, card, context.runtime.device, settings.precision)
         return Extracting(context, settings, dataset, trained).run()
 
 
 def open_backbone(context: StageContext, settings: FrozenSettings, dataset: Dataset) -> tuple[Classifier, Card]:
-    """The frozen network with a head of zeros: a trained model's, or one built as the settings say."""
+    """Returns the frozen network with a head of zeros: a trained model's body, or one built from the settings."""
     if "init" in context.inputs:
         network, card = load_network(context.inputs["init"].path)
         card = card.model_copy(update={"classes": dataset.classes})
@@ -96,9 +98,9 @@ def open_backbone(context: StageContext, settings: FrozenSettings, dataset: Data
 def preprocessing(
     settings: FrozenSettings, facts: Facts | None, dataset: Dataset
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the pixels: a pretrained network's own where they are known, else the data's.
+    """Returns mean and deviation of the pixels: a pretrained network's own if they are known, else the data's.
 
-    The data's depend on which images are labelled. A network with random weights takes any, so its are fixed.
+    The data's depend on which images are labelled. For a network with random weights they are fixed.
     """
     channels = dataset.channels
     if facts is None and settings.model.preprocess == "backbone":
@@ -109,7 +111,7 @@ def preprocessing(
 
 @torch.no_grad()
 def with_head(network: Classifier, num_classes: int) -> Classifier:
-    """The same body under a head of zeros."""
+    """Returns the same body with a head of zeros."""
     fresh = Classifier(network.body, network.num_features, num_classes)
     nn.init.zeros_(fresh.head.weight)
     nn.init.zeros_(fresh.head.bias)
@@ -118,7 +120,7 @@ def with_head(network: Classifier, num_classes: int) -> Classifier:
 
 @dataclass(frozen=True)
 class Extracting:
-    """One table of features in the making."""
+    """Writes one table of features."""
 
     context: StageContext
     settings: FrozenSettings
@@ -165,7 +167,7 @@ class Extracting:
 
     @cached_property
     def backbone(self) -> str:
-        """Names the network's body and what it is shown: features of one digest can be compared."""
+        """Returns the digest of the network's body and of its input; features of the same digest are comparable."""
         card, settings = self.trained.card, self.settings
         weights = hashlib.sha256()
         for name, tensor in sorted(self.trained.network.body.state_dict().items()):
@@ -185,7 +187,7 @@ class Extracting:
         )
 
     def shards(self, ids: pa.ChunkedArray, contents: pa.ChunkedArray) -> Iterator[Shard]:
-        """Where each shard begins and ends, and what names its vectors."""
+        """Yields the range and the key of each shard."""
         question = {"features": SCHEMA_VERSION, "backbone": self.backbone, "batch_size": self.settings.batch_size}
         for number, (first, stop) in enumerate(cut(ids.to_pylist(), self.settings.shard_size)):
             samples = ids[first:stop].to_pylist(), contents[first:stop].to_pylist()
@@ -195,16 +197,16 @@ class Extracting:
         return self.context.output / SHARDS / shard_file(shard.number)
 
     def placed(self, shard: Shard, cache: ShardCache) -> bool:
-        """Whether the cache had it; then it is in its place."""
+        """Puts a shard from the cache into the artifact; returns whether the cache had it."""
         found = cache.find(shard.key)
         if found is not None:
             place(found, self.path(shard))
         return found is not None
 
     def content(self, pool: Pool, shard: Shard, samples: Sequence[str]) -> bytes:
-        """The file of one shard, whose images lie one after the other in the pool."""
+        """Returns the file of one shard, whose images are consecutive in the pool."""
         settings, index = self.settings, np.arange(shard.first, shard.stop)
-        drawn = max(1, settings.views - 1)  # the image and weak views of it; the mirror image costs no drawing
+        drawn = max(1, settings.views - 1)  # the image and weak views of it; the mirror image needs no random numbers
         threads = max(1, self.context.runtime.workers)
         batches = Batches(settings.batch_size, drawn, False, self.dataset.flip, settings.seed, threads, self.clock)
         vectors = np.empty((len(samples), self.trained.network.num_features), np.float16)
@@ -217,14 +219,14 @@ class Extracting:
 
     @torch.inference_mode()
     def features(self, images: NDArray[np.uint8]) -> Tensor:
-        """float32 [n, D]. Normalised as batches of a training are, in half the time of `Trained.normalise`."""
+        """Returns float32 [n, D]. Normalises images as in training, in half the time of `Trained.normalise`."""
         card, device = self.trained.card, self.trained.device
         with autocast(device, self.trained.dtype):
             ready = normalise(torch.from_numpy(images), device, card.mean, card.std)
             return self.trained.network.features(ready).float()
 
     def vectors(self, views: Sequence[NDArray[np.uint8]], first: str) -> NDArray[np.float16]:
-        """[n, D]: the mean over the views of one batch."""
+        """Returns [n, D]: the mean over the views of one batch."""
         count, multiple = len(views[0]), max(1, self.settings.batch_size // MULTIPLES)
         try:
             total = sum(self.features(pad(images, multiple))[:count] for images in views)

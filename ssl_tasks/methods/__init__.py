@@ -1,4 +1,4 @@
-"""Semi-supervised methods, one per file. Importing this package imports no torch; `build_method` does."""
+"""Contains the semi-supervised methods, one per file. Importing this package does not import torch."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from selftrain.ssl_tasks.methods.base import Method, Problem
 
 LABELS_ONLY = {"supervised", "noisy_student", "distillation", "linear"}
-"""Methods that never look at the unlabelled pool: new unlabelled images do not make them train again."""
+"""Methods that never read the unlabelled pool: new unlabelled images do not make them train again."""
 
 
 def method_class(name: str) -> "type[Method]":

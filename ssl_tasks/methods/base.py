@@ -1,7 +1,7 @@
-"""The contract of a method: tensors in, losses out; never backward, step, device or logger.
+"""Defines the interface of a method: it gets tensors and returns losses, without backward, step, device or logger.
 
-Two pieces that several methods share are here too: a second network (`twin`), and the moving-average teacher of Mean
-Teacher and ICT, which keeps batch-norm statistics of its own.
+Two parts that several methods share are here too: a second network (`twin`), and the moving-average teacher of Mean
+Teacher and ICT, which has its own batch-norm statistics.
 """
 
 import copy
@@ -20,12 +20,12 @@ from selftrain.ssl_tasks.methods.math import weighted_cross_entropy
 
 @dataclass(frozen=True)
 class Losses:
-    """The result of one step: the loss to minimise, and numbers to log (detached tensors, never `.item()`: no sync).
+    """The result of one step: the loss to minimise, and numbers to log as detached tensors (`.item()` would wait).
 
-    Names used by all methods, so that runs compare: `supervised`, `unsupervised` (before its weight), `mask`
-    (share of unlabelled images that count), `pseudo_accuracy` (of those that count, where the truth is known),
+    All methods use the same names, so that runs are comparable: `supervised`, `unsupervised` (before its weight),
+    `mask` (share of unlabelled images that count), `pseudo_accuracy` (of those that count, with known ground truth),
     `pseudo_largest_class` (share of the most frequent pseudo-label among those that count), `gradient_share` (of
-    the weighted unsupervised loss, at the logits). The two on pseudo-labels are NaN where none counts.
+    the weighted unsupervised loss, at the logits). The two on pseudo-labels are NaN if none counts.
     """
 
     total: Tensor
@@ -37,24 +37,24 @@ class Problem:
     """The facts that a method needs when it is built."""
 
     num_classes: int
-    num_labeled: int  # sizes of the pools: per-sample memory is as long
+    num_labeled: int  # sizes of the pools, and so of per-sample memory
     num_unlabeled: int
     steps: int  # steps of the whole run
-    batch_size: int  # labelled images a step, over all ranks
-    unlabeled_batch: int  # unlabelled (or pseudo-labelled) images a step, over all ranks
+    batch_size: int  # labelled images per step, over all ranks
+    unlabeled_batch: int  # unlabelled (or pseudo-labelled) images per step, over all ranks
     class_prior: tuple[float, ...]  # class shares of the labelled images
-    warmup_steps: int = 0  # steps over which the learning rate rises at first
+    warmup_steps: int = 0  # steps over which the learning rate first rises
 
 
 class Pools(Protocol):
-    """Ordered passes over a whole pool, for methods that use all images between epochs; images are on the device."""
+    """Passes over a whole pool in order, for methods that use all images between epochs; images are on the device."""
 
     def labeled(self, view: View = "none") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(index, images, labels), batch by batch, in pool order."""
+        """Yields (index, images, labels), batch by batch, in pool order."""
         ...
 
     def unlabeled(self, view: View = "none") -> Iterator[tuple[Tensor, Tensor]]:
-        """(index, images), batch by batch, in pool order."""
+        """Yields (index, images), batch by batch, in pool order."""
         ...
 
 
@@ -71,19 +71,19 @@ class Method(nn.Module):
     leaves alone those without a gradient.
     """
 
-    views: Views = Views()  # of the class; of the instance where their number is a setting
-    mixes_labels: bool = False  # whether labelled images have a loss of their own kind, which no adjustment reaches
-    another: Callable[[], Classifier]  # builds an untrained network of the student's kind; the engine's to set
+    views: Views = Views()  # set by the class, or by the instance if their number is a setting
+    mixes_labels: bool = False  # whether the method has its own loss of labelled images, which ignores logit adjustment
+    another: Callable[[], Classifier]  # builds an untrained network of the student's kind; set by the engine
 
     def __init__(self, settings: Any, problem: Problem) -> None:
         super().__init__()
         self.settings, self.problem = settings, problem
 
     def before_training(self, student: Classifier) -> None:
-        """Called once before the optimizer is built, and before a state is loaded on resume: build own networks."""
+        """Builds the method's own networks; called once before the optimizer is built and a state is loaded."""
 
     def refresh_every(self) -> int | None:
-        """Steps between two calls of `before_epoch`; None for never."""
+        """Returns the number of steps between two calls of `before_epoch`; None for never."""
         return None
 
     def refresh_from(self) -> int:
@@ -91,14 +91,14 @@ class Method(nn.Module):
         return 0
 
     def before_epoch(self, student: Classifier, pools: Pools) -> None:
-        """Called before step `refresh_from()` and then every `refresh_every()` steps."""
+        """Prepares an epoch; called before step `refresh_from()` and then every `refresh_every()` steps."""
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         """Computes the losses of one step; each method defines this."""
         raise TypeError(f"{type(self).__name__} does not define its loss")
 
     def after_step(self, student: Classifier) -> None:
-        """Called after the optimizer's step, for example to update a teacher."""
+        """Updates the method after the optimizer's step, for example its teacher."""
 
     def evaluated(self, average: Classifier) -> Classifier:
         """Returns the network that is evaluated and saved: the student's average, or one of (or with) the method's
@@ -122,7 +122,7 @@ def labeled_cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) 
 
 
 def supervised_alone(student: nn.Module, batch: Batch) -> Losses:
-    """Returns the losses of supervised training, which a method at weight 0 must equal bit for bit."""
+    """Returns the losses of supervised training; a method at weight 0 must give the same bits."""
     supervised = labeled_cross_entropy(student(batch.labeled[0]).float(), batch)
     return Losses(supervised, {"supervised": supervised.detach()})
 
@@ -134,7 +134,7 @@ def combine(
     logits: Sequence[Tensor],
     logs: Mapping[str, Tensor],
 ) -> Losses:
-    """supervised + weight · unsupervised, with the numbers that every method logs.
+    """Returns supervised + weight · unsupervised, with the numbers that every method logs.
 
     `logits` are the student's outputs behind both losses. Every gradient passes through them, so the share of
     unlabelled images in the gradient is measured there, without a backward pass.
@@ -147,7 +147,7 @@ def combine(
 
 
 def gradient_share(supervised: Tensor, unsupervised: Tensor, logits: Sequence[Tensor]) -> Tensor:
-    """‖∇unsupervised‖ / (‖∇supervised‖ + ‖∇unsupervised‖), gradients with respect to the logits."""
+    """Returns ‖∇unsupervised‖ / (‖∇supervised‖ + ‖∇unsupervised‖), gradients with respect to the logits."""
     norms = [
         torch.stack([grad.norm() for grad in grads if grad is not None]).norm()
         for loss in (supervised, unsupervised)
@@ -168,7 +168,7 @@ def twin(student: Classifier, weights: Literal["scratch", "student"], another: C
 
 
 class MovingTeacher(nn.Module):
-    """A moving-average copy in train mode without gradient. Its batch norm statistics come from its own passes."""
+    """A moving-average copy in train mode, without gradient. Its batch-norm statistics come from its own passes."""
 
     updates: Tensor
 
@@ -184,7 +184,7 @@ class MovingTeacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, student: Classifier, decay: float, warmup: bool) -> None:
-        """teacher ← d · teacher + (1 - d) · student, d = min(1 - 1/(t + 1), decay) in the warm-up, on the device.
+        """Sets teacher ← d · teacher + (1 - d) · student, d = min(1 - 1/(t + 1), decay) in the warm-up, on the device.
 
         Ranks share one teacher, so its statistics are made equal too.
         """
@@ -192,7 +192,7 @@ class MovingTeacher(nn.Module):
         most = torch.full_like(self.updates, decay)
         kept = torch.minimum(1 - 1 / (self.updates + 1), most) if warmup else most
         pairs = zip(self.network.parameters(), student.parameters(), strict=True)
-        moving = [(one, other) for one, other in pairs if other.requires_grad]  # what is frozen is the same in both
+        moving = [(one, other) for one, other in pairs if other.requires_grad]  # frozen weights are the same in both
         mine: list[Tensor] = [one for one, _ in moving]
         theirs: list[Tensor] = [other for _, other in moving]
         torch._foreach_mul_(mine, kept)

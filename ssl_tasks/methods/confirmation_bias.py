@@ -1,20 +1,20 @@
-"""Pseudo-Labeling and Confirmation Bias (Arazo et al. 2020, arXiv 1908.02983).
+"""Implements Pseudo-Labeling and Confirmation Bias (Arazo et al. 2020, arXiv 1908.02983).
 
 Every unlabelled image has a soft label: the network's own prediction from the last time the image was seen, of the
 image without augmentation and the network in train mode without dropout. Labelled and unlabelled images train
 together under MixUp with one raw λ ~ Beta(α, α) a batch: loss = λ CE(ŷ) + (1 - λ) CE(ŷ of the partner)
 + class_regulariser · KL(uniform ‖ mean prediction) + entropy_regulariser · mean entropy. Both regularisers are needed:
 the first against one class for all, the second against flat predictions. So is a minimum of labelled images in every
-batch: it is `train.batch_size`, 16 of 100 in the paper, against unlabeled_ratio · batch_size. The warm-up
+batch: it is `train.batch_size`, 16 of 100 in the paper, beside unlabeled_ratio · batch_size. The warm-up
 learns from labelled images alone (10 epochs of them in the paper, before 400 of the unlabelled ones); the first soft
 labels come from a pass over all images after it.
 
-As in the official code the passes over plain images move the batch-norm statistics. The KL's constant,
--log C, is left out there and kept here, so that the term is 0 where the mean is uniform.
+As in the official code, the passes over plain images update the batch-norm statistics. The KL's constant, -log C, is
+left out there and kept here, so that the term is 0 if the mean is uniform.
 
-Deviations: the official code keeps an epoch's new labels apart until its end; in a pass that shows each image once
-this is the same as overwriting them. It averages weights late in the run (SWA); here the engine's moving average does.
-Its weak view has colour jitter, here it has not.
+Deviations: the official code stores an epoch's new labels separately until its end; in a pass that shows each image
+once this is the same as overwriting them. It averages weights late in the run (SWA); here, use the engine's moving
+average. Its weak view has colour jitter; ours has none.
 """
 
 import math
@@ -41,9 +41,9 @@ from selftrain.ssl_tasks.settings.methods import ConfirmationBiasSettings
 
 
 def distance_from_uniform(logits: Tensor) -> Tensor:
-    """KL(uniform ‖ mean prediction of all ranks)."""
+    """Returns KL(uniform ‖ mean prediction of all ranks)."""
     mean = logits.softmax(dim=1).mean(dim=0)
-    mean = mean + (mean_over_ranks(mean) - mean).detach()  # each rank's gradient at the mean of all
+    mean = mean + (mean_over_ranks(mean) - mean).detach()  # each rank's gradient, at the mean of all ranks
     return -mean.clamp_min(torch.finfo(mean.dtype).tiny).log().mean() - math.log(len(mean))
 
 
@@ -55,7 +55,7 @@ def plain_prediction(student: Classifier, images: Tensor) -> Tensor:
 
 
 class ConfirmationBias(Method):
-    """The memory of soft labels, [unlabelled images, classes], is a buffer."""
+    """The method; its memory of soft labels, [unlabelled images, classes], is a buffer."""
 
     mixes_labels = True
     views = Views(labeled=("weak",), unlabeled=("weak", "none"))

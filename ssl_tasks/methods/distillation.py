@@ -1,11 +1,11 @@
-"""Distillation of a teacher into a student by its stored soft labels (SimCLRv2: Chen et al. 2020, arXiv 2006.10029).
+"""Distils a teacher into a student by stored soft labels (SimCLRv2: Chen et al. 2020, arXiv 2006.10029).
 
 loss = (1 - α) · CE(labelled) + α · mean of -Σ p_teacher(T) · log p_student(T), where p(T) = softmax(logits / T).
-The teacher's probabilities come from the selection (`select.soft`), one temperature having been applied or not when
-they were stored; p^(1/T), normalised, is softmax(logits / T), so logits need not be kept. The paper's main
-distillation is α = 1, unlabelled images alone; it mixes in true labels where there are many.
+The teacher's probabilities come from the selection (`select.soft`), after a temperature if one was set there.
+p^(1/T), normalised, is softmax(logits / T), so logits need not be stored. The paper's main distillation is α = 1,
+unlabelled images only; it adds true labels if there are many.
 
-Deviations: hard stored labels stay one-hot at any T. As in the paper, and against Hinton et al., the loss is not
+Deviations: hard stored labels stay one-hot at any T. As in the paper, and unlike Hinton et al., the loss is not
 multiplied by T².
 """
 
@@ -26,12 +26,12 @@ from selftrain.ssl_tasks.settings.methods import DistillationSettings
 
 
 def distillation_loss(logits: Tensor, teacher_probs: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of teacher and student, both at the temperature; the mean over images."""
+    """Returns the mean cross-entropy of teacher and student, both at the temperature."""
     return soft_cross_entropy(logits / temperature, sharpen(teacher_probs, temperature)).mean()
 
 
 class Distillation(Method):
-    """A student of stored soft labels."""
+    """The method; the student learns stored soft labels."""
 
     views = Views(labeled=("weak",), pseudo=("weak",))
     settings: DistillationSettings

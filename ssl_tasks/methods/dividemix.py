@@ -1,25 +1,24 @@
-"""DivideMix (Li et al. 2020, arXiv 2002.07394): learning with labels of which many may be wrong.
+"""Implements DivideMix (Li et al. 2020, arXiv 2002.07394), which learns from labels of which many may be wrong.
 
-Two networks. Before each epoch both judge every labelled image, without augmentation: a mixture of two Gaussians on
-the network's min-max-normalised losses gives the probability w that a label is clean. Each network trains by the
-OTHER one's division (co-divide), so that its own mistakes are not confirmed:
+It trains two networks. Before each epoch, both evaluate every labelled image without augmentation: a mixture of two
+Gaussians on the network's min-max-normalised losses gives the probability w that a label is clean. Each network uses
+the OTHER one's division (co-divide), so that its own mistakes are not confirmed:
 - images with w > `clean_threshold` keep a refined label: w · label + (1 - w) · the network's own mean prediction of
   the two views, sharpened (co-refinement);
 - the others lose their label, and like unlabelled images get both networks' sharpened mean prediction (co-guessing).
 All are mixed by one max(λ, 1 - λ) a batch. loss = mean CE(clean) + weight(t) · mean over images and classes of
 (target - prediction)² (others) + KL(uniform ‖ mean prediction). In the warm-up both networks learn the labels as
-given, for asymmetric noise with a penalty on confidence. The mean of both networks' logits is what is evaluated.
+given, for asymmetric noise with a penalty on confidence. The mean of both networks' logits is evaluated.
 
-It takes a fully but noisily labelled set (`use_unlabeled: false`) as well as a labelled and an unlabelled one.
-`labels: clean` trusts all labels and leaves two co-guessing networks. An epoch is a pass over the larger pool;
-they are counted from the end of the warm-up.
+It accepts a fully but noisily labelled set (`use_unlabeled: false`) as well as a labelled and an unlabelled one.
+`labels: clean` trusts all labels, so that two co-guessing networks remain. An epoch is a pass over the larger pool;
+epochs are counted from the end of the warm-up.
 
-Deviations: the networks take each step together, on one batch, where the official code trains them in turn, an epoch
-each; a batch holds clean and noisy images as they come, where the official one has as many of each, so means are
-taken over what the batch holds, and an empty half counts 0 (the official code fails on one). Its epoch ends with the
-clean images, 64 of them beside 64 others a step; a batch of 128 here is as large. Predictions for targets
-are made of all views in one pass. The moving average, if on, is the first network's alone: the official code has
-none (`ema_decay: 0`).
+Deviations: the networks take each step together, on one batch; the official code trains them in turn, an epoch each. A
+batch holds clean and noisy images at random; the official one has equally many of each. So means are over the images
+of the batch, and an empty half counts 0 (the official code fails on one). Its epoch ends with the clean images, 64 of
+them beside 64 others per step; a batch of 128 here is as large. Predictions for targets are made from all views in one
+pass. The moving average, if on, is of the first network only; the official code has none (`ema_decay: 0`).
 """
 
 import math
@@ -50,8 +49,8 @@ from selftrain.ssl_tasks.settings.methods import DivideMixSettings
 
 
 def clean_probability(losses: np.ndarray) -> np.ndarray:
-    """[n] in 0 … 1: the posterior of the Gaussian with the smaller mean; 1 where all losses are alike."""
-    from sklearn.exceptions import ConvergenceWarning  # not on every GPU machine
+    """Returns [n] in 0 … 1: the posterior of the Gaussian with the smaller mean; 1 if all losses are equal."""
+    from sklearn.exceptions import ConvergenceWarning  # not installed on every GPU machine
     from sklearn.mixture import GaussianMixture
 
     span = np.ptp(losses) if len(losses) > 1 else 0.0
@@ -60,19 +59,18 @@ def clean_probability(losses: np.ndarray) -> np.ndarray:
     column = ((losses - losses.min()) / span).reshape(-1, 1)
     mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # ten rounds are the official number, converged or not
+        warnings.simplefilter("ignore", ConvergenceWarning)  # ten iterations as in the official code, converged or not
         mixture.fit(column)
     return mixture.predict_proba(column)[:, mixture.means_.argmin()]
 
 
 def mean_where(losses: Tensor, mask: Tensor) -> Tensor:
-    """Returns the mean of the rows that the mask counts (over all ranks, once these are averaged); 0 where it counts
-    none."""
+    """Returns the mean of the rows that the mask counts, over all ranks after their average; 0 if it counts none."""
     return (losses * mask).sum() / mean_over_ranks(mask.sum()).clamp_min(1 / world())
 
 
 class DivideMix(Method):
-    """Buffers: both networks' losses of the last epochs, and the probabilities that labels are clean."""
+    """The method; its buffers are both networks' last losses and the labels' probabilities to be clean."""
 
     mixes_labels = True
     settings: DivideMixSettings
@@ -176,14 +174,14 @@ class DivideMix(Method):
 
 
 def mean_of_views(probs: Tensor, known: int) -> tuple[Tensor, Tensor]:
-    """Means over two views of `known` labelled images, and of the unlabelled ones that follow."""
+    """Returns means over two views of the first `known` images, which are labelled, and of the unlabelled rest."""
     labeled, unlabeled = probs[: 2 * known], probs[2 * known :]
     half = len(unlabeled) // 2
     return (labeled[:known] + labeled[known:]) / 2, (unlabeled[:half] + unlabeled[half:]) / 2
 
 
 def mean_loss(history: np.ndarray) -> np.ndarray:
-    """[epochs, n] → [n]: each epoch's losses stretched to 0 … 1, and the mean of those epochs that there were."""
+    """Returns [n]: the mean over the recorded epochs of each epoch's losses, scaled to 0 … 1."""
     seen = history[~np.isnan(history).any(axis=1)]
     low, span = seen.min(axis=1, keepdims=True), np.ptp(seen, axis=1, keepdims=True)
     return ((seen - low) / np.where(span > 0, span, 1)).mean(axis=0)

@@ -1,18 +1,18 @@
-"""FixMatch (Sohn et al. 2020, arXiv 2001.07685).
+"""Implements FixMatch (Sohn et al. 2020, arXiv 2001.07685).
 
-The prediction for the weak view is the pseudo-label of the strong view, where its largest probability reaches the
+The prediction for the weak view is the pseudo-label of the strong view if its largest probability reaches the
 threshold τ: loss = CE(labelled) + weight · mean over ALL unlabelled images of 1[max q ≥ τ] · CE(argmax q, strong).
 The pseudo-label carries no gradient and comes from the live network, not from its average; labelled, weak and strong
 images go through one forward pass in train mode, so that batch norm sees them together.
 
 `threshold` τ; `weight` λ_u; `temperature` None is the official hard label, else the target is the sharpened
 prediction; `distribution_alignment` first pulls the predictions' running mean (128 batches, as ReMixMatch) to the
-labelled classes' shares, as the paper's appendix; `confidence_temperature` sharpens the prediction for the comparison
-with τ alone, where a pretrained network's softmax is flat (SWIFT, 2512.10244; UDA and FlexMatch have it too);
-`separate_weak_forward` sends the weak views through a pass of their own without a gradient.
+labelled classes' shares, as in the paper's appendix; `confidence_temperature` sharpens the prediction only for the
+comparison with τ, for pretrained networks with a flat softmax (SWIFT, 2512.10244; UDA and FlexMatch have it too);
+`separate_weak_forward` sends the weak views through a separate pass without a gradient.
 
-Deviations: with a temperature, the mask looks at the prediction before sharpening, as in the official code.
-`separate_weak_forward` saves a third to a half of the work, but normalises weak views apart from the others.
+Deviations: with a temperature, the mask uses the prediction before sharpening, as in the official code.
+`separate_weak_forward` saves a third to a half of the work, but normalises weak views separately from the others.
 """
 
 import torch
@@ -41,7 +41,7 @@ from selftrain.ssl_tasks.settings.methods import FixMatchSettings
 
 
 def masked_cross_entropy(logits_strong: Tensor, probs_weak: Tensor, mask: Tensor, temperature: float | None) -> Tensor:
-    """Mean over all rows, zeros included, of mask · CE with the hard (or sharpened) prediction for the weak view."""
+    """Returns the mean over all rows of mask · CE with the hard (or sharpened) prediction for the weak view."""
     if temperature is None:
         losses = F.cross_entropy(logits_strong, probs_weak.argmax(dim=1), reduction="none")
     else:
@@ -50,7 +50,7 @@ def masked_cross_entropy(logits_strong: Tensor, probs_weak: Tensor, mask: Tensor
 
 
 class FixMatch(Method):
-    """A fixed threshold for all classes."""
+    """The method, with one fixed threshold for all classes."""
 
     views = Views(labeled=("weak",), unlabeled=("weak", "strong"))
     settings: FixMatchSettings
@@ -75,7 +75,7 @@ class FixMatch(Method):
         return combine(supervised, unsupervised, self.settings.weight, (logits, logits_strong), logs)
 
     def forward_views(self, student: Classifier, batch: Batch) -> tuple[Tensor, ...]:
-        """Logits of the labelled images, the weak views and the strong views."""
+        """Returns the logits of the labelled images, the weak views and the strong views."""
         (labeled,), (weak, strong) = batch.labeled, batch.unlabeled
         if not self.settings.separate_weak_forward:
             return forward_together(student, labeled, weak, strong)

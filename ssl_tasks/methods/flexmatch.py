@@ -1,17 +1,17 @@
-"""FlexMatch (Zhang et al. 2021, arXiv 2110.08263).
+"""Implements FlexMatch (Zhang et al. 2021, arXiv 2110.08263).
 
-FixMatch with a threshold for each class, lower where the class is learned less. An image's last pseudo-label above
-τ is remembered; β_c is the number of images remembered for class c, over the largest such number; the threshold of c
-is τ · M(β_c) with M(x) = x / (2 - x). Warm-up: while more images have no label yet than any class has, their number
-takes the place of the largest. Then loss = CE(labelled) + weight · mean of 1[max q ≥ τ M(β_argmax)] · CE(strong).
+It is FixMatch with a threshold for each class, lower for classes that are learned less. An image's last pseudo-label
+above τ is remembered; β_c is the number of images remembered for class c, over the largest such number; the threshold
+of c is τ · M(β_c) with M(x) = x / (2 - x). Warm-up: while more images have no label yet than any class has, their
+number replaces the largest. Then loss = CE(labelled) + weight · mean of 1[max q ≥ τ M(β_argmax)] · CE(strong).
 
-As in the official code: only images above the fixed τ are remembered; the mask uses the β from before this batch;
-β starts at 0, so that the first thresholds are 0 and every image counts; nothing moves β once every image has a label
-of the same class.
+As in the official code: only images above the fixed τ are remembered; the mask uses the β from before this batch; β
+starts at 0, so that the first thresholds are 0 and every image counts; β no longer changes once every image has a
+label of the same class.
 
 `threshold` τ; `weight` λ; `warmup` the unused bin; `mapping` convex (official) or linear (M(x) = x, the ablation).
-Deviations: where a batch shows one image twice, the larger label number is remembered, so that a GPU's order of
-writing cannot matter.
+Deviations: if a batch shows one image twice, the larger label number is remembered, so that a GPU's order of writing
+cannot matter.
 """
 
 import torch
@@ -39,19 +39,19 @@ from selftrain.ssl_tasks.settings.methods import FlexMatchSettings
 
 
 def learning_status(remembered: Tensor, num_classes: int, warmup: bool) -> Tensor:
-    """β [K] from every image's remembered class, -1 for none yet."""
+    """Returns β [K] from every image's remembered class, -1 for none yet."""
     counts = class_counts(remembered + 1, num_classes + 1)
     largest = counts.max() if warmup else counts[1:].max().clamp_min(1)
     return counts[1:] / largest
 
 
 def class_thresholds(status: Tensor, threshold: float, mapping: str) -> Tensor:
-    """τ · M(β), for each class."""
+    """Returns τ · M(β) for each class."""
     return threshold * (status / (2 - status) if mapping == "convex" else status)
 
 
 class FlexMatch(Method):
-    """Per-sample memory: the last pseudo-label above τ."""
+    """The method; it remembers each image's last pseudo-label above τ."""
 
     views = Views(labeled=("weak",), unlabeled=("weak", "strong"))
     settings: FlexMatchSettings

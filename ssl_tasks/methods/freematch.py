@@ -1,13 +1,14 @@
-"""FreeMatch (Wang et al. 2022, arXiv 2205.07246).
+"""Implements FreeMatch (Wang et al. 2022, arXiv 2205.07246).
 
-FixMatch whose thresholds follow the model. Three moving averages over unlabelled weak views, with decay m and starting
-at 1/K: the global threshold τ of the largest probability, p of the prediction, h of the shares of predicted classes.
+It is FixMatch with thresholds that follow the model. It has three moving averages over unlabelled weak views, with
+decay m and starting at 1/K: the global threshold τ of the largest probability, p of the prediction, h of the shares of
+predicted classes.
 Class c's threshold is τ · p_c / max p, and loss = CE(labelled) + weight · mean of 1[max q ≥ τ_argmax] · CE(strong)
 + fairness_weight · Σ N(p / h) log N(p̄ / h̄), where p̄ and h̄ are the mean prediction and the shares of predicted
-classes of the strong views that count, and N divides by the sum. The last term is 0 where none counts.
+classes of the strong views that count, and N divides by the sum. The last term is 0 if none counts.
 
-As in the official code: the averages take in the batch BEFORE the mask is made; τ moves by the mean of the largest
-probabilities, or, where `quantile` is set (official alternative .8), by their quantile; 1/0 counts as 0 in N.
+As in the official code: the averages include the batch BEFORE the mask is made; τ follows the mean of the largest
+probabilities or, if `quantile` is set (official alternative .8), their quantile; 1/0 counts as 0 in N.
 `clip` limits τ from above (official .95 for some data sets); `decay` m. Deviations: none known.
 """
 
@@ -31,25 +32,25 @@ from selftrain.ssl_tasks.settings.methods import FreeMatchSettings
 
 
 def scaled(probs: Tensor, histogram: Tensor) -> Tensor:
-    """N(probs / histogram), where 1/0 counts as 0."""
+    """Returns N(probs / histogram); 1/0 counts as 0."""
     ratio = torch.where(histogram > 0, probs / histogram.clamp_min(torch.finfo(probs.dtype).tiny), 0.0)
     return ratio / ratio.sum().clamp_min(torch.finfo(probs.dtype).tiny)
 
 
 def fairness_loss(logits_strong: Tensor, mask: Tensor, probs_average: Tensor, histogram_average: Tensor) -> Tensor:
-    """Σ N(p / h) log N(p̄ / h̄) over the rows that count, of all ranks; 0 where none counts."""
+    """Returns Σ N(p / h) log N(p̄ / h̄) over the rows that count, of all ranks; 0 if none counts."""
     number = sum_over_ranks(mask.sum())
     share = world() / number.clamp_min(1)
     probs = logits_strong.softmax(dim=1)
     histogram = mean_over_ranks(share * class_counts(probs.argmax(dim=1), probs.shape[1], mask))
     mean = share * (mask[:, None] * probs).sum(dim=0)
-    mean = mean + (mean_over_ranks(mean) - mean).detach()  # the value of all ranks, the gradient of this one
+    mean = mean + (mean_over_ranks(mean) - mean).detach()  # the value of all ranks, the gradient of this rank
     loss = (scaled(probs_average, histogram_average) * (scaled(mean, histogram) + 1e-12).log()).sum()
     return torch.where(number > 0, loss, 0.0)
 
 
 class FreeMatch(Method):
-    """Thresholds that adapt by themselves."""
+    """The method; its thresholds adapt during training."""
 
     views = Views(labeled=("weak",), unlabeled=("weak", "strong"))
     settings: FreeMatchSettings
@@ -66,7 +67,7 @@ class FreeMatch(Method):
 
     @torch.no_grad()
     def update(self, probs_weak: Tensor) -> None:
-        """Moves the three averages by the whole batch, of all ranks."""
+        """Updates the three averages with the whole batch, of all ranks."""
         confidence, labels = probs_weak.max(dim=1)
         rate, quantile = 1 - self.settings.decay, self.settings.quantile
         level = mean_over_ranks(confidence.mean()) if quantile is None else gather_rows(confidence).quantile(quantile)

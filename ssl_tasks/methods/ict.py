@@ -1,18 +1,18 @@
-"""Interpolation Consistency Training, ICT (Verma et al. 2019, arXiv 1903.03825).
+"""Implements Interpolation Consistency Training, ICT (Verma et al. 2019, arXiv 1903.03825).
 
 Two unlabelled images are mixed, λ u + (1 - λ) u'; the student's prediction for the mixture is pulled to the same
 mixture of the mean teacher's: loss = CE(mixed labelled) + w(t) · mean over images and classes of
 (softmax student(mixture) - softmax(λ teacher(u) + (1 - λ) teacher(u')))², where w rises by exp(-5 (1 - t)²).
-As in the official code the teacher's LOGITS are mixed and λ ~ Beta(α, α), one for the batch, is taken as drawn;
-FixMatch's baseline mixes probabilities by max(λ, 1 - λ). The teacher runs in train mode and is what is evaluated.
+As in the official code, the teacher's LOGITS are mixed, and λ ~ Beta(α, α), one per batch, is used as drawn;
+FixMatch's baseline mixes probabilities by max(λ, 1 - λ). The teacher runs in train mode and is evaluated.
 
 `weight` w_max; `alpha` α of the unlabelled and `labeled_alpha` of the labelled images (official: both 1 for CIFAR,
 both .1 for SVHN; 0 mixes nothing); `decay`, `decay_warmup` of the teacher; `ramp_up` share of the run over which w
 rises.
 
 Deviations: mixtures of labelled and of unlabelled images pass the student together, so that batch norm sees both; the
-official code has a forward pass for each, and further ones of unmixed images, for its log, which move the running
-statistics too. Its CIFAR-10 is whitened (ZCA), and its L2 is on all weights, here on kernels alone.
+official code has a forward pass for each, and further ones of unmixed images for its log, which update the running
+statistics too. Its CIFAR-10 is whitened (ZCA). Its L2 is on all weights, ours only on kernels.
 """
 
 import torch
@@ -45,7 +45,7 @@ def interpolation_loss(mixed_logits: Tensor, teacher_logits: Tensor, partner: Te
 
 
 class ICT(Method):
-    """A student of mixtures and its moving average."""
+    """The method; the student learns from mixtures, and its moving average is the teacher."""
 
     mixes_labels = True
     views = Views(labeled=("weak",), unlabeled=("weak",))
@@ -73,7 +73,7 @@ class ICT(Method):
         return combine(supervised, unsupervised, weight, (logits, mixed_logits), logs)
 
     def supervised(self, logits: Tensor, batch: Batch, partner: Tensor, lam: Tensor) -> Tensor:
-        """Cross-entropy with the mixed labels, each with the weight of its class."""
+        """Returns the cross-entropy with the mixed labels, each with the weight of its class."""
         targets = F.one_hot(batch.labels, self.problem.num_classes).float()
         if batch.label_weights is not None:
             targets = targets * batch.label_weights[:, None]

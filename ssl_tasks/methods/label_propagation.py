@@ -1,18 +1,18 @@
-"""Label Propagation for Deep Semi-supervised Learning (Iscen et al. 2019, arXiv 1904.04717).
+"""Implements Label Propagation for Deep Semi-supervised Learning (Iscen et al. 2019, arXiv 1904.04717).
 
-Every epoch the features of all images become a graph: an edge to each of the k nearest neighbours, weighted by
+Every epoch, the features of all images become a graph: an edge to each of the k nearest neighbours, weighted by
 [cosine]₊^γ, W = A + Aᵀ with an empty diagonal, normalised to S = D^-½ W D^-½. The labels diffuse over it:
-(I - αS) z_c = y_c for each class, by conjugate gradient, where y_c is 1/n_c on the class's labelled images (so that
-a class with more labels is not louder; one without labels stays silent). An unlabelled image's pseudo-label is
+(I - αS) z_c = y_c for each class, by conjugate gradient, where y_c is 1/n_c on the class's labelled images (so that a
+class with more labels has no more influence; one without labels has none). An unlabelled image's pseudo-label is
 argmax_c z, its weight ω = 1 - H(z / Σz) / log C, divided by the largest. With ζ_c = (N / C) / n_c against imbalance,
 loss = mean ζ_y CE(labelled) + weight · mean ω ζ_ŷ CE(unlabelled).
 
 Deviations: the official code takes one mean over a batch of which half is labelled, which is half of this loss at
-weight 1 (half the learning rate and twice the weight decay make SGD's steps equal). Official pre-training on labels
-alone is a training of its own, 180 epochs of the labelled set with its own fall of the rate; here it is `warmup`, the
-first share of one schedule, from whose end on epochs are counted. The official search takes the first neighbour found
-for the image itself; here the image is left out by its number, which differs where two images are alike. ζ of a class
-that nothing has is 0/0 there and harmless here.
+weight 1 (half the learning rate and twice the weight decay make SGD's steps equal). Its pre-training on labels is a
+separate training: 180 epochs of the labelled set with their own schedule. Here it is `warmup`, the first share of one
+schedule; epochs are counted from its end. The official search removes the first neighbour found as the image itself;
+here the image is removed by its number, which differs if two images are equal. ζ of a class without any image is 0/0
+there and harmless here.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ CHUNK = 2048  # rows of the similarity matrix at a time: 400 MB of float32 for 5
 
 
 def nearest_neighbors(features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine similarities [n, k] and numbers [n, k] of every row's nearest other rows, exactly."""
+    """Returns the exact cosine similarities [n, k] and numbers [n, k] of every row's nearest other rows."""
     normal = F.normalize(features.float(), dim=1)
     k = min(k, len(normal) - 1)
     found = []
@@ -56,7 +56,7 @@ def nearest_neighbors(features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def normalised_graph(similarity: np.ndarray, index: np.ndarray, power: float) -> sparse.csr_array:
-    """D^-½ (A + Aᵀ) D^-½ with A_ij = [sim_ij]₊^power; an image without edges keeps an empty row."""
+    """Returns D^-½ (A + Aᵀ) D^-½ with A_ij = [sim_ij]₊^power; an image without edges has an empty row."""
     n, k = index.shape
     edges = np.maximum(similarity, 0).astype(np.float64) ** power
     directed = sparse.csr_array((edges.ravel(), (np.repeat(np.arange(n), k), index.ravel())), shape=(n, n))
@@ -67,7 +67,7 @@ def normalised_graph(similarity: np.ndarray, index: np.ndarray, power: float) ->
 
 
 def diffuse(graph: sparse.csr_array, labels: np.ndarray, num_classes: int, alpha: float, iterations: int) -> np.ndarray:
-    """z [n, C] of (I - αS) z_c = y_c, without its negative rounding errors; labels are -1 where unknown."""
+    """Returns z [n, C] of (I - αS) z_c = y_c, without negative rounding errors; unknown labels are -1."""
     system = sparse.identity(graph.shape[0], format="csr") - alpha * graph
     scores = np.zeros((graph.shape[0], num_classes))
     for number in range(num_classes):
@@ -78,7 +78,7 @@ def diffuse(graph: sparse.csr_array, labels: np.ndarray, num_classes: int, alpha
 
 
 def certainty(scores: np.ndarray) -> np.ndarray:
-    """ω [n]: 1 - entropy of the scores' shares ÷ log C, over the largest; 0 where no label arrived."""
+    """Returns ω [n]: 1 - entropy of the scores' shares ÷ log C, over the largest; 0 if no label arrived."""
     total = scores.sum(axis=1, keepdims=True)
     shares = np.where(total > 0, scores / np.where(total > 0, total, 1), 1 / scores.shape[1])
     entropy = -np.sum(shares * np.log(np.where(shares > 0, shares, 1)), axis=1)
@@ -87,7 +87,7 @@ def certainty(scores: np.ndarray) -> np.ndarray:
 
 
 class LabelPropagation(Method):
-    """Per-sample memory: each unlabelled image's pseudo-label and weight, from the graph of the last refresh."""
+    """The method; it remembers each unlabelled image's pseudo-label and weight from the graph of the last refresh."""
 
     views = Views(labeled=("weak",), unlabeled=("weak",))
     pseudo_labels: Tensor
@@ -118,7 +118,7 @@ class LabelPropagation(Method):
         self.propagate(torch.cat([*known, *unknown]), torch.cat(labels))
 
     def propagate(self, features: Tensor, labels: Tensor) -> None:
-        """Pseudo-labels and weights from the features of the labelled images, then of the unlabelled ones."""
+        """Computes pseudo-labels and weights from the features of the labelled images, then of the unlabelled ones."""
         nodes = np.full(len(features), -1)
         nodes[: len(labels)] = labels.cpu().numpy()
         graph = normalised_graph(*nearest_neighbors(features, self.settings.neighbors), self.settings.power)

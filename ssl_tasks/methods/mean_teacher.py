@@ -1,18 +1,18 @@
-"""Mean Teacher (Tarvainen & Valpola 2017, arXiv 1703.01780).
+"""Implements Mean Teacher (Tarvainen & Valpola 2017, arXiv 1703.01780).
 
 The teacher's weights are a moving average of the student's. The student's prediction for one weak view is pulled to
 the teacher's for another: loss = CE(labelled) + w(t) · mean over all images, labelled ones included, and classes of
 (softmax student - softmax teacher)², where w rises by exp(-5 (1 - t)²). Only the student gets a gradient.
-As in the official code the teacher runs in train mode: batch norm by its own batch, noise of its own, and only
-parameters are averaged. It is the network that is evaluated.
+As in the official code, the teacher runs in train mode, with its own batch statistics and noise, and only parameters
+are averaged. The teacher is evaluated.
 
 `weight` (the official PyTorch code has 100, FixMatch's baseline 50); `decay` of the average; `decay_warmup` takes
 min(1 - 1/(t + 1), decay) at step t; `ramp_up` share of the run over which w rises; `ramp` sigmoid, or linear as the
 baselines of MixMatch's authors; `consistency` mse, or the official alternative kl, KL(teacher ‖ student).
 
 Deviations: one head of logits, as the official default; its CIFAR experiments couple two with a cost of .01. In the
-baselines of MixMatch's authors labelled and unlabelled images pass the student apart, the labelled ones alone move
-batch norm's running statistics, and consistency is asked of the unlabelled images alone.
+baselines of MixMatch's authors, labelled and unlabelled images pass the student separately, only the labelled ones
+update batch norm's running statistics, and the consistency loss is on the unlabelled images only.
 """
 
 import torch
@@ -48,7 +48,7 @@ def consistency_loss(student_logits: Tensor, teacher_logits: Tensor, kind: str) 
 
 
 class MeanTeacher(Method):
-    """A student and its moving average."""
+    """The method; the teacher is the student's moving average."""
 
     views = Views(labeled=("weak", "weak"), unlabeled=("weak", "weak"))
     settings: MeanTeacherSettings

@@ -1,28 +1,28 @@
-"""Meta Pseudo Labels (Pham et al. 2021, arXiv 2003.10580).
+"""Implements Meta Pseudo Labels (Pham et al. 2021, arXiv 2003.10580).
 
-A teacher labels the strong views; a student, which never sees a true label, takes a step on these hard labels; how much
-the step lowered the student's loss on labelled images is the teacher's feedback. In one step:
+A teacher labels the strong views. A student, which is never trained on a true label, takes a step on these hard labels.
+The decrease of the student's loss on labelled images is the teacher's feedback. In one step:
 1. teacher forward on labelled, weak and strong views; ŷ = its argmax on the strong views;
 2. student step on CE(strong, ŷ); feedback h = CE(labelled, old student) - CE(labelled, new student), minus its moving
    average;
 3. teacher step on CE(labelled) + uda_weight(t) · UDA + feedback_weight · h · CE(teacher on strong, ŷ), where UDA is the
    mean of 1[max q ≥ threshold] · CE(q, strong) with q the weak view's prediction at `uda_temperature`.
-The teacher trains alone for the first `student_wait` of the run; in the last `finetune` the student learns from
-labelled images alone, at `finetune_rate` times the learning rate and without decay. `train.warmup_steps` warms up both
-networks: the teacher from the first step, the student from when it starts.
+Only the teacher trains for the first `student_wait` of the run. In the last `finetune`, the student learns only from
+labelled images, at `finetune_rate` times the learning rate and without decay. `train.warmup_steps` warms up both
+networks: the teacher from the first step, the student from its own first step.
 
-The sign of h: the objective is the labelled loss of the student that has learnt labels drawn by the teacher. Its exact
-gradient for the teacher (REINFORCE) is the mean over these labels of h · ∇CE(teacher on strong, ŷ) with h = old - new
-(`feedback_sign: theory`, the default): labels that helped become likelier. The official code has new - old
-(`feedback_sign: official`), which for hard labels climbs the objective. There it has no effect: that code multiplies
-h with CE(p, p) for soft, detached p, whose gradient is exactly zero. So ŷ must be hard; and the logits of h's factor
-must not be detached, as one much-used port has them. The feedback has no label smoothing.
+The sign of h: the objective is the labelled loss of the student after it has learned labels drawn by the teacher. Its
+exact gradient for the teacher (REINFORCE) is the mean over these labels of h · ∇CE(teacher on strong, ŷ) with
+h = old - new (`feedback_sign: theory`, the default): labels that helped become more probable. The official code has
+new - old (`feedback_sign: official`), which increases the objective for hard labels. There it has no effect: that code
+multiplies h with CE(p, p) for soft, detached p, whose gradient is exactly zero. So ŷ must be hard, and the logits of
+h's factor must not be detached, as they are in one much-used port. The feedback has no label smoothing.
 
 Deviations: both networks share one optimizer and its learning rate (in the official recipes the two rates are equal;
-the student's cosine starts `student_wait` later there). ŷ is the argmax, where the paper draws from the teacher's
-prediction. The student learns hard labels, where the official code gives it the teacher's soft ones. The moving
-average starts at 0, not at a random number. The official code decays all weights but batch norm's, biases too.
-`train.clip_gradient` and `train.accumulate` do not reach these steps.
+the student's cosine starts `student_wait` later there). ŷ is the argmax; the paper draws it from the teacher's
+prediction. The student learns hard labels; in the official code, the teacher's soft ones. The moving average starts at
+0, not at a random number. The official code decays all weights but batch norm's, including biases.
+`train.clip_gradient` and `train.accumulate` do not apply to these steps.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ from selftrain.ssl_tasks.settings.methods import MetaPseudoLabelsSettings
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step along the gradient of the loss. Parameters that it does not depend on are left alone."""
+    """Takes one step along the gradient of the loss; parameters that it does not depend on are unchanged."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     average_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
@@ -65,7 +65,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 @contextlib.contextmanager
 def at_rate(optimizer: torch.optim.Optimizer, factor: float, decay: bool = True) -> Iterator[None]:
-    """Steps at a share of the learning rate, with or without weight decay."""
+    """Scales the learning rate within the block, with or without weight decay."""
     before = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
     try:
         for group in optimizer.param_groups:
@@ -78,14 +78,16 @@ def at_rate(optimizer: torch.optim.Optimizer, factor: float, decay: bool = True)
 
 
 def uda_loss(weak: Tensor, strong: Tensor, temperature: float, threshold: float) -> tuple[Tensor, Tensor]:
-    """Mean over all images of mask · CE(softmax(weak / T), strong); and the mask. The target has no gradient."""
+    """Returns the mean over all images of mask · CE(softmax(weak / T), strong), and the mask.
+
+    The target has no gradient."""
     targets = (weak.detach() / temperature).softmax(dim=1)
     mask = confident(targets, threshold)
     return (mask * soft_cross_entropy(strong, targets)).mean(), mask
 
 
 class MetaPseudoLabels(Method):
-    """The teacher is the method's, the student the engine's; the one optimizer holds both."""
+    """The method; it owns the teacher, the engine owns the student, and one optimizer holds both."""
 
     views = Views(labeled=("weak",), unlabeled=("weak", "strong"))
     settings: MetaPseudoLabelsSettings
@@ -102,7 +104,7 @@ class MetaPseudoLabels(Method):
     def train_step(
         self, student: Classifier, optimizer: torch.optim.Optimizer, batch: Batch, progress: float
     ) -> Losses:
-        """One step of the student, then one of the teacher."""
+        """Takes one step of the student, then one of the teacher."""
         if progress > 1 - self.settings.finetune:
             losses = supervised_alone(student, batch)
             with at_rate(optimizer, self.settings.finetune_rate, decay=False):
@@ -121,8 +123,7 @@ class MetaPseudoLabels(Method):
     def teach(
         self, student: Classifier, optimizer: torch.optim.Optimizer, batch: Batch, hard: Tensor, progress: float
     ) -> Tensor:
-        """Returns the student's step, and how much it lowered its loss on labelled images, apart from what steps
-        usually do."""
+        """Takes the student's step; returns the decrease of its loss on labelled images, minus the usual decrease."""
         labeled, strong = forward_together(student, *batch.labeled, batch.unlabeled[1])
         old = F.cross_entropy(labeled.detach(), batch.labels)
         with at_rate(optimizer, self.student_rate(progress)):

@@ -1,12 +1,11 @@
-"""Noisy Student (Xie et al. 2019, arXiv 1911.04252): the student's half; the teacher's is `predict` and `select`.
+"""Implements the student of Noisy Student (Xie et al. 2019, arXiv 1911.04252); `predict` and `select` are the teacher.
 
 A student learns from labelled images and from images with a teacher's stored pseudo-labels, both under strong
 augmentation, dropout and stochastic depth (the model's settings):
-loss = CE(labelled, smoothed) + weight · CE(pseudo-labels). Soft pseudo-labels are taken as they are; hard ones
-(rows that are one-hot) are smoothed like true labels. How many pseudo-labelled images a batch has is the training's
-`unlabeled_ratio`.
+loss = CE(labelled, smoothed) + weight · CE(pseudo-labels). Soft pseudo-labels are used unchanged; hard ones (one-hot
+rows) are smoothed like true labels. `train.unlabeled_ratio` sets the number of pseudo-labelled images in a batch.
 
-Deviations: the paper's equation weighs the two means alike, which is `weight: 1`; the official code multiplies the
+Deviations: the paper's equation weights the two means equally, which is `weight: 1`; the official code multiplies the
 second by its ratio (`unlabel_ratio`, 1 to 14), which is `weight: <unlabeled_ratio>`.
 """
 
@@ -21,13 +20,13 @@ from selftrain.ssl_tasks.settings.methods import NoisyStudentSettings
 
 
 def smooth_hard(targets: Tensor, smoothing: float) -> Tensor:
-    """(1 - ε) t + ε/K for the rows that are one-hot; soft rows stay."""
+    """Returns (1 - ε) t + ε/K for one-hot rows; soft rows are unchanged."""
     hard = targets.amax(dim=1, keepdim=True) == 1
     return torch.where(hard, (1 - smoothing) * targets + smoothing / targets.shape[1], targets)
 
 
 class NoisyStudent(Method):
-    """Learns labelled and pseudo-labelled images under the same noise. Without a selection, labelled ones alone."""
+    """Learns labelled and pseudo-labelled images under the same noise; without a selection, only labelled ones."""
 
     views = Views(labeled=("strong",), pseudo=("strong",))
     settings: NoisyStudentSettings

@@ -1,4 +1,4 @@
-"""Π-model (Laine & Aila 2016, arXiv 1610.02242).
+"""Implements the Π-model (Laine & Aila 2016, arXiv 1610.02242).
 
 Two weak views of an unlabelled image, under different dropout, must be predicted alike: loss = CE(labelled) +
 w(t) · mean over images and classes of (softmax first - softmax second)², where w rises by exp(-5 (1 - t)²) and is 0
@@ -10,9 +10,9 @@ at the first step. As in the official code both predictions carry a gradient.
 
 The official code has w_max · labelled/all, but also divides the labelled loss by the size of the whole batch, whose
 labelled share is labelled/all: between means, as here, the two cancel and w_max is the weight itself.
-Deviations: consistency is asked of the unlabelled pool, which holds the labelled images where the split says so.
-In the baselines of MixMatch's authors the three views pass the network apart, and the labelled ones alone move batch
-norm's running statistics.
+Deviations: the consistency loss is on the unlabelled pool, which includes the labelled images if the split says so. In
+the baselines of MixMatch's authors, the three views pass the network separately, and only the labelled ones update
+batch norm's running statistics.
 """
 
 from torch import Tensor
@@ -32,13 +32,12 @@ from selftrain.ssl_tasks.settings.methods import PiModelSettings
 
 
 def disagreement(logits: Tensor, logits_again: Tensor) -> Tensor:
-    """Returns the mean over images and classes of the squared difference of probabilities; both sides may carry a
-    gradient."""
+    """Returns the mean squared difference of probabilities; both sides may have a gradient."""
     return squared_difference(logits.softmax(dim=1), logits_again.softmax(dim=1)).mean()
 
 
 class PiModel(Method):
-    """A network that is its own teacher, one dropout mask and one view away."""
+    """The method; the network is its own teacher, with another dropout mask and another view."""
 
     views = Views(labeled=("weak",), unlabeled=("weak", "weak"))
     settings: PiModelSettings

@@ -1,4 +1,4 @@
-"""Pseudo-Label (Lee 2013, ICML workshop on challenges in representation learning; no arXiv id).
+"""Implements Pseudo-Label (Lee 2013, ICML workshop on challenges in representation learning; no arXiv id).
 
 Each unlabelled image's label is the network's own argmax at the current weights, computed again at every step:
 loss = CE(labelled) + α(t) · CE(unlabelled, argmax), with α 0 before T1, then linear, and α_f from T2 on.
@@ -7,10 +7,10 @@ loss = CE(labelled) + α(t) · CE(unlabelled, argmax), with α 0 before T1, then
 every image count, as Lee does; the `pseudo-label` baselines of later papers use .95. `units: sigmoid` is Lee's
 output: one sigmoid for each class, and CE is the sum over classes of their binary cross-entropies; later papers have
 `softmax`. Weight 0 with sigmoid units is Lee's supervised network. The mean is over all unlabelled images, those below
-the threshold included as zeros (as MixMatch's and FixMatch's baseline).
+the threshold included as zeros (as in the baselines of MixMatch and FixMatch).
 
-Deviations: where a model is evaluated, probabilities are the softmax of its outputs whatever its units are; the
-predicted classes are the same.
+Deviations: in evaluation, probabilities are the softmax of the outputs for both kinds of units; the predicted classes
+are the same.
 """
 
 import torch
@@ -32,7 +32,7 @@ def binary_cross_entropies(logits: Tensor, labels: Tensor, weights: Tensor | Non
 
 
 class PseudoLabel(Method):
-    """Own argmax as the label, ramped up."""
+    """The method; the label is the network's own argmax, and its weight rises."""
 
     views = Views(labeled=("weak",), unlabeled=("weak",))
     settings: PseudoLabelSettings

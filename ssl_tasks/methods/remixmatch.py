@@ -1,4 +1,4 @@
-"""ReMixMatch (Berthelot et al. 2020, arXiv 1911.09785).
+"""Implements ReMixMatch (Berthelot et al. 2020, arXiv 1911.09785).
 
 The weak view's prediction q is aligned, q · p_data / p_model normalised (p_data the labelled set's class shares,
 p_model the mean of the unaligned predictions of the last 128 batches), THEN sharpened by T. It is the target of the
@@ -6,13 +6,13 @@ weak view and of all K strong views (augmentation anchoring). Labelled and unlab
 loss = CE(mixed labelled) + weight(t) · CE(mixed unlabelled) + anchor_weight(t) · CE(first strong view, unmixed)
      + rotation_weight · CE(which quarter turn the first strong view was given), by a head of its own on the features.
 
-As in the official code: labelled images are strongly augmented, p_model starts uniform, images pass in interleaved
-batches, of which one alone moves the batch-norm statistics (the last; in MixMatch, and here, the first: all are
-drawn alike); the unmixed views, each in a pass of its own, leave them alone.
-Strong views are CTAugment's where `augment.strong` says so.
+As in the official code: labelled images are strongly augmented; p_model starts uniform; images pass in interleaved
+batches, of which only one updates the batch-norm statistics (the last; in MixMatch, and here, the first, which is drawn
+in the same way); the unmixed views, each in a separate pass, do not update them. Strong views are CTAugment's if
+`augment.strong` is `ctaugment`.
 
 Deviations: p_data is the labelled set's exact shares, of which the official running mean is an estimate. Turns are
-drawn for each image, where the official code turns a quarter of the batch each way.
+drawn for each image; the official code turns a quarter of the batch each way.
 """
 
 import torch
@@ -41,7 +41,7 @@ def turned(images: Tensor, quarters: Tensor) -> Tensor:
 
 
 class ReMixMatch(Method):
-    """The rotation head is a parameter; the last batches' mean predictions and the count of batches are buffers."""
+    """The method; the rotation head is a parameter, the last batches' mean predictions and their count are buffers."""
 
     mixes_labels = True
     wanted: Tensor
@@ -63,7 +63,7 @@ class ReMixMatch(Method):
 
     @torch.no_grad()
     def guess(self, student: Classifier, weak: Tensor) -> Tensor:
-        """Aligned by the batches before this one, then sharpened; remembers this one's mean prediction."""
+        """Returns predictions, aligned by earlier batches and sharpened; remembers this batch's mean prediction."""
         probs = student(weak).float().softmax(dim=1)
         seen = self.recent.mean(dim=0)
         aligned = align_distribution(probs, self.wanted, seen) if self.settings.alignment else probs
@@ -73,7 +73,7 @@ class ReMixMatch(Method):
         return sharpen(aligned, self.settings.temperature)
 
     def rotation_loss(self, student: Classifier, images: Tensor) -> Tensor:
-        """Cross-entropy of the quarter turn that each image was given."""
+        """Returns the cross-entropy of predicting each image's quarter turn."""
         quarters = torch.randint(4, (len(images),), device=images.device)
         return F.cross_entropy(self.rotation(student.features(turned(images, quarters))).float(), quarters)
 

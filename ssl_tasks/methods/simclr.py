@@ -1,19 +1,18 @@
-"""SimCLR pre-training of a first teacher (Chen et al. 2020, arXiv 2002.05709; head of three layers in v2, 2006.10029).
+"""Pre-trains a first teacher by SimCLR (Chen et al. 2020, arXiv 2002.05709; head of three layers in v2, 2006.10029).
 
-Two strong views of every unlabelled image go through the network's features and a projection head, which is thrown
-away afterwards. NT-Xent: each view must pick out the other one of its image among all 2n - 1 views of the batch,
-by softmax of cosine similarity / T. Labels teach a linear probe alone: the classifier's own head learns from the
-features without their gradient, as the official code's online evaluation, so that the validation accuracy of a
-pre-trained network means something and its best checkpoint can be chosen. Fine-tuning is a second training with
-`init: teacher`.
+Two strong views of every unlabelled image go through the network's features and a projection head, which is discarded
+afterwards. NT-Xent: each view must identify the other view of its image among all 2n - 1 views of the batch, by softmax
+of cosine similarity / T. Labels train only a linear probe: the classifier's head learns from the features without
+their gradient, as in the official code's online evaluation. So the validation accuracy of a pre-trained network is
+meaningful, and its best checkpoint can be chosen. Fine-tuning is a second training with `init: teacher`.
 
 Views are `augment.strong`'s. The paper's are random crops to full size with colour distortion and blur: on photographs
 set `augment` accordingly. T is .1 on ImageNet, .5 on CIFAR-10.
 
-The loss is the paper's mean over all 2n views. The official code adds up the means of the two sides, which is twice
-this: with SGD its learning rate is as twice that rate here; with LARS the scale does not matter.
+The loss is the paper's mean over all 2n views. The official code adds the means of the two sides, which is twice this
+loss: with SGD, its learning rate equals twice that rate here; with LARS the scale does not matter.
 
-Deviations: labelled images are not part of the contrast (they are in the unlabelled pool where the split says so).
+Deviations: labelled images are not contrasted, unless the split puts them into the unlabelled pool too.
 v2 fine-tunes from the middle of the head; here it starts from the features. Over several processes the views of all
 are contrasted, as in the official code.
 """
@@ -31,10 +30,9 @@ from selftrain.ssl_tasks.settings.methods import SimCLRSettings
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Returns the mean over both views of -log softmax(cosine / T) at the other view; and how often that is the
-    nearest."""
+    """Returns the mean of -log softmax(cosine / T) at the other view, and how often that is the nearest view."""
     views = F.normalize(torch.cat([first, second]), dim=1)
-    with exact_products(views.device):  # in bf16 most similarities near 1 are alike
+    with exact_products(views.device):  # in bf16 most similarities near 1 are equal
         similarity = views @ views.T / temperature
     similarity = similarity.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), -torch.inf)
     others = torch.arange(len(views), device=views.device).roll(len(first))
@@ -42,7 +40,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, 
 
 
 def with_other_ranks(rows: Tensor) -> Tensor:
-    """Returns the rows of all ranks in rank order, of which one's own carry a gradient."""
+    """Returns the rows of all ranks in rank order; only this rank's own rows have a gradient."""
     if world() == 1:
         return rows
     start, everyone = rank() * len(rows), gather_rows(rows)
@@ -50,7 +48,7 @@ def with_other_ranks(rows: Tensor) -> Tensor:
 
 
 def projection_head(inputs: int, outputs: int, layers: int) -> nn.Sequential:
-    """Linear, batch norm and ReLU `layers` - 1 times, then linear and batch norm."""
+    """Returns linear, batch norm and ReLU `layers` - 1 times, then linear and batch norm."""
     hidden = [
         module
         for _ in range(layers - 1)
@@ -60,7 +58,7 @@ def projection_head(inputs: int, outputs: int, layers: int) -> nn.Sequential:
 
 
 class SimCLR(Method):
-    """The projection head is a parameter of the method."""
+    """The method; the projection head is one of its parameters."""
 
     views = Views(labeled=("weak",), unlabeled=("strong", "strong"))
     settings: SimCLRSettings
@@ -69,14 +67,14 @@ class SimCLR(Method):
     def before_training(self, student: Classifier) -> None:
         self.projection = projection_head(student.num_features, self.settings.projection, self.settings.layers)
         if world() > 1 and next(student.parameters()).is_cuda:
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.projection)  # in place, as the engine does with the student
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.projection)  # in place, as the engine does for the student
 
     def loss(self, student: Classifier, batch: Batch, progress: float) -> Losses:
         counts = [len(batch.labels), *(len(view) for view in batch.unlabeled)]
         labeled, first, second = student.features(torch.cat([*batch.labeled, *batch.unlabeled])).split(counts)
         first, second = self.projection(torch.cat([first, second])).float().chunk(2)
         contrast, nearest = nt_xent(with_other_ranks(first), with_other_ranks(second), self.settings.temperature)
-        # Each rank has the gradient of its own rows of the one loss; the engine's mean over ranks must be their sum.
+        # Each rank has the gradient of its own rows of one loss, so the engine's mean over ranks must become their sum.
         contrast = contrast.detach() + world() * (contrast - contrast.detach())
         logits = student.head(labeled.detach()).float()
         probe = labeled_cross_entropy(logits, batch)

@@ -1,11 +1,11 @@
-"""SoftMatch (Chen et al. 2023, arXiv 2301.10921).
+"""Implements SoftMatch (Chen et al. 2023, arXiv 2301.10921).
 
-FixMatch with a weight in place of the mask: a Gaussian, cut off above its mean, of the largest probability:
+It is FixMatch with a weight instead of the mask: a Gaussian, cut off above its mean, of the largest probability:
 w = exp(-min(max q - μ, 0)² / (2 σ² / n²)), where μ and σ² are moving averages of the batches' mean and unbiased
 variance of the largest probabilities. loss = CE(labelled) + weight · mean of w · CE(argmax q, strong).
-With uniform alignment, q's running mean is pulled to 1/K before w is computed; the labels stay the unaligned q's.
+With uniform alignment, q is aligned to a mean of 1/K before w is computed; the labels are those of the unaligned q.
 
-As in the official code: μ starts at 1/K and σ² at 1; all averages take in the batch before they are used; the running
+As in the official code: μ starts at 1/K and σ² at 1; all averages include the batch before they are used; the running
 mean of q starts at the first batch's.
 `weight` λ; `sigmas` n, so that the Gaussian's width is σ / n; `decay` of the averages; `uniform_alignment`.
 Deviations: none known.
@@ -31,12 +31,12 @@ from selftrain.ssl_tasks.settings.methods import SoftMatchSettings
 
 
 def truncated_gaussian(confidence: Tensor, mean: Tensor, variance: Tensor, sigmas: float) -> Tensor:
-    """1 at and above the mean, a Gaussian of width σ / n below it."""
+    """Returns 1 at and above the mean, and a Gaussian of width σ / n below it."""
     return (-(confidence - mean).clamp_max(0).square() / (2 * variance / sigmas**2)).exp()
 
 
 class SoftMatch(Method):
-    """Every unlabelled image counts, the unsure ones less."""
+    """The method; every unlabelled image counts, uncertain ones less."""
 
     views = Views(labeled=("weak",), unlabeled=("weak", "strong"))
     settings: SoftMatchSettings
@@ -52,7 +52,7 @@ class SoftMatch(Method):
 
     @torch.no_grad()
     def weights(self, probs_weak: Tensor) -> Tensor:
-        """w of every row, after the averages have taken it in."""
+        """Returns w of every row, after updating the averages with the batch."""
         rate = 1 - self.settings.decay
         if self.settings.uniform_alignment:
             batch_mean = mean_over_ranks(probs_weak.mean(dim=0))

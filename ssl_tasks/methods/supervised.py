@@ -1,9 +1,10 @@
-"""Supervised training on the labelled images (and on selected pseudo-labels where there are any), the baseline of all.
+"""Trains on the labelled images, and on accepted pseudo-labels if there are any; the baseline of all methods.
 
 Cross-entropy with label smoothing (1512.00567): the target is (1 - ε) one-hot + ε/K.
 MixUp (1710.09412): images and targets are mixed with one λ ~ Beta(α, α) a batch. CutMix (1905.04899): a rectangle of
-area 1 - λ comes from another image, and λ becomes the share that is left after clipping. With both, a coin decides.
-`mixup` and `cutmix` are α; 0 is off. Where labels are weighted, both labels of a mixed image keep theirs.
+area 1 - λ comes from another image, and λ becomes the share that is left after clipping. With both, each batch uses
+one of them with probability ½. `mixup` and `cutmix` are α; 0 is off. If labels are weighted, both labels of a mixed
+image keep their weights.
 """
 
 import torch
@@ -19,14 +20,14 @@ from selftrain.ssl_tasks.settings.methods import SupervisedSettings
 def mixed_cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float, partner: Tensor, share: Tensor | float
 ) -> Tensor:
-    """λ · loss with the image's own label + (1 - λ) · loss with its partner's."""
+    """Returns λ · loss with the image's own label + (1 - λ) · loss with its partner's."""
     theirs = None if weights is None else weights[partner]
     own_loss = weighted_cross_entropy(logits, labels, weights, smoothing)
     return share * own_loss + (1 - share) * weighted_cross_entropy(logits, labels[partner], theirs, smoothing)
 
 
 def paste_rectangle(images: Tensor, partner: Tensor, share: float, centre: tuple[float, float]) -> tuple[Tensor, float]:
-    """CutMix: the partner's pixels in a rectangle of area 1 - λ around `centre` (0 … 1); and the true λ."""
+    """Applies CutMix: pastes the partner's pixels of area 1 - λ around `centre` (0 … 1); also returns the true λ."""
     height, width = images.shape[-2:]
     side = (1 - share) ** 0.5
     (top, bottom), (left, right) = (
@@ -39,7 +40,7 @@ def paste_rectangle(images: Tensor, partner: Tensor, share: float, centre: tuple
 
 
 class Supervised(Method):
-    """Learns from labels alone."""
+    """The method; it learns only from labels."""
 
     settings: SupervisedSettings
 

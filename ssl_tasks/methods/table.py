@@ -1,4 +1,4 @@
-"""METHODS, the table of methods. A new method is one file, its settings in `settings/methods.py`, and one line here."""
+"""Holds METHODS, the table of methods. A new method is one file, settings in `settings/methods.py`, one line here."""
 
 from selftrain.ssl_tasks.methods.base import Method
 from selftrain.ssl_tasks.methods.confirmation_bias import ConfirmationBias

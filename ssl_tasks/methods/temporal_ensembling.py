@@ -1,4 +1,4 @@
-"""Temporal ensembling (Laine & Aila 2016, arXiv 1610.02242).
+"""Implements temporal ensembling (Laine & Aila 2016, arXiv 1610.02242).
 
 Every unlabelled image's training predictions z are averaged over epochs: after each, Z ← α Z + (1 - α) z. Its target
 in the next epoch is Z / (1 - αᵗ), t the number of epochs in Z. loss = CE(labelled) + w(t) · mean over images and
@@ -7,9 +7,9 @@ classes of (softmax - target)², where w rises by exp(-5 (1 - t)²). In the firs
 `weight` w_max (between means, as in the Π-model: see `pi_model.py`); `alpha` α; `ramp_up` share of the run over which
 w rises (official: 80 of 300 epochs).
 
-Z and t belong to each image, as in the official code's sparse mode, so that an image which an epoch left out keeps
-its target. An image that an epoch shows twice counts with its mean (official: the later one).
-Deviations: consistency is asked of the unlabelled pool, which holds the labelled images where the split says so.
+Each image has its own Z and t, as in the official code's sparse mode, so that an image that an epoch left out keeps its
+target. An image that an epoch shows twice counts with its mean (official: the later one).
+Deviations: the consistency loss is on the unlabelled pool, which includes the labelled images if the split says so.
 """
 
 import torch
@@ -33,7 +33,7 @@ from selftrain.ssl_tasks.settings.methods import TemporalEnsemblingSettings
 
 
 class TemporalEnsembling(Method):
-    """Per-sample memory: the average over epochs, and the sums of the epoch that runs."""
+    """The method; it remembers each image's average over epochs, and the sums of the current epoch."""
 
     views = Views(labeled=("weak",), unlabeled=("weak",))
     settings: TemporalEnsemblingSettings
@@ -66,7 +66,7 @@ class TemporalEnsembling(Method):
         self.epoch_count.zero_()
 
     def targets(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Z / (1 - αᵗ) of these images, and 1 or 0: whether they have a target yet."""
+        """Returns Z / (1 - αᵗ) of these images, and 1 or 0: whether they have a target yet."""
         epochs = self.epochs[index]
         correction = 1 - self.settings.alpha ** epochs.clamp_min(1)
         return self.average[index] / correction[:, None], (epochs > 0).float()

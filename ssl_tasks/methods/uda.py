@@ -1,17 +1,18 @@
-"""Unsupervised Data Augmentation, UDA (Xie et al. 2019, arXiv 1904.12848).
+"""Implements Unsupervised Data Augmentation, UDA (Xie et al. 2019, arXiv 1904.12848).
 
-The prediction for the strong view is pulled to the sharpened one for the weak view where the latter is sure:
+The prediction for the strong view is pulled to the sharpened one for the weak view if the latter is confident:
 loss = CE(labelled that count) + weight · mean over ALL unlabelled images of
 1[max softmax(weak) > threshold] · KL(softmax(weak / T) ‖ softmax(strong)) + entropy_weight · H(softmax(weak)).
-T divides the target's logits only, the mask looks at the prediction before T, and the target carries no gradient.
+T divides the target's logits only, the mask uses the prediction before T, and the target has no gradient.
 With training signal annealing (TSA) a labelled image counts while the probability of its TRUE class is at most a
 threshold that rises from 1/K to 1; the labelled loss is then the sum over those that count, over max(their number, 1).
 
 `weight` λ; `threshold` (0 is no mask); `temperature` T; `tsa` none, linear, exp (few labels) or log (many);
 `entropy_weight` the official ent_min_coeff (.1 for 500 to 2,000 labels); `in_domain_share` below 1 drops, in each
-batch, the unlabelled images of least confidence: those that seem of another domain.
+batch, the unlabelled images of least confidence, which may be from another domain.
 
-Deviations: the paper filters an out-of-domain set once, by a model trained before; here each batch by the present one.
+Deviations: the paper filters an out-of-domain set once, by a model trained before; here the current model filters each
+batch.
 """
 
 import math
@@ -28,8 +29,7 @@ from selftrain.ssl_tasks.settings.methods import UDASettings
 
 
 def annealed_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, weights: Tensor | None = None) -> Tensor:
-    """Returns the mean of the cross-entropy over the images whose true class has at most `threshold`; 0 where none
-    has."""
+    """Returns the mean cross-entropy over the images whose true class has at most `threshold`; 0 if none has."""
     losses = F.cross_entropy(logits, labels, reduction="none")
     counted = (losses.detach().neg().exp() <= threshold).float()
     number = (sum_over_ranks(counted.sum()) / world()).clamp_min(1 / world())
@@ -37,7 +37,7 @@ def annealed_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, wei
 
 
 def in_domain(confidence: Tensor, share: float) -> Tensor:
-    """1 for the most confident `share` of the whole batch's images, 0 for the others."""
+    """Returns 1 for the most confident `share` of the whole batch's images, 0 for the others."""
     everyone = gather_rows(confidence)
     kept = max(1, math.ceil(share * len(everyone)))
     return (confidence >= everyone.topk(kept).values[-1]).float()
@@ -49,7 +49,7 @@ def consistency_loss(logits_strong: Tensor, logits_weak: Tensor, mask: Tensor, t
 
 
 class UDA(Method):
-    """Consistency of a strong view with a sharpened weak one."""
+    """The method; a strong view's prediction must agree with the sharpened one of a weak view."""
 
     views = Views(labeled=("weak",), unlabeled=("weak", "strong"))
     settings: UDASettings
@@ -72,7 +72,7 @@ class UDA(Method):
         return losses
 
     def supervised(self, logits: Tensor, batch: Batch, progress: float) -> Tensor:
-        """With TSA, over the labelled images that are not yet sure."""
+        """Returns the labelled loss; with TSA, only over images that are not yet predicted confidently."""
         tsa = self.settings.tsa
         threshold = math.inf if tsa == "none" else tsa_threshold(progress, self.problem.num_classes, tsa)
         return annealed_cross_entropy(adjusted(logits, batch), batch.labels, threshold, batch.label_weights)

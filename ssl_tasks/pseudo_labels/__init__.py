@@ -1,1 +1,1 @@
-"""The tables of pseudo-labels: predicted in shards, selected, balanced, corrected and inspected."""
+"""Predicts, selects, balances, corrects and shows pseudo-labels, which are tables in Parquet files."""

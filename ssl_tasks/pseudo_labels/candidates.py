@@ -1,4 +1,4 @@
-"""The pseudo-labels that a selection may accept, in DuckDB: which are excluded, and counts by class and confidence."""
+"""Defines in DuckDB which pseudo-labels a selection may accept, and counts them by class and confidence."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from selftrain.ssl_tasks.pseudo_labels.promise import Ladder
 from selftrain.ssl_tasks.pseudo_labels.schema import Predictions
 from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
 
-# Counted bins of confidence: finer where it is near 1, and fewer where there are many classes to count them for.
+# Bins of confidence: finer near 1, and fewer if there are many classes.
 FINE_BINS = "floor({bins} * (1 - sqrt(1 - least(confidence, 1::FLOAT)::DOUBLE)))::INTEGER"
 MOST_BINS, LEAST_BINS, CELLS = 1024, 64, 2**18
 
@@ -29,16 +29,16 @@ EXCLUDED_IDS = """
 
 
 def define_excluded(connection: duckdb.DuckDBPyConnection, manifest: Path) -> None:
-    """Table `excluded`: ids that get no pseudo-label, being labelled, held out, or the same image as a held-out one."""
+    """Creates the table `excluded`: ids of images that are labelled, held out or equal to a held-out image."""
     connection.execute("CREATE TEMP TABLE excluded AS " + EXCLUDED_IDS.format(manifest=read_parquet(manifest)))
 
 
 def define_candidates(
     connection: duckdb.DuckDBPyConnection, predictions: Predictions, settings: SelectSettings
 ) -> None:
-    """Views `predictions` and, of these, `eligible`: what may be chosen and passes the rules of one sample.
+    """Creates the views `predictions` and `eligible`, which may be accepted and pass the rules of one sample.
 
-    Tables `barred` (ids) and `barred_rows` (what is predicted of them).
+    It also creates the tables `barred` (ids of samples that may not be accepted) and `barred_rows` (their predictions).
     """
     rules = sample_rules(settings)
     connection.execute(
@@ -58,22 +58,22 @@ def define_candidates(
 
 
 def sample_rules(settings: SelectSettings) -> str:
-    """SQL condition of margin and view agreement."""
+    """Returns the SQL condition on margin and view agreement."""
     rules = [("margin", settings.min_margin), ("view_agreement", settings.min_agreement)]
     return " AND ".join(f"{column} >= {float32(least)}" for column, least in rules if least is not None) or "true"
 
 
 def float32(value: float) -> str:
-    """SQL literal in the precision of the table, so that a stored 0.95 passes a threshold of 0.95."""
+    """Returns an SQL literal in the table's precision, so that a stored 0.95 passes a threshold of 0.95."""
     return f"{float(np.float32(value))!r}::FLOAT"
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Per class, from the most confident bin down: how many are eligible and the bin's least confidence."""
+    """The number of eligible samples and the least confidence of each bin, per class, most confident first."""
 
     ladders: tuple[Ladder, ...]
-    offered: NDArray[np.int64]  # of each class, before the rules of one sample
+    offered: NDArray[np.int64]  # samples per class, before the rules of one sample
 
     def passing(self, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
         """Counts the images of each class with at least the confidence of its threshold, which must be an edge."""
@@ -85,15 +85,15 @@ class Histogram:
         return np.array([ladder.count.sum() for ladder in self.ladders], np.int64)
 
     def reached(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Per class the size of the fewest whole bins that hold the `rank` most confident, or of all."""
+        """Returns, per class, the size of the fewest whole bins that hold the `rank` most confident samples, or all."""
         return self.passing(self.cut_at(ranks))
 
     def cut_at(self, ranks: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Per class a bin's edge above which at least the `rank` most confident lie; inf for rank 0."""
+        """Returns, per class, a bin's edge with at least the `rank` most confident samples above it; inf for rank 0."""
         return np.array([above for above, _, _ in self.bins_of(ranks)], np.float32)
 
     def bins_of(self, ranks: NDArray[np.int64]) -> Iterator[tuple[float, float, int]]:
-        """Per class the bin that holds the `rank`-th most confident: its edge, the edge above, the rank inside."""
+        """Yields, per class, the bin of the `rank`-th most confident sample: edge, next edge, rank in it."""
         for ladder, rank in zip(self.ladders, ranks, strict=True):
             if rank <= 0 or not len(ladder.count):
                 yield np.inf, np.inf, 0
@@ -105,16 +105,16 @@ class Histogram:
 
 
 def fine_bins(num_classes: int) -> str:
-    """SQL: a row's bin."""
+    """Returns the SQL expression for a row's bin."""
     return FINE_BINS.format(bins=min(MOST_BINS, max(LEAST_BINS, CELLS // num_classes)))
 
 
 def measure(
     connection: duckdb.DuckDBPyConnection, num_classes: int, split_at: float, settings: SelectSettings
 ) -> Histogram:
-    """One pass over label and confidence. `split_at` becomes an edge, so that counts above it are exact.
+    """Counts samples by label and confidence in one pass. `split_at` becomes an edge, so counts above it are exact.
 
-    Looking up every id costs more than all the rest: barred rows are counted too, and then taken off.
+    Barred rows are counted too and then subtracted, because looking up every id would cost more than everything else.
     """
     counted = (
         f"SELECT label, {fine_bins(num_classes)} AS bin, confidence >= {float32(split_at)} AS above, "
@@ -130,7 +130,7 @@ def measure(
 
 
 def histogram_of(rows: dict[str, NDArray[Any]], num_classes: int) -> Histogram:
-    """From lines of label, edge, offered and count, in order."""
+    """Builds a histogram from ordered rows of label, edge, offered and count."""
     starts = np.searchsorted(rows["label"], np.arange(num_classes + 1))
     ladders, offered = [], np.zeros(num_classes, np.int64)
     for label, (first, last) in enumerate(itertools.pairwise(starts)):
@@ -141,7 +141,7 @@ def histogram_of(rows: dict[str, NDArray[Any]], num_classes: int) -> Histogram:
 
 
 def count_per_class(connection: duckdb.DuckDBPyConnection, query: str, num_classes: int) -> NDArray[np.int64]:
-    """Rows per class of a query that has a `label`."""
+    """Returns the number of rows per class of a query that has a column `label`."""
     rows = fetch(connection, f"SELECT label, count(*) AS n FROM ({query}) GROUP BY label")
     counts = np.zeros(num_classes, np.int64)
     counts[rows["label"].astype(np.int64)] = rows["n"]
@@ -149,7 +149,7 @@ def count_per_class(connection: duckdb.DuckDBPyConnection, query: str, num_class
 
 
 def per_class_table(connection: duckdb.DuckDBPyConnection, name: str, **columns: NDArray[np.generic]) -> None:
-    """A small table with a row per class: `label` and the columns given."""
+    """Creates a table with a row per class: `label` and the given columns."""
     size = len(next(iter(columns.values())))
     rows = pa.table({"label": pa.array(range(size), pa.int32()), **{key: pa.array(v) for key, v in columns.items()}})
     connection.register("rows_to_copy", rows)

@@ -1,6 +1,7 @@
-"""Corrections by people: a label for one sample, or `reject`. They override the model and carry over to later rounds.
+"""Reads and merges corrections by people: a label for one sample, or `reject`.
 
-A file of corrections is checked against the data before a run uses it, merged with earlier ones, and counted.
+Corrections override the model and carry over to later rounds. A file of corrections is checked against the data before
+a run uses it, merged with earlier ones, and counted.
 """
 
 import difflib
@@ -21,9 +22,9 @@ from selftrain.ssl_tasks.pseudo_labels.engine import fetch_number, open_spilling
 from selftrain.ssl_tasks.store.artifacts import Artifact, digest_file, write_atomically
 from selftrain.ssl_tasks.store.csv_text import csv_text, read_csv
 
-REJECT = "reject"  # no label is to be learned for this image; refused where a class is called so
-ALWAYS_REJECT = "(reject)"  # the same, whatever the classes are called
-CLASS = "class:"  # before a class's name: the class, whatever it is called
+REJECT = "reject"  # no label is to be learned for this image; refused if a class has this name
+ALWAYS_REJECT = "(reject)"  # the same, whatever the names of the classes
+CLASS = "class:"  # before a class's name: this class, even if its name is "reject"
 NO_CLASS = "no such class"
 
 
@@ -42,9 +43,9 @@ class LabelWords:
         self.ambiguous = REJECT in names
 
     def meaning(self, text: str) -> int | None:
-        """The number of the class, or None for a rejection. Blanks around a name may be left out where one class fits.
+        """Returns the number of the class, or None for a rejection; ignores blanks around a name if one class fits.
 
-        Raises UnknownLabel where it means neither.
+        Raises UnknownLabel if the text means neither.
         """
         word = text.strip()
         if text.lstrip().startswith(CLASS):
@@ -62,7 +63,7 @@ class LabelWords:
         raise UnknownLabel(NO_CLASS)
 
     def written(self, meaning: int | None) -> str:
-        """The word for a class or for a rejection; `meaning` reads it back."""
+        """Returns the word for a class or for a rejection; `meaning` reads it back."""
         if meaning is None:
             return ALWAYS_REJECT if self.ambiguous else REJECT
         name = self.classes[meaning]
@@ -78,7 +79,7 @@ class LabelWords:
 log = logging.getLogger(__name__)
 SHOWN = 10  # samples named in a message
 NEEDED, OPTIONAL = ("sample_id", "label"), ("content",)
-Misfit = tuple[str, int, list[str]]  # why corrections cannot be used, how many these are, and the first samples
+Misfit = tuple[str, int, list[str]]  # why corrections cannot be used, their number, and the first samples
 TABLE = "CREATE TEMP TABLE {name} (sample_id VARCHAR, label INTEGER, origin VARCHAR)"  # label null: reject
 
 JUDGED = """
@@ -103,9 +104,10 @@ def define_overrides(
     classes: tuple[str, ...],
     corrections: Path | None = None,
 ) -> list[Misfit]:
-    """Table `overrides`: the workspace's corrections, then the recipe's file, then what earlier rounds carried.
+    """Creates the table `overrides`: the workspace's corrections, the recipe's file, and those of earlier rounds.
 
-    The recipe's file must fit the data. Of the others, what does not fit any more is not used, and is returned.
+    The first of these wins. The recipe's file must fit the data. Other corrections that no longer fit are not used, and
+    are returned.
     """
     connection.execute(TABLE.format(name="overrides"))
     unused: list[Misfit] = []
@@ -131,7 +133,7 @@ def define_overrides(
 def read_file(
     connection: duckdb.DuckDBPyConnection, table: str, path: Path, classes: tuple[str, ...], strict: bool = True
 ) -> None:
-    """Makes a table of a CSV or Parquet file. Unless `strict`, a label without a meaning is kept, with a problem."""
+    """Reads a CSV or Parquet file into a table. Unless `strict`, a label without a meaning is kept, with a problem."""
     said = people_say(connection, path, classes)
     if strict and (unknown := {one.text: one.problem for one in said.values() if one.problem}):
         raise DataError(unknown_labels(path, unknown, classes))
@@ -161,7 +163,7 @@ class Said:
 
 
 def people_say(connection: duckdb.DuckDBPyConnection, path: Path, classes: tuple[str, ...]) -> dict[str, Said]:
-    """The correction of each sample in a file. Refuses rows without an id or a label, and two labels for one sample."""
+    """Returns the correction of each sample; refuses rows without an id or a label, and two labels for one sample."""
     words, said = LabelWords(classes), dict[str, Said]()
     contradicted: dict[str, None] = {}
     incomplete: dict[str, int] = {}
@@ -185,7 +187,7 @@ def people_say(connection: duckdb.DuckDBPyConnection, path: Path, classes: tuple
 
 
 def unknown_labels(path: Path, unknown: dict[str, str], classes: tuple[str, ...]) -> str:
-    """The message about labels that mean nothing: each with what is wrong, and the nearest class."""
+    """Returns the message about labels without a meaning: each with its problem and the nearest class."""
     lines = []
     for text, problem in sorted(unknown.items())[:SHOWN]:
         close = difflib.get_close_matches(text.strip(), [*classes, REJECT], n=1) if problem == NO_CLASS else []
@@ -199,7 +201,7 @@ def unknown_labels(path: Path, unknown: dict[str, str], classes: tuple[str, ...]
 
 
 def read_rows(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[str, ...]]:
-    """(sample_id, label, content) as text, '' where there is none."""
+    """Returns the rows (sample_id, label, content) as text; a missing value is ''."""
     if not path.is_file():
         raise DataError(f"select.overrides: {path} does not exist; expected a CSV or Parquet file")
     if path.suffix not in (".parquet", ".pq"):
@@ -221,13 +223,13 @@ def read_rows(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[s
 
 
 def check(connection: duckdb.DuckDBPyConnection, table: str, manifest: Path, path: Path) -> None:
-    """Refuses samples that cannot be corrected, all of them in one message."""
+    """Raises one error that names all samples that cannot be corrected, if there are any."""
     if problems := misfits(connection, table, manifest):
         raise DataError(f"{path} names samples that cannot be corrected; remove these rows:{lines_of(problems)}")
 
 
 def pass_over(connection: duckdb.DuckDBPyConnection, table: str, manifest: Path, source: str) -> list[Misfit]:
-    """The corrections that do not fit the data any more; the log says so, too."""
+    """Returns the corrections that no longer fit the data, and logs them."""
     problems = misfits(connection, table, manifest)
     if problems:
         count, lines = count_of(problems), lines_of(problems)
@@ -236,7 +238,7 @@ def pass_over(connection: duckdb.DuckDBPyConnection, table: str, manifest: Path,
 
 
 def add_fitting(connection: duckdb.DuckDBPyConnection, table: str, manifest: Path) -> None:
-    """Add to `overrides` the corrections that fit the data, of samples that have none yet."""
+    """Adds to `overrides` the corrections that fit the data, for samples without a correction."""
     judged = JUDGED.format(table=table, manifest=read_parquet(manifest))
     connection.execute(
         f"INSERT INTO overrides SELECT sample_id, label, origin FROM ({judged}) "
@@ -245,7 +247,7 @@ def add_fitting(connection: duckdb.DuckDBPyConnection, table: str, manifest: Pat
 
 
 def misfits(connection: duckdb.DuckDBPyConnection, table: str, manifest: Path) -> list[Misfit]:
-    """Each problem, how many samples have it, and the first of them."""
+    """Returns each problem, the number of samples that have it, and the first of them."""
     judged = JUDGED.format(table=table, manifest=read_parquet(manifest))
     return connection.execute(
         f"SELECT problem, count(*), list(sample_id ORDER BY sample_id)[:{SHOWN}] FROM ({judged}) "
@@ -259,12 +261,12 @@ def count_of(problems: list[Misfit]) -> int:
 
 
 def lines_of(problems: list[Misfit]) -> str:
-    """One line for each problem."""
+    """Returns one line for each problem."""
     return "".join(f"\n  {sentence}" for sentence in sentences_of(problems))
 
 
 def sentences_of(problems: list[Misfit]) -> list[str]:
-    """Each problem with the first samples that have it."""
+    """Returns each problem with the first samples that have it."""
     return [
         f"{one_line(problem, 200)}: {brief(samples)}" + (f" … ({count} in all)" if count > len(samples) else "")
         for problem, count, samples in problems
@@ -276,15 +278,15 @@ class Applied:
     """The outcome of applying a file of corrections, and the number in force now."""
 
     in_force: int  # corrections that the next selection of this data uses
-    new: int  # of the file that was applied
+    new: int  # corrections of the file that was applied
     changed: int
-    misfits: list[Misfit]  # what is kept and does not fit this data
+    misfits: list[Misfit]  # corrections that are stored and do not fit this data
 
 
 def add_corrections(kept: Path, given: Path, dataset: Artifact) -> Applied:
-    """Adds a file's corrections to those that are kept. DataError, and nothing is written, where a row cannot be used.
+    """Adds a file's corrections to the stored ones. Raises DataError and writes nothing if a row cannot be used.
 
-    With each goes the digest of the image that it was made for: if the image changes, the correction no longer counts.
+    Each is stored with the digest of its image: if the image changes, the correction no longer counts.
     """
     classes = tuple(json.loads(dataset.file("info.json").read_text())["classes"])
     words, manifest = LabelWords(classes), dataset.file("manifest.parquet")

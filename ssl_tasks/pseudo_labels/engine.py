@@ -1,8 +1,8 @@
-"""DuckDB as this package uses it: out of core, within a stated memory, with the same answer for any number of threads.
+"""Opens DuckDB so that it spills to disk, keeps to a memory limit, and gives the same result for any number of threads.
 
 Queries spill to folders under `selftrain-spill-<user>-<host>` in the folder for temporary files. A folder is removed at
-the end of its query, and after a kill by the user's next query: each has a file that its process keeps locked, and the
-kernel frees that lock however the process ends.
+the end of its query or, after a kill, by the user's next query: its process keeps a file in it locked, and the kernel
+frees that lock when the process ends.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import pandas  # noqa: F401 - if DuckDB imports it during a query, what a signal's handler raises is lost
+import pandas  # noqa: F401 - if DuckDB imported it during a query, an exception of a signal's handler would be lost
 import pyarrow.dataset  # noqa: F401 - the same
 from numpy.typing import NDArray
 
@@ -34,7 +34,7 @@ STARTING = "starting.lock"
 
 @contextlib.contextmanager
 def spill_folder() -> Iterator[Path]:
-    """An empty folder for this process. Folders that dead processes left are removed first."""
+    """Yields an empty folder for this process; first removes the folders of dead processes."""
     with _ending_in_order():
         folder, lock = _made()
         try:
@@ -45,9 +45,9 @@ def spill_folder() -> Iterator[Path]:
 
 
 def _made() -> tuple[Path, int]:
-    """A new folder and the descriptor of its lock."""
+    """Makes a new folder and returns it with the descriptor of its lock."""
     root = Path(tempfile.gettempdir()) / f"selftrain-spill-{os.getuid()}-{socket.gethostname()}"
-    if not _own(root):  # another user made it first: use a folder that only this process knows
+    if not _own(root):  # another user owns it: use a folder that only this process knows
         folder = Path(tempfile.mkdtemp(prefix="selftrain-spill-"))
         return folder, _locked(folder)
     with file_lock(root / STARTING):  # between making a folder and locking it, it would look abandoned
@@ -57,7 +57,7 @@ def _made() -> tuple[Path, int]:
 
 
 def _own(root: Path) -> bool:
-    """Makes the folder, and says whether it is a folder of this user that no other user can write to."""
+    """Makes the folder, and returns whether it belongs to this user and no other user can write to it."""
     with contextlib.suppress(FileExistsError):
         root.mkdir(0o700)
     found = root.lstat()
@@ -80,7 +80,7 @@ def _remove_abandoned(root: Path) -> None:
 
 @contextlib.contextmanager
 def _ending_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP, where they would end the process at once, let it remove its folder first."""
+    """Lets the process remove its folder first if SIGTERM or SIGHUP would end it at once."""
 
     def end(number: int, _: FrameType | None) -> None:
         raise Interrupted(f"ended by {signal.Signals(number).name}; nothing was changed")
@@ -103,7 +103,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def open_spilling(memory_gb: float = 2.0) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory database that spills to a folder of its own, which is removed at the end."""
+    """Yields an in-memory database that spills to a folder of its own, which is removed at the end."""
     with spill_folder() as folder, open_duckdb(folder, memory_gb) as connection:
         yield connection
 
@@ -112,13 +112,13 @@ def open_spilling(memory_gb: float = 2.0) -> Iterator[duckdb.DuckDBPyConnection]
 def open_duckdb(
     temporary: Path, memory_gb: float = 2.0, threads: int | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory database that spills to `temporary`."""
+    """Yields an in-memory database that spills to `temporary`."""
     temporary.mkdir(parents=True, exist_ok=True)
     settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{int(memory_gb * 1024)}MiB",
         "temp_directory": str(temporary),
         "threads": threads or os.cpu_count() or 1,
-        # Output is ordered by ORDER BY, everything else is aggregated: keeping the order of the input costs memory.
+        # The input's order does not matter (we use ORDER BY or aggregates), and keeping it would cost memory.
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
@@ -130,10 +130,10 @@ def open_duckdb(
 
 @contextlib.contextmanager
 def _interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """A signal that asks to stop ends the running query.
+    """Ends the running query within the block when a signal asks to stop.
 
-    DuckDB looks at signals between its tasks alone, which can take hours, and loses what a handler raises. So a thread
-    is told of signals by the interpreter, and interrupts the query until the handler can run.
+    DuckDB checks for signals only between its tasks, which can take hours, and loses the exceptions of handlers. So a
+    thread learns of signals from the interpreter, and interrupts the query until the handler can run.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals belong to the main thread
@@ -185,7 +185,9 @@ def saying_what_is_full(folder: Path) -> Iterator[None]:
 
 
 def disk_full(folder: Path) -> SelftrainError:
-    """Not Transient: trying again at once fills no less. Finished shards are kept, so a later try is cheap."""
+    """Returns the error for a full disk; it is not Transient, because a retry at once would fail as well.
+
+    Finished shards are kept, so a later try is cheap."""
     free = shutil.disk_usage(folder).free / 2**20
     return SelftrainError(
         f"no space left to write below {folder} ({free:,.1f} MiB free, or a quota). Free some and run the same command "
@@ -194,32 +196,32 @@ def disk_full(folder: Path) -> SelftrainError:
 
 
 def fetch(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, NDArray[Any]]:
-    """The columns of a small result without nulls."""
+    """Returns the columns of a small result without nulls."""
     return {name: np.asarray(column) for name, column in connection.execute(query).fetchnumpy().items()}
 
 
 def fetch_number(connection: duckdb.DuckDBPyConnection, query: str) -> int:
-    """The one number that a query answers with."""
+    """Returns the one number that is the result of a query."""
     rows = connection.execute(query).fetchall()
     return int(rows[0][0])
 
 
 def literal(text: str | Path) -> str:
-    """An SQL string."""
+    """Returns a text as an SQL string literal."""
     return "'" + str(text).replace("'", "''") + "'"
 
 
 def read_parquet(paths: Path | Sequence[Path]) -> str:
-    """The SQL table of one or several Parquet files, in the order given.
+    """Returns the SQL table of one or several Parquet files, in the given order.
 
-    Without being told, DuckDB takes a folder called `label=1` above a file for a column, and that for the file's own.
+    Hive partitioning is switched off: DuckDB would read a folder named `label=1` as a column of the files in it.
     """
     files = [paths] if isinstance(paths, Path) else list(paths)
     return f"read_parquet([{', '.join(map(literal, files))}], hive_partitioning = false)"
 
 
 def copy_to_parquet(connection: duckdb.DuckDBPyConnection, query: str, path: Path, group_rows: int = 122_880) -> None:
-    """Streams a query's rows to a file that appears under its name when it is whole."""
+    """Streams a query's rows to a file, which gets its name when it is complete."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with saying_what_is_full(path.parent):

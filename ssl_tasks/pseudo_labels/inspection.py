@@ -51,7 +51,7 @@ DIFFERENCES = """
     WHERE one.class IS DISTINCT FROM two.class OR one.selected <> two.selected
     ORDER BY sample_id
 """
-# Each reason is worth up to 1; `far` is the sample's place among its class's distances, from half way up.
+# Each reason adds at most 1; `far` is the rank of the sample's distance within its class, counted from the median up.
 QUEUE = """
     SELECT queue.*, m.uri FROM (SELECT *, flipped + disagreement + near_threshold + far AS score FROM (
         SELECT p.sample_id, p.position, p.class, before.class AS previous, p.confidence,
@@ -83,13 +83,15 @@ REASONS = {
     "far": "confident, but far from its class",
 }
 NEAR = 0.05  # in confidence, around the threshold
-NEVER = 2.0  # a threshold that no confidence reaches, where nothing was good enough
+NEVER = 2.0  # a threshold that no confidence reaches
 SORTS = {"confidence": "confidence", "margin": "margin", "agreement": "view_agreement", "distance": "feature_distance"}
 
 
 def class_summary(tables: RunTables, round: int | None = None) -> pd.DataFrame:
-    """One line per class: label, name, candidates, threshold, kept, copies, overrides, mean_confidence,
-    estimated_precision (on held-out images), precision_bound, held_out, promise, true_precision (where truth is known).
+    """Returns one row per class with its counts, threshold and pseudo-label accuracy.
+
+    Columns: label, name, candidates, threshold, kept, copies, overrides, mean_confidence, estimated_precision (on
+    held-out images), precision_bound, held_out, promise, true_precision (if the ground truth is known).
     """
     chosen = round_of(tables, round)
     summary = pd.DataFrame(stats_of(chosen))[SUMMARY]
@@ -99,14 +101,14 @@ def class_summary(tables: RunTables, round: int | None = None) -> pd.DataFrame:
 
 
 def flips(tables: RunTables, round: int | None = None) -> pd.DataFrame:
-    """Labels that the round before gave otherwise: previous_class, class, images, mean_confidence, kept."""
+    """Returns the changes of class since the previous round: previous_class, class, images, mean_confidence, kept."""
     chosen = round_of(tables, round).round
     with open_tables(tables) as connection:
         return connection.execute(FLIPS.format(round=chosen, previous=chosen - 1)).df()
 
 
 def review_queue(tables: RunTables, round: int | None = None, limit: int = 100) -> pd.DataFrame:
-    """The samples most worth a person's look, with scores from 0 to 1 for each reason and `reasons` in words."""
+    """Returns the samples to review first, with a score of 0 to 1 per reason and `reasons` in words."""
     chosen = round_of(tables, round)
     thresholds = pd.DataFrame(stats_of(chosen))[["label", "threshold"]].astype({"threshold": float}).fillna(NEVER)
     with open_tables(tables) as connection:
@@ -124,17 +126,17 @@ def review_queue(tables: RunTables, round: int | None = None, limit: int = 100) 
 class LabelFilter:
     """A filter and an order of pseudo-labels."""
 
-    round: int | None = None  # default: the last
+    round: int | None = None  # default: the last round
     class_name: str | None = None
     selected: bool | None = None
     min_confidence: float | None = None
-    flipped: bool | None = None  # against the round before
+    flipped: bool | None = None  # compared with the previous round
     source: Literal["model", "override"] | None = None
-    sort: str = "-confidence"  # a minus sorts the largest first
+    sort: str = "-confidence"  # a column; a minus before it sorts the largest first
     limit: int = 50
 
     def conditions(self, classes: Sequence[str]) -> dict[str, str]:
-        """SQL over predictions p, and over the tables of JOINS that they are named by."""
+        """Returns SQL conditions over predictions p, by the table of JOINS that they also need."""
         changed = "coalesce(p.label <> before.label, false)"
         label = classes.index(self.class_name) if self.class_name is not None else -1
         found = {
@@ -147,7 +149,7 @@ class LabelFilter:
         return {sql: table for name, (table, sql) in found.items() if getattr(self, name) is not None}
 
     def order(self) -> str:
-        """SQL over predictions p; ties are broken by id."""
+        """Returns the SQL order over predictions p; ties are broken by id."""
         name = self.sort.removeprefix("-")
         if name not in SORTS:
             raise NotFound(f"labels cannot be sorted by '{name}'." + nearest(name, SORTS))
@@ -155,8 +157,10 @@ class LabelFilter:
 
 
 def labels_table(tables: RunTables, wanted: LabelFilter | None = None) -> pd.DataFrame:
-    """Pseudo-labels one by one: round, sample_id, position, class (a correction's where there is one), predicted,
-    previous, confidence, margin, view_agreement, feature_distance, selected, copies, source, truth, uri, error.
+    """Returns one row per pseudo-label.
+
+    Columns: round, sample_id, position, class (after a correction, if any), predicted, previous, confidence, margin,
+    view_agreement, feature_distance, selected, copies, source, truth, uri, error.
     """
     wanted = wanted or LabelFilter()
     if wanted.class_name is not None and wanted.class_name not in tables.classes:
@@ -176,7 +180,7 @@ def labels_table(tables: RunTables, wanted: LabelFilter | None = None) -> pd.Dat
 
 
 def round_differences(tables: RunTables, first: int, second: int) -> pd.DataFrame:
-    """The images whose class or place in the selection differs between two rounds."""
+    """Returns the images whose class, or whose acceptance by the selection, differs between two rounds."""
     numbers = [round_of(tables, number).round for number in (first, second)]
     one, two = (LABELS.format(round=number, previous=number - 1) for number in numbers)
     with open_tables(tables) as connection:
@@ -184,7 +188,7 @@ def round_differences(tables: RunTables, first: int, second: int) -> pd.DataFram
 
 
 def round_of(tables: RunTables, number: int | None) -> RoundTables:
-    """A round by its number; the last by default."""
+    """Returns a round by its number; the last round by default."""
     known = {one.round: one for one in tables.rounds}
     if not known:
         raise NotFound("this run has no pseudo-labels yet; expected a round with predictions. See: selftrain status")
@@ -194,7 +198,7 @@ def round_of(tables: RunTables, number: int | None) -> RoundTables:
 
 
 def stats_of(one: RoundTables) -> list[dict[str, object]]:
-    """The per-class lines of a round's selection."""
+    """Returns the per-class statistics of a round's selection."""
     if one.selection is None:
         raise NotFound(f"round {one.round} has no selection yet. See: selftrain status")
     return json.loads((one.selection / STATS).read_text())["classes"]

@@ -1,11 +1,11 @@
-"""Labels images with teachers, shard by shard: probabilities averaged over views and members, with their agreement.
+"""Labels images with teachers, shard by shard: averages probabilities over views and teachers, and measures agreement.
 
-Batches are decoded and drawn as weak or strong views while the network computes.
+Batches are decoded and augmented while the network computes.
 
-A shard's end depends on the ids near it alone, not on how many images come before: it is the id with the smallest hash
-among those that may be last. So an image that is added or removed changes the shard that it is in and, but for a small
-chance, no other. A shard's name is the digest of the teacher, of its samples and of the settings: the same question is
-answered once, by whichever run asks it first, and an answer that a kill interrupted has no name yet.
+A shard ends at the id with the smallest hash among those that may be last. So its end depends only on the ids near it,
+and adding or removing an image changes the shard that holds it and rarely another one. The key of a shard is the digest
+of the teacher, the samples and the settings: a finished shard is reused by every run. A shard gets its name when it is
+complete, so a kill leaves no incomplete shard.
 """
 
 import hashlib
@@ -33,21 +33,21 @@ from selftrain.ssl_tasks.settings.data import AugmentSettings
 from selftrain.ssl_tasks.store.artifacts import digest_file, digest_json, write_atomically
 from selftrain.ssl_tasks.trained.model import Trained
 
-AUGMENT = AugmentSettings()  # what weak and strong views are
-AHEAD = 2  # batches for each thread
+AUGMENT = AugmentSettings()  # the augmentation of weak and strong views
+AHEAD = 2  # batches per thread
 
 Views = list[NDArray[np.uint8]]
 
 
 @dataclass
 class Clock:
-    """Seconds that the main thread spends on, or waits for, each part of the work."""
+    """Measures the seconds that the main thread spends on, or waits for, each part of the work."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     _since: float = field(default_factory=time.monotonic)
 
     def spent_on(self, part: str) -> None:
-        """Adds the time since the last call to this kind of work."""
+        """Adds the time since the last call to this part of the work."""
         now = time.monotonic()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._since
         self._since = now
@@ -66,7 +66,7 @@ class Batches:
     clock: Clock
 
     def __call__(self, pool: Pool, index: NDArray[np.int64], ids: Sequence[str]) -> Iterator[Views]:
-        """The views of the images `index`, called `ids`; one array a view, the images themselves first."""
+        """Yields the views of the images at `index` with these ids, batch by batch: one array per view."""
 
         def load(start: int) -> Callable[[], Views]:
             stop = start + self.batch_size
@@ -80,18 +80,18 @@ class Batches:
                 self.clock.spent_on("network")
 
     def views_of(self, images: NDArray[np.uint8], ids: Sequence[str]) -> Views:
-        """The images, and weak views of them; with noise, strong views alone."""
+        """Returns the images and weak views of them; with noise, only strong views."""
         if self.noise:
             return [self.strong(images, ids, view) for view in range(self.views)]
         return [images, *(self.weak(images, ids, view) for view in range(1, self.views))]
 
     def weak(self, images: NDArray[np.uint8], ids: Sequence[str], view: int) -> NDArray[np.uint8]:
-        """Flipped and shifted."""
+        """Returns the weak view: flipped and shifted."""
         return weak_view(images, spread(ids, self.seed, f"view-{view}", DRAWS), self.flip, AUGMENT.crop_padding)
 
     def strong(self, images: NDArray[np.uint8], ids: Sequence[str], view: int) -> NDArray[np.uint8]:
         """Returns the strong view, as a student sees it."""
-        from selftrain.ssl_tasks.data.views.randaugment import (  # albumentations: a second
+        from selftrain.ssl_tasks.data.views.randaugment import (  # importing albumentations takes a second
             randaugment_draws,
             randaugment_view,
         )
@@ -101,7 +101,7 @@ class Batches:
 
 
 def in_order(threads: ThreadPoolExecutor, jobs: Iterator[Callable[[], Views]], ahead: int) -> Iterator[Views]:
-    """Results in the order of the jobs, a few of which are done in advance."""
+    """Yields the results in the order of the jobs, a few of which run in advance."""
     waiting: deque[Future[Views]] = deque()
     for job in jobs:
         waiting.append(threads.submit(job))
@@ -116,15 +116,15 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Opinion:
-    """Of n images, on the teachers' device."""
+    """The predictions of all teachers for n images, on the teachers' device."""
 
-    alone: Tensor  # [members × views, n, K] log-probabilities of each by itself
-    features: Tensor  # [n, D] of the first teacher's first view, of length 1
-    temperatures: Tensor | None = None  # [members × views], where each is calibrated before they are averaged
+    alone: Tensor  # [members × views, n, K] log-probabilities of each teacher and view
+    features: Tensor  # [n, D] features of the first teacher's first view, of length 1
+    temperatures: Tensor | None = None  # [members × views] if each is calibrated before averaging
 
     @cached_property
     def log_probs(self) -> Tensor:
-        """[n, K] of the averaged probabilities."""
+        """Returns [n, K]: the logarithm of the averaged probabilities."""
         if self.temperatures is not None:
             calibrated = torch.log_softmax(self.alone / self.temperatures[:, None, None].to(self.alone), dim=2)
         else:
@@ -135,12 +135,12 @@ class Opinion:
 
     @property
     def votes(self) -> Tensor:
-        """[members × views, n]: the class that each says by itself."""
+        """Returns [members × views, n]: the class that each teacher and view predicts."""
         return self.alone.argmax(dim=2)
 
     @classmethod
     def joined(cls, parts: Sequence["Opinion"]) -> "Opinion":
-        """Of all batches' images."""
+        """Returns the predictions of all batches as one."""
         return cls(
             torch.cat([part.alone for part in parts], dim=1),
             torch.cat([part.features for part in parts]),
@@ -149,13 +149,13 @@ class Opinion:
 
 
 class Labeller:
-    """One teacher or several, in evaluation mode and without noise."""
+    """Computes the predictions of one or several teachers, in evaluation mode and without noise."""
 
     def __init__(self, teachers: Sequence[Trained], batch_size: int) -> None:
         self.teachers = teachers
-        # On a CPU, oneDNN keeps compiled kernels for every batch size it meets, some MB each: it should see few.
+        # On a CPU, oneDNN keeps compiled kernels of some MB for every batch size, so few sizes are used.
         self.multiple = max(1, batch_size // 8)
-        self.temperatures: Tensor | None = None  # of each teacher's views
+        self.temperatures: Tensor | None = None  # of each teacher and view
         self._features: Tensor | None = None
         for teacher in teachers[:1]:
             teacher.network.head.register_forward_pre_hook(self._remember)
@@ -164,16 +164,16 @@ class Labeller:
         self._features = inputs[0]
 
     def nothing(self, views: int) -> Opinion:
-        """Of no image."""
+        """Returns the predictions for no image."""
         network, device = self.teachers[0].network, self.teachers[0].device
         alone = torch.empty(len(self.teachers) * views, 0, network.head.out_features, device=device)
         return Opinion(alone, torch.empty(0, network.num_features, device=device), self.temperatures)
 
     @torch.inference_mode()
     def opinion(self, views: Sequence[NDArray[np.uint8]], stored: Sequence[NDArray[np.float16] | None] = ()) -> Opinion:
-        """Of one batch of images, given as one array a view; the first is the images as they are.
+        """Returns the predictions for one batch of images, given as one array per view, the unchanged images first.
 
-        A teacher whose features of these images are `stored` needs no view.
+        A teacher needs no view if its features of these images are given in `stored`.
         """
         stored = stored or [None] * len(self.teachers)
         count = len(views[0]) if views else next(len(one) for one in stored if one is not None)
@@ -196,14 +196,14 @@ class Labeller:
 
 
 def pad(images: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
-    """The images, the last one repeated until their number is a multiple."""
+    """Repeats the last image until the number of images is a multiple."""
     missing = -len(images) % multiple
     return np.concatenate([images, images[-1:].repeat(missing, axis=0)]) if missing else images
 
 
 @torch.inference_mode()
 def judge(opinion: Opinion, temperature: float, stored: int, class_means: Tensor) -> Columns:
-    """The numbers of the table's columns; `probs` (and `classes`) are the `stored` largest, or all in class order."""
+    """Returns the table's columns; `probs` (and `classes`) are the `stored` largest, or all in class order."""
     log_probs = torch.log_softmax(opinion.log_probs / temperature, dim=1)
     probs = log_probs.exp()
     num_classes = probs.shape[1]
@@ -225,7 +225,7 @@ def judge(opinion: Opinion, temperature: float, stored: int, class_means: Tensor
 
 
 def class_means(features: Tensor, labels: NDArray[np.int64], num_classes: int) -> Tensor:
-    """[K, D]: where each class lies on the sphere of features; NaN for a class without images."""
+    """Returns [K, D]: the mean direction of each class's features; NaN for a class without images."""
     means = torch.full((num_classes, features.shape[1]), float("nan"), device=features.device)
     index = torch.from_numpy(labels).to(features.device)
     for label in np.unique(labels):
@@ -234,7 +234,7 @@ def class_means(features: Tensor, labels: NDArray[np.int64], num_classes: int) -
 
 
 def cut(sample_ids: Iterable[str], most: int) -> list[tuple[int, int]]:
-    """Ranges of consecutive samples, each of at most `most` and, but for the last, at least half of that."""
+    """Returns ranges of consecutive samples: at most `most` each and, except the last, at least half of that."""
     keys = np.fromiter((key_of("shard", sample) for sample in sample_ids), np.uint64)
     least, ranges, start = (most + 1) // 2, [], 0
     while len(keys) - start > most:
@@ -246,7 +246,7 @@ def cut(sample_ids: Iterable[str], most: int) -> list[tuple[int, int]]:
 
 
 def shard_key(question: Mapping[str, Any], sample_ids: Sequence[str], contents: Sequence[str]) -> str:
-    """The name of the answer: what is asked (teachers, settings), of which images."""
+    """Returns the key of a shard: the digest of its teachers, settings and images."""
     samples = hashlib.sha256()
     for sample, content in zip(sample_ids, contents, strict=True):
         samples.update(f"{len(sample)}:{sample}{content}\n".encode())
@@ -255,7 +255,7 @@ def shard_key(question: Mapping[str, Any], sample_ids: Sequence[str], contents: 
 
 @dataclass(frozen=True)
 class Shard:
-    """Images [first, stop) of the unlabelled pool; which shard of the table, and the name of its answer."""
+    """A shard of the table: its number, its images [first, stop) of the unlabelled pool, and its key."""
 
     number: int
     first: int
@@ -268,13 +268,13 @@ class Shard:
 
 
 def shard_file(number: int) -> str:
-    """A shard's name in the artifact."""
+    """Returns a shard's file name in the artifact."""
     return f"part-{number:05d}.parquet"
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Finished shards of all runs of a workspace; any of them may be deleted, and is then computed again."""
+    """The finished shards of all runs of a workspace. Any of them may be deleted; it is then recomputed."""
 
     folder: Path
 
@@ -283,7 +283,7 @@ class ShardCache:
         return self.folder / key[:2] / f"{key}.parquet"
 
     def find(self, key: str) -> Path | None:
-        """The shard if it is whole; one with other bytes than were written is removed."""
+        """Returns the shard if it is intact; removes a damaged one."""
         path = self.path(key)
         digest = path.with_suffix(".sha256")
         if not path.exists() or not digest.exists():
@@ -294,7 +294,7 @@ class ShardCache:
         return None
 
     def put(self, key: str, content: bytes) -> Path:
-        """Keeps a shard. Its digest is written first: a file under the final name is whole and has one."""
+        """Stores a shard. Its digest is written first, so a file under the final name is complete and has a digest."""
         path = self.path(key)
         write_atomically(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest())
         write_atomically(path, content)
@@ -302,15 +302,15 @@ class ShardCache:
 
 
 def place(source: Path, target: Path) -> None:
-    """The shard under its name in the artifact: a second name of the same file where the file system can."""
+    """Puts a shard into the artifact: as a hard link if the file system allows it, else as a copy."""
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
 
 
 def spread(keys: Sequence[str], seed: int, name: str, width: int) -> NDArray[np.float64]:
-    """[n, width] numbers in [0, 1) that (seed, name, key) alone decide, whatever else is in the batch."""
+    """Returns [n, width] numbers in [0, 1) that depend only on (seed, name, key), not on the rest of the batch."""
     drawn = b"".join(
         hashlib.blake2b(f"{seed}\x1f{name}\x1f{key}".encode(), digest_size=8 * width).digest() for key in keys
     )

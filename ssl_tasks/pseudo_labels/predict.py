@@ -1,6 +1,6 @@
-"""The stage `predict`: a teacher labels the unlabelled images shard by shard, and the held-out images beside them.
+"""Runs the stage `predict`, in which teachers label the unlabelled images shard by shard, and the validation images.
 
-A Ray worker labels a shard with the same code.
+Ray workers label shards with the same code.
 """
 
 import contextlib
@@ -61,20 +61,20 @@ from selftrain.ssl_tasks.trained import trained_digest
 from selftrain.ssl_tasks.trained.model import Trained, load_trained
 from selftrain.ssl_tasks.training.launch import from_json, to_json
 
-AT_ONCE = 65_536  # ids that are Python objects at one time
+AT_ONCE = 65_536  # ids that are Python objects at the same time
 
 
 def predict(context: StageContext) -> StageResult:
-    """Body of the stage: dataset, model and, for an ensemble, model_2 … → the table of predictions.
+    """Runs the stage's body: dataset, model and, for an ensemble, model_2 … → the table of predictions.
 
-    Where the features that a linear model reads are stored (features, features_2 …), no network computes them again.
+    If the features that a linear model reads are stored (features, features_2 …), no network recomputes them.
     """
     with saying_what_is_full(context.output):
         return open_predicting(context).run()
 
 
 def open_predicting(context: StageContext) -> "Predicting":
-    """The data set and the teachers of a context, ready to label."""
+    """Opens the data set and the teachers of a context."""
     settings = context.section
     assert isinstance(settings, PredictSettings)
     prepare_backends(settings.precision, context.runtime.threads)
@@ -91,7 +91,7 @@ def open_predicting(context: StageContext) -> "Predicting":
 
 
 def check_classes(role: str, teacher: Trained, dataset: Dataset) -> None:
-    """A teacher of other classes labels nothing that makes sense here."""
+    """Raises ConfigError if a teacher's classes are not those of the data set."""
     if teacher.card.classes != dataset.classes:
         raise ConfigError(
             f"{role} was trained on {len(teacher.card.classes)} classes "
@@ -103,17 +103,17 @@ def check_classes(role: str, teacher: Trained, dataset: Dataset) -> None:
 
 @dataclass(frozen=True)
 class Predicting:
-    """One table of predictions in the making."""
+    """Writes one table of predictions."""
 
     context: StageContext
     settings: PredictSettings
     dataset: Dataset
     teachers: Sequence[Trained]
-    digests: Sequence[str]  # of the teachers
-    stored: Sequence[StoredFeatures | None]  # features that a teacher reads in place of images
+    digests: Sequence[str]  # the teachers' digests
+    stored: Sequence[StoredFeatures | None]  # features that a teacher reads instead of images
 
     def run(self) -> StageResult:
-        """First the held-out images, which decide the temperature; then the unlabelled ones."""
+        """Predicts the validation images, which decide the temperature, and then the unlabelled images."""
         temperature, means = self.predict_held_out()
         shards, reused = self.predict_unlabeled(temperature, means)
         description = {**self.description(temperature), "parts": self.parts, "shards": shards}
@@ -141,12 +141,12 @@ class Predicting:
 
     @property
     def computed_by(self) -> dict[str, str]:
-        """The device and the number format behind the last digits."""
+        """Returns the device and the number format, on which the last digits depend."""
         return computed_by(self.teachers[0].device, *(teacher.dtype for teacher in self.teachers))
 
     @property
     def by_ray(self) -> bool:
-        """Whether a Ray cluster labels the shards."""
+        """Returns whether a Ray cluster labels the shards."""
         return self.context.runtime.task_runner == "ray"
 
     @property
@@ -155,7 +155,7 @@ class Predicting:
 
     @property
     def parts(self) -> dict[str, str]:
-        """Digests of the images that the table is about."""
+        """Returns the digests of the images in the table."""
         return {name: self.context.inputs["dataset"].parts[name] for name in ("unlabeled", "validation")}
 
     def description(self, temperature: float) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Predicting:
         }
 
     def question(self, temperature: float) -> dict[str, Any]:
-        """All that a shard's contents depend on, but for its samples."""
+        """Returns everything that a shard's contents depend on, except its samples."""
         each = self.labeller.temperatures if self.teachers else None
         read = {"features": [one and one.artifact.digest for one in self.stored]} if any(self.stored) else {}
         weak = {"seed": self.settings.seed, "flip": self.dataset.flip, "crop_padding": AUGMENT.crop_padding}
@@ -179,7 +179,7 @@ class Predicting:
             "weak_views": weak if self.settings.views > 1 or self.settings.noise else None,
             "noise": AUGMENT.identity() if self.settings.noise else None,
             "precision": [str(teacher.dtype) for teacher in self.teachers],
-            "batch_size": self.settings.batch_size,  # products round otherwise with their size
+            "batch_size": self.settings.batch_size,  # matrix products round differently with their size
             "image": [self.dataset.image_size, self.dataset.channels],
             "class_means": self.parts["validation"],
             **read,
@@ -207,7 +207,7 @@ class Predicting:
             yield opinion
 
     def noise(self, first: str) -> contextlib.AbstractContextManager[Any]:
-        """The teachers' own dropout, where it is asked for; the batch's first image decides what it drops."""
+        """Switches the teachers' own dropout on if the settings ask for it; the batch's first image seeds it."""
         if not self.settings.noise:
             return contextlib.nullcontext()
         noisy, seed = contextlib.ExitStack(), key_of("noise", self.settings.seed, first)
@@ -216,7 +216,7 @@ class Predicting:
         return noisy
 
     def predict_held_out(self) -> tuple[float, Tensor]:
-        """validation.parquet and calibration.json; returns the temperature and where classes lie among features."""
+        """Writes validation.parquet and calibration.json; returns the temperature and the classes' mean features."""
         pool = self.dataset.pool("validation")
         known = np.flatnonzero(pool.labels >= 0)
         ids, labels = pool.sample_ids(known), pool.labels[known]
@@ -233,18 +233,18 @@ class Predicting:
         return temperature, means
 
     def nothing(self) -> Opinion:
-        """Of no image."""
+        """Returns the predictions for no image."""
         return self.labeller.nothing(self.settings.views)
 
     def calibrate_each(self, opinion: Opinion, labels: NDArray[np.int64], fitted: NDArray[np.bool_]) -> Opinion:
-        """The same with a temperature for each teacher and view; from now on the labeller uses them too."""
+        """Returns the opinion with a fitted temperature per teacher and view, which the labeller uses from now on."""
         alone = opinion.alone.double().cpu().numpy()[:, fitted]
         found = [fit_temperature(one, labels[fitted], LOG_RANGE_OF_TEACHERS) for one in alone]
         self.labeller.temperatures = torch.tensor(found)
         return replace(opinion, temperatures=self.labeller.temperatures)
 
     def calibrate(self, log_probs: NDArray[np.float64], labels: NDArray[np.int64], fitted: NDArray[np.bool_]) -> float:
-        """The temperature, fitted where that is asked for; what it changes is measured on other images."""
+        """Returns the temperature, fitted if the settings ask for it; its effect is measured on other images."""
         temperature = self.settings.temperature
         if isinstance(temperature, str):
             if not fitted.any():
@@ -264,7 +264,7 @@ class Predicting:
         return temperature
 
     def predict_unlabeled(self, temperature: float, means: Tensor) -> tuple[list[dict[str, Any]], int]:
-        """The shards in the artifact: their description, and how many were there before."""
+        """Writes the shards of the artifact; returns their descriptions and the number of reused shards."""
         pool = self.dataset.pool("unlabeled")
         ids, contents = pool.column("sample_id"), pool.column("content")
         cache, folder = ShardCache(self.context.cache / "shards"), self.context.output / "shards"
@@ -298,14 +298,14 @@ class Predicting:
     def label_here(
         self, pool: Pool, ids: pa.ChunkedArray, missing: Sequence[Shard], temperature: float, means: Tensor
     ) -> Iterator[tuple[Shard, bytes]]:
-        """Each shard's content, one after the other."""
+        """Yields each shard's content, one after the other."""
         for shard in missing:
             yield shard, self.content(pool, shard.first, ids[shard.first : shard.stop].to_pylist(), temperature, means)
 
     def label_by_ray(
         self, _pool: Pool, ids: pa.ChunkedArray, missing: Sequence[Shard], temperature: float, means: Tensor
     ) -> Iterator[tuple[Shard, bytes]]:
-        """Each shard's content from whichever machine labelled it, in the order in which they come."""
+        """Yields each shard's content from the machine that labelled it, in the order of arrival."""
         shared = {
             "context": to_json(self.context),
             "question": self.question(temperature),
@@ -321,7 +321,7 @@ class Predicting:
             yield shard, content
 
     def content(self, pool: Pool, first: int, samples: Sequence[str], temperature: float, means: Tensor) -> bytes:
-        """The file of one shard, whose images lie one after the other in the pool."""
+        """Returns the file of one shard, whose images are consecutive in the pool."""
         opinions = self.opinions(pool, np.arange(first, first + len(samples)), samples)
         table = prediction_table(samples, [self.judged(opinion, temperature, means) for opinion in opinions])
         return parquet_bytes(table, self.description(temperature))
@@ -330,7 +330,7 @@ class Predicting:
         return judge(opinion, temperature, self.stored_classes, means)
 
     def write_unreadable(self, number: int, temperature: float) -> list[dict[str, Any]]:
-        """The last shard: images without a label. It is empty where there is no other, for a table needs a file."""
+        """Writes the last shard: unreadable images. It may be empty if it is the only one: a table needs a file."""
         unreadable = self.dataset.unreadable("unlabeled")
         if number and not unreadable:
             return []
@@ -341,7 +341,7 @@ class Predicting:
 
 
 def label_shard(shared: Mapping[str, Any], images: tuple[int, Sequence[str]]) -> bytes:
-    """The file of one shard: `images` are the position of its first image, and the ids of all."""
+    """Returns the file of one shard; `images` are the position of its first image and the ids of all."""
     predicting, pool = opened(json.dumps(shared["context"]))
     if shared["temperatures"] is not None:
         predicting.labeller.temperatures = torch.tensor(shared["temperatures"])
@@ -352,16 +352,16 @@ def label_shard(shared: Mapping[str, Any], images: tuple[int, Sequence[str]]) ->
 
 @lru_cache(maxsize=1)
 def opened(asked: str) -> tuple[Predicting, Pool]:
-    """Teachers and images, kept for the worker's next shard."""
+    """Returns the teachers and images, which are kept for the worker's next shard."""
     context = from_json(json.loads(asked))
-    threads = context.runtime.threads or 1  # Ray counts on it: cluster.cpus_of
+    threads = context.runtime.threads or 1  # as Ray assumes: cluster.cpus_of
     here = at_hand(replace(context, runtime=context.runtime.model_copy(update={"threads": threads}), events=None))
     predicting = open_predicting(here)
     return predicting, predicting.dataset.pool("unlabeled")
 
 
 def refuse_other_answers(asked: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """A machine that would compute differently must not fill in a shard: the same question has the same bytes."""
+    """Raises ConfigError if this machine would compute a shard differently: the same key must mean the same bytes."""
     if others := sorted(name for name in asked if asked[name] != here[name]):
         name = others[0]
         raise ConfigError(

@@ -1,14 +1,14 @@
-"""`target_precision`: confidence thresholds that promise a precision, chosen on held-out labelled images.
+"""Chooses confidence thresholds for `target_precision`, on held-out labelled images, with a statistical guarantee.
 
 The promise: with probability ≥ `confidence` over the draw of the held-out images, at least the share `target` of the
-labels that the thresholds keep is right, for every class that is judged by itself (so also for any mixture of these),
-and for the classes with too few held-out images taken together. It is a statement about the images that the held-out
-ones are a random sample of, before balancing shows some of them more often.
+accepted labels is correct. It holds for every class that is tested by itself, so also for any mixture of these, and
+for all classes with too few held-out images together. It is about the images that the held-out ones are a random
+sample of, before balancing repeats some of them.
 
-How: a ladder of thresholds from strict to lenient is fixed before any held-out label is looked at (by the share of the
-*unlabelled* images that each keeps). Each rung's hypothesis "precision < target" is tested with the exact binomial
-(Clopper-Pearson) bound at the full allowed error, one after the other, and the first that fails ends it: testing in a
-fixed sequence needs no correction for the number of rungs. Classes share the allowed error equally (Bonferroni).
+How: a ladder of thresholds from strict to lenient is fixed before any held-out label is read (by the share of the
+*unlabelled* images that each accepts). Each rung's hypothesis "precision < target" is tested with the exact binomial
+(Clopper-Pearson) bound at the full allowed error, one after the other, until one cannot be rejected. Testing in a fixed
+sequence needs no correction for the number of rungs. Classes share the allowed error equally (Bonferroni).
 """
 
 from collections.abc import Sequence
@@ -23,40 +23,40 @@ Floats = NDArray[np.float64]
 Scope = Literal["class", "pooled", "none"]
 
 RUNGS = 40
-FIRST_RUNG = 2.0  # the strictest rung keeps this many times the images that a flawless record needs
-ALONE = 10.0  # a class is judged by itself where it has this many times the images that a flawless record needs
+FIRST_RUNG = 2.0  # the strictest rung accepts this many times the images that are needed if all are correct
+ALONE = 10.0  # a class is tested by itself if it has this many times the images that are needed if all are correct
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out images as the teacher sees them: what it says, how sure it is, whether it is right."""
+    """The teacher's predictions of held-out images: class, confidence, and whether it is correct."""
 
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
     correct: NDArray[np.bool_]
 
     def of(self, classes: NDArray[np.int64]) -> "HeldOut":
-        """Those that the teacher gives one of these classes."""
+        """Returns the images for which the teacher predicts one of these classes."""
         rows = np.isin(self.predicted, classes)
         return HeldOut(self.predicted[rows], self.confidence[rows], self.correct[rows])
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Confidences that unlabelled images of a class have, most confident first, and how many each adds."""
+    """The confidences of a class's unlabelled images, largest first, with the number of images at each."""
 
     confidence: NDArray[np.float32]
     count: NDArray[np.int64]
 
     @classmethod
     def merged(cls, ladders: Sequence["Ladder"]) -> "Ladder":
-        """The ladder of several classes together."""
+        """Returns the ladder of several classes together."""
         confidence = np.concatenate([ladder.confidence for ladder in ladders])
         order = np.argsort(-confidence, kind="stable")
         return cls(confidence[order], np.concatenate([ladder.count for ladder in ladders])[order])
 
     def rungs(self, held_out: int, needed: int) -> NDArray[np.float32]:
-        """Thresholds from strict to lenient; the strictest should keep `FIRST_RUNG` × `needed` held-out images."""
+        """Returns thresholds, the strictest first, which should accept `FIRST_RUNG` × `needed` held-out images."""
         if not len(self.count) or not held_out:
             return np.empty(0, np.float32)
         kept = np.cumsum(self.count) / self.count.sum()
@@ -67,24 +67,24 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Promise:
-    """Per class the least confidence (inf where nothing can be promised) and who vouches for it."""
+    """The threshold of each class (inf if nothing can be promised), and whether it was tested alone or pooled."""
 
     thresholds: NDArray[np.float32]
     scope: tuple[Scope, ...]
 
 
 def lower_bound(correct: int, total: int, error: float) -> float:
-    """Clopper-Pearson: the share is at least this with probability 1 - error."""
+    """Returns the Clopper-Pearson bound: the share is at least this with probability 1 - error."""
     return float(beta.ppf(error, correct, total - correct + 1)) if correct else 0.0
 
 
 def needed_images(target: float, error: float) -> int:
-    """The least number of images, all of them right, that shows the target."""
+    """Returns the least number of images that, if all are correct, shows the target."""
     return int(np.ceil(np.log(error) / np.log(target) - 1e-9))
 
 
 def most_lenient(held_out: HeldOut, rungs: NDArray[np.float32], target: float, error: float) -> float:
-    """The last rung before the first that is not shown to reach the target; inf where the strictest fails."""
+    """Returns the last rung before the first that is not shown to reach the target; inf if the strictest fails."""
     best = np.inf
     for rung in rungs:
         kept = held_out.confidence >= rung
@@ -95,7 +95,7 @@ def most_lenient(held_out: HeldOut, rungs: NDArray[np.float32], target: float, e
 
 
 def judged_alone(counts: NDArray[np.int64], target: float, error: float) -> NDArray[np.bool_]:
-    """The most classes that have enough held-out images each, when the allowed error is shared among their number."""
+    """Returns the largest set of classes with enough held-out images each if they share the allowed error."""
     order = np.argsort(-counts, kind="stable")
     alone = np.zeros(len(counts), bool)
     for number in range(len(counts), 0, -1):
@@ -107,7 +107,7 @@ def judged_alone(counts: NDArray[np.int64], target: float, error: float) -> NDAr
 
 
 def promised_thresholds(held_out: HeldOut, ladders: Sequence[Ladder], target: float, confidence: float) -> Promise:
-    """Thresholds per class; `held_out` and the ladders have passed the other rules already."""
+    """Returns thresholds per class; `held_out` and the ladders have already passed the other rules."""
     thresholds = np.full(len(ladders), np.inf, np.float32)
     scope: list[Scope] = ["none"] * len(ladders)
     alone = judged_alone(np.bincount(held_out.predicted, minlength=len(ladders)), target, 1 - confidence)

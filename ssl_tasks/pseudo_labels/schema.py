@@ -1,12 +1,12 @@
-"""The layout of prediction tables on disk, writing them, and reading them with SQL.
+"""Defines the layout of prediction tables on disk, writes them, and reads them with SQL.
 
 A predictions artifact holds
     predictions.json       classes, teachers, temperature, digests of the data; shards with first positions
-    shards/part-00000.parquet …   a run of consecutive images of the unlabelled pool each; unreadable ones in the last
-    validation.parquet     the same columns for the held-out labelled images: thresholds are chosen on them
+    shards/part-00000.parquet …   consecutive images of the unlabelled pool; unreadable ones in the last file
+        validation.parquet     the same columns for the held-out labelled images: thresholds are chosen on them
     calibration.json
-A shard stores no positions, so adding images before it leaves the shard as it is, and it is not computed again. The
-position of a row is the first position of its shard plus its number in the shard.
+A shard stores no positions, so that images added before it do not change it and it is reused. The position of a row is
+the first position of its shard plus its number in the shard.
 """
 
 import json
@@ -36,14 +36,17 @@ def stored_classes(num_classes: int, top_k: int | None) -> int:
 
 
 def shard_schema(sparse: bool) -> pa.Schema:
-    """The columns of a shard; `classes` says which probabilities are stored where not all are."""
+    """Returns the columns of a shard; `classes` names the stored probabilities if not all are stored."""
     fields = [
         ("sample_id", pa.string()),
-        ("label", pa.int32()),  # null where the image could not be read
-        ("confidence", pa.float32()),  # of the label
-        ("margin", pa.float32()),  # to the second class
+        ("label", pa.int32()),  # null if the image could not be read
+        ("confidence", pa.float32()),  # probability of the label
+        ("margin", pa.float32()),  # difference to the second class's probability
         ("entropy", pa.float32()),  # in nats
-        ("view_agreement", pa.float32()),  # share of the views and ensemble members that say this label by themselves
+        (
+            "view_agreement",
+            pa.float32(),
+        ),  # share of the views and ensemble members that predict this label by themselves
         ("feature_distance", pa.float32()),  # cosine distance to the class's mean; null without validation images
         ("probs", pa.list_(pa.float16())),
     ]
@@ -54,14 +57,14 @@ def shard_schema(sparse: bool) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A predictions artifact's folder and its description."""
+    """A predictions artifact: its folder and its description."""
 
     folder: Path
     description: Mapping[str, Any]
 
     @classmethod
     def open(cls, folder: Path) -> "Predictions":
-        """Reads predictions.json."""
+        """Opens an artifact by reading its predictions.json."""
         description = json.loads((folder / DESCRIPTION).read_text())
         if description["schema"] != SCHEMA_VERSION:
             raise DamagedArtifact(
@@ -76,30 +79,30 @@ class Predictions:
 
     @property
     def sparse(self) -> bool:
-        """Whether only the top k probabilities are stored, with `classes` beside them."""
+        """Returns whether only the top k probabilities are stored, with `classes` beside them."""
         return self.description["stored_classes"] < len(self.classes)
 
     @property
     def files(self) -> list[Path]:
-        """The shards, in the order of the pool."""
+        """Returns the shards' files, in the order of the pool."""
         return [self.folder / "shards" / shard["file"] for shard in self.description["shards"]]
 
     @property
     def first_positions(self) -> list[int | None]:
-        """The position of each shard's first row; None for the shard of unreadable images."""
+        """Returns the position of each shard's first row; None for the shard of unreadable images."""
         return [shard["first"] for shard in self.description["shards"]]
 
     def table(self) -> str:
-        """SQL: all shards; `file_index` and `file_row_number` name a row."""
+        """Returns the SQL table of all shards; `file_index` and `file_row_number` identify a row."""
         return read_parquet(self.files)
 
     def position(self, file_index: str = "file_index", row: str = "file_row_number") -> str:
-        """SQL: a row's position in the unlabelled pool, null where it could not be read."""
+        """Returns the SQL expression for a row's position in the unlabelled pool; null if it could not be read."""
         firsts = ", ".join("NULL" if first is None else str(first) for first in self.first_positions)
         return f"(list_extract([{firsts}]::BIGINT[], ({file_index} + 1)::BIGINT) + {row})"
 
     def with_positions(self) -> str:
-        """SQL: the whole table as people see it, with `position` after `sample_id`."""
+        """Returns the SQL query of the whole table for users, with `position` after `sample_id`."""
         return f"(SELECT sample_id, {self.position()} AS position, * EXCLUDE (sample_id) FROM {self.table()})"
 
 
@@ -109,7 +112,7 @@ GROUP_ROWS = 65_536
 
 
 def prediction_table(sample_ids: Sequence[str], batches: Sequence[Columns]) -> pa.Table:
-    """The rows of a shard from the columns of its batches."""
+    """Builds the rows of a shard from the columns of its batches."""
     columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     layout = shard_schema(sparse="classes" in columns)
     arrays = [pa.array(sample_ids, pa.string())]
@@ -121,13 +124,13 @@ def prediction_table(sample_ids: Sequence[str], batches: Sequence[Columns]) -> p
 
 
 def list_array(rows: NDArray[Any], kind: pa.DataType) -> pa.Array:
-    """[n, k] as n lists of k."""
+    """Converts [n, k] to n lists of k values."""
     offsets = np.arange(0, rows.size + 1, rows.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.ravel(), kind.value_type), type=kind)
 
 
 def unreadable_table(unreadable: Sequence[tuple[str, str]], sparse: bool) -> pa.Table:
-    """Rows of images without a label, and why they have none."""
+    """Returns the rows of unreadable images, with the reasons."""
     layout, rows = shard_schema(sparse), len(unreadable)
     known = {"sample_id": [sample for sample, _ in unreadable], "error": [reason for _, reason in unreadable]}
     arrays = [
@@ -137,14 +140,14 @@ def unreadable_table(unreadable: Sequence[tuple[str, str]], sparse: bool) -> pa.
 
 
 def held_out_table(table: pa.Table, truth: NDArray[np.int64], fitted: NDArray[np.bool_]) -> pa.Table:
-    """Predictions of held-out images with what they are, and whether the temperature was fitted on them."""
+    """Adds the ground truth to predictions of held-out images, and whether the temperature was fitted on them."""
     return table.append_column("truth", pa.array(truth, pa.int32())).append_column(
         "fitted", pa.array(fitted, pa.bool_())
     )
 
 
 def parquet_bytes(table: pa.Table, description: Mapping[str, Any]) -> bytes:
-    """The file's content; equal tables are equal bytes."""
+    """Returns the file's content; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     described = table.replace_schema_metadata({METADATA: json.dumps(description, sort_keys=True)})
     pq.write_table(described, sink, compression="zstd", row_group_size=GROUP_ROWS, use_dictionary=["label", "error"])

@@ -1,6 +1,6 @@
-"""The stage `select`: decides which pseudo-labels are accepted and how many copies of each, and records why.
+"""Runs the stage `select`: decides which pseudo-labels are accepted and how many copies of each, and records why.
 
-Training reads the rows with dense, sharpened probabilities, or with a label alone.
+Training reads the rows with dense, sharpened probabilities, or with a label only.
 """
 
 import json
@@ -42,13 +42,13 @@ COLUMNS = (
     "sample_id, {position} AS position, label::INTEGER AS label, confidence, rank_in_class::INTEGER AS rank_in_class, "
     "copies::INTEGER AS copies, source"
 )
-# Nothing here fails or is null. But DuckDB writes a column as `required` where it happens to know that it has no nulls,
-# which depends on how the table is cut into shards; of TRY it never knows.
+# Nothing here fails or is null. But DuckDB writes a column as `required` if it happens to know that it has no nulls,
+# which depends on how the table is cut into shards. With TRY it never knows, so the file is always the same.
 FLAT = ", ".join(
     f"TRY({column}) AS {column}"
     for column in ("sample_id", "position", "label", "confidence", "rank_in_class", "copies", "source")
 )
-# A lambda's expression is computed for every element, so what is the same for all of a row comes before.
+# A lambda's expression is computed for every element, so values that are the same for a whole row come before it.
 SOFT = """
     SELECT * EXCLUDE (powers, total), list_transform(powers, lambda power: (power / total)::FLOAT) AS probs
     FROM (
@@ -66,7 +66,7 @@ SOFT = """
         )
     )
 """
-# What the top k leave of 1 is spread over the other classes.
+# The probability that the top k leave is spread over the other classes.
 SPARSE = (
     "list_transform(range({classes}), lambda number: coalesce("
     "probs[list_position(classes, number::SMALLINT)], rest)::DOUBLE)"
@@ -75,7 +75,7 @@ STORED_OF_SPARSE = "probs, classes, greatest(0, 1 - list_sum(probs)) / {others} 
 
 
 def output_rows(predictions: Predictions, settings: SelectSettings) -> str:
-    """SQL over table `chosen`: the rows of selection.parquet, in no order."""
+    """Returns the SQL query over the table `chosen` for the rows of selection.parquet, unordered."""
     columns = COLUMNS.format(position=predictions.position())
     if not settings.soft:
         return f"SELECT {FLAT} FROM (SELECT {columns} FROM chosen)"
@@ -92,13 +92,13 @@ def output_rows(predictions: Predictions, settings: SelectSettings) -> str:
     return f"SELECT {FLAT}, probs FROM ({soft})"
 
 
-# Those of Noisy Student's filter, .01 wide.
+# Noisy Student's filter uses bins of .01.
 OFFICIAL_BINS = """
     SELECT label, min(confidence) AS edge, count(*) AS offered, count(*) AS count FROM ({passing})
     GROUP BY label, floor(confidence::DOUBLE * 100) ORDER BY label, edge DESC
 """
 
-# Rows that pass and are among the class's first, and people's corrections before them. `edge` only saves sorting.
+# Rows that pass and are among the class's first, after people's corrections. `edge` only saves sorting.
 RANKED = """
     CREATE TEMP TABLE ranked AS
     SELECT sample_id, label, confidence, file_index, file_row_number, 'model' AS source,
@@ -111,9 +111,9 @@ RANKED = """
         row_number() OVER (PARTITION BY o.label ORDER BY sample_id)
     FROM overrides o JOIN predictions USING (sample_id) WHERE o.label IS NOT NULL
 """
-# The first `total % unique` of a class are shown once more than the others.
+# The first `total % unique` rows of a class get one copy more than the others.
 EXACT_COPIES = "total // (people + take) + (rank_in_class <= total % (people + take))::BIGINT"
-# A keyed hash of the id in place of a generator's order: seeded, and the same however the table is cut.
+# A keyed hash of the id instead of a random generator: seeded, and the same however the table is cut into shards.
 BERNOULLI_COPIES = (
     "floor(ratio)::BIGINT + (md5_number_upper('{seed}:' || sample_id) / 18446744073709551616.0 < ratio % 1)::BIGINT"
 )
@@ -123,7 +123,7 @@ CHOSEN = """
     FROM (SELECT ranked.*, {copies} AS wanted FROM ranked JOIN plan USING (label))
     WHERE copies > 0
 """
-# Confidences are summed as whole numbers: a sum of floats would depend on the number of threads.
+# Confidences are summed as integers: a sum of floats would depend on the number of threads.
 KEPT = """
     SELECT label, count(*) AS kept, sum(copies)::BIGINT AS copies, count(*) FILTER (source = 'override') AS overrides,
         sum(round(confidence::DOUBLE * 16777216)::HUGEINT) FILTER (source = 'model')::DOUBLE
@@ -133,12 +133,12 @@ KEPT = """
 
 
 def select(context: StageContext) -> StageResult:
-    """Body of the stage: dataset, predictions and, in later rounds, previous_selection → the selection."""
+    """Runs the stage's body: dataset, predictions and, in later rounds, previous_selection → the selection."""
     settings = context.section
     assert isinstance(settings, SelectSettings)
     predictions = Predictions.open(context.inputs["predictions"].path)
     check_same_images(predictions, context.inputs["dataset"])
-    shutil.rmtree(context.scratch / "duckdb", ignore_errors=True)  # what a killed attempt spilled
+    shutil.rmtree(context.scratch / "duckdb", ignore_errors=True)  # spilled by a killed attempt
     with open_duckdb(context.scratch / "duckdb", context.runtime.memory_gb, context.runtime.threads) as connection:
         stats, unmatched = Selecting(context, settings, predictions, connection).run()
     write_atomically(context.output / STATS, json.dumps(stats, indent=1, sort_keys=True) + "\n")
@@ -147,7 +147,7 @@ def select(context: StageContext) -> StageResult:
 
 
 def check_same_images(predictions: Predictions, dataset: Artifact) -> None:
-    """Positions are those of one pool of unlabelled images."""
+    """Raises DataError unless the predictions are about the unlabelled images of this data set."""
     if predictions.description["parts"]["unlabeled"] != dataset.parts["unlabeled"]:
         raise DataError(
             f"the predictions {predictions.folder} were made for other unlabelled images than those of "
@@ -157,7 +157,7 @@ def check_same_images(predictions: Predictions, dataset: Artifact) -> None:
 
 @dataclass(frozen=True)
 class Selecting:
-    """One selection in the making; its steps share a database connection."""
+    """Makes one selection in steps that share a database connection."""
 
     context: StageContext
     settings: SelectSettings
@@ -165,7 +165,7 @@ class Selecting:
     connection: duckdb.DuckDBPyConnection
 
     def run(self) -> tuple[dict[str, Any], list[str]]:
-        """The numbers of stats.json, and the reasons why corrections are not used."""
+        """Makes the selection; returns the contents of stats.json, and the reasons why corrections are not used."""
         unmatched = self.define_tables()
         fixed = self.settings.threshold or 0.0
         histogram = candidates.measure(self.connection, self.num_classes, fixed, self.settings)
@@ -187,7 +187,7 @@ class Selecting:
         return self.context.inputs["dataset"].file("manifest.parquet")
 
     def define_tables(self) -> list[Misfit]:
-        """Define the candidates and the corrections; returns the corrections that no longer fit the data."""
+        """Defines the candidates and the corrections; returns the corrections that no longer fit the data."""
         candidates.define_excluded(self.connection, self.manifest)
         previous = self.context.inputs.get("previous_selection")
         carried = previous.file(OVERRIDES) if previous and previous.file(OVERRIDES).exists() else None
@@ -199,10 +199,12 @@ class Selecting:
         return unmatched
 
     def plan(self, histogram: Histogram, least: NDArray[np.float32]) -> Plan:
-        """Plans how many of each class are accepted, from how many there are."""
+        """Plans how many samples of each class are accepted, from the number of candidates."""
         candidates.per_class_table(self.connection, "limits", least=least)
         passing = "SELECT label, confidence FROM eligible JOIN limits USING (label) WHERE confidence >= least"
-        if self.settings.adaptive or self.settings.quantile is not None:  # then thresholds are no edges
+        if (
+            self.settings.adaptive or self.settings.quantile is not None
+        ):  # then thresholds are not edges of the histogram
             available = candidates.count_per_class(self.connection, passing, self.num_classes)
         else:
             available = histogram.passing(least)
@@ -216,14 +218,14 @@ class Selecting:
         return bernoulli_plan(total, available, people, bins.reached(np.clip(total - people, 0, None)))
 
     def labeled(self) -> Counts:
-        """Labelled images per class."""
+        """Returns the number of labelled images per class."""
         return self.count(f"SELECT label FROM {read_parquet(self.manifest)} WHERE split = 'labeled' AND label >= 0")
 
     def count(self, query: str) -> Counts:
         return candidates.count_per_class(self.connection, query, self.num_classes)
 
     def choose(self, plan: Plan, histogram: Histogram, least: NDArray[np.float32]) -> None:
-        """Table `chosen`: the selection, with where each row's probabilities are."""
+        """Creates the table `chosen`: the selection, with the place of each row's probabilities."""
         candidates.per_class_table(
             self.connection,
             "plan",
@@ -239,7 +241,7 @@ class Selecting:
         self.connection.execute(CHOSEN.format(copies=copies, most=self.settings.max_copies or 2**31 - 1))
 
     def write(self) -> None:
-        """selection.parquet, and overrides.parquet where there are any."""
+        """Writes selection.parquet, and overrides.parquet if there are corrections."""
         rows = output_rows(self.predictions, self.settings)
         copy_to_parquet(self.connection, f"{rows} ORDER BY sample_id", self.context.output / SELECTION)
         if self.number("SELECT count(*) FROM overrides"):
@@ -250,7 +252,7 @@ class Selecting:
         return fetch_number(self.connection, query)
 
     def totals(self, histogram: Histogram) -> dict[str, Any]:
-        """The whole selection in a few numbers."""
+        """Returns the totals of the selection."""
         return {
             "candidates": int(histogram.offered.sum()),
             "kept": self.number("SELECT count(*) FROM chosen"),
@@ -261,7 +263,7 @@ class Selecting:
         }
 
     def per_class(self, chosen: Chosen, histogram: Histogram, held_out: HeldOut) -> list[dict[str, Any]]:
-        """The lines of stats.json."""
+        """Returns the per-class rows of stats.json."""
         rows = {row[0]: row[1:] for row in self.connection.execute(KEPT).fetchall()}
         estimates = thresholds.estimated_precision(held_out, chosen.thresholds, self.settings.precision_confidence)
         lines = []
@@ -274,7 +276,7 @@ class Selecting:
                     "label": label,
                     "name": name,
                     "candidates": int(histogram.offered[label]),
-                    "threshold": least if np.isfinite(least) else None,  # null: nothing is good enough
+                    "threshold": least if np.isfinite(least) else None,  # null: no confidence is enough
                     "kept": kept,
                     "copies": copies,
                     "overrides": corrected,

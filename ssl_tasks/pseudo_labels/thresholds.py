@@ -1,7 +1,7 @@
-"""Thresholds per class, and the number of rows per class.
+"""Chooses the threshold and the number of rows of each class.
 
 A threshold is fixed, FlexMatch's adaptive one, a quantile, or one that keeps the promise of `target_precision`. Numbers
-of rows are balanced equally or by a prior, with exact counts or by floor + Bernoulli.
+of rows are balanced equally or by a prior, with exact counts or by Noisy Student's floor + Bernoulli.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ Thresholds = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Chosen:
-    """Thresholds per class, and the promise behind them where one was asked for."""
+    """The threshold of each class, and the promise behind them if the settings ask for one."""
 
     thresholds: Thresholds
     promise: Promise | None = None
@@ -37,7 +37,7 @@ class Chosen:
 def choose_thresholds(
     connection: duckdb.DuckDBPyConnection, settings: SelectSettings, histogram: Histogram, held_out: HeldOut
 ) -> Chosen:
-    """The highest of all thresholds that the settings ask for."""
+    """Returns, per class, the highest of the thresholds that the settings ask for."""
     fixed = np.float32(settings.threshold or 0.0)
     floor = np.full(len(histogram.ladders), fixed, np.float32)
     if settings.adaptive:
@@ -51,13 +51,13 @@ def choose_thresholds(
 
 
 def adaptive_share(learned: NDArray[np.int64], total: int) -> Thresholds:
-    """FlexMatch's factor of the threshold: β/(2 - β), β = σ(c) ÷ max(max σ, images that pass nowhere)."""
+    """Returns FlexMatch's factor on the threshold: β/(2 - β), β = σ(c) ÷ max(max σ, images that pass for no class)."""
     beta = learned / max(learned.max(initial=0), total - learned.sum(), 1)
     return (beta / (2 - beta)).astype(np.float32)
 
 
 def quantile_cut(connection: duckdb.DuckDBPyConnection, histogram: Histogram, share: float) -> Thresholds:
-    """Per class the confidence below which at most `share` of the class lies, exactly."""
+    """Returns, per class, the exact confidence below which at most `share` of the class lies."""
     keep = histogram.totals - np.floor(share * histogram.totals).astype(np.int64)
     edges, above, ranks = (np.array(column) for column in zip(*histogram.bins_of(keep), strict=True))
     per_class_table(
@@ -80,7 +80,7 @@ def quantile_cut(connection: duckdb.DuckDBPyConnection, histogram: Histogram, sh
 def keep_promise(
     target: float, confidence: float, histogram: Histogram, held_out: HeldOut, floor: Thresholds
 ) -> Promise:
-    """Thresholds that promise a precision, among those that the other rules allow."""
+    """Returns thresholds that promise a precision, among those that the other rules allow."""
     if not len(held_out.correct):
         raise ConfigError(
             "select.target_precision needs held-out labels, and the predictions have none. Set data.split.validation, "
@@ -93,14 +93,14 @@ def keep_promise(
 
 
 def above(ladder: Ladder, least: np.float32) -> Ladder:
-    """The part of a ladder that a threshold leaves."""
+    """Returns the part of a ladder above a threshold."""
     return replace(
         ladder, confidence=ladder.confidence[ladder.confidence >= least], count=ladder.count[ladder.confidence >= least]
     )
 
 
 def read_held_out(connection: duckdb.DuckDBPyConnection, path: Path, settings: SelectSettings) -> HeldOut:
-    """The held-out images that pass the rules of one sample, less those that the temperature was fitted on."""
+    """Reads the held-out images that pass the rules of one sample, without those that the temperature was fitted on."""
     rows = fetch(
         connection,
         f"SELECT label, confidence, label = truth AS correct FROM {read_parquet(path)} "
@@ -114,7 +114,7 @@ def read_held_out(connection: duckdb.DuckDBPyConnection, path: Path, settings: S
 def estimated_precision(
     held_out: HeldOut, thresholds: Thresholds, confidence: float
 ) -> list[tuple[float | None, float | None, int]]:
-    """Per class: share right among the held-out images above the threshold, its lower bound, their number."""
+    """Returns, per class, the accuracy on held-out images above the threshold, its lower bound, and their number."""
     result: list[tuple[float | None, float | None, int]] = []
     for label, least in enumerate(thresholds):
         kept = (held_out.predicted == label) & (held_out.confidence >= least)
@@ -129,16 +129,16 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Plan:
-    """Per class: the copies wanted in all, the most confident that are taken, and copies of each of these."""
+    """The plan of each class: the wanted copies in all, the number of accepted samples, and the copies of each."""
 
     total: Counts
-    people: Counts  # corrections, which come first
+    people: Counts  # corrections by people, which come first
     take: Counts
     ratio: NDArray[np.float64]  # copies of one sample, on average
 
 
 def wanted_totals(settings: SelectSettings, available: Counts, labeled: Counts) -> Counts:
-    """Copies per class that the balance asks for; classes without any sample get none."""
+    """Returns the copies per class that the balance asks for; classes without any sample get none."""
     present = available > 0
     if settings.balance == "none" or not present.any():
         return available.copy()
@@ -150,7 +150,7 @@ def wanted_totals(settings: SelectSettings, available: Counts, labeled: Counts) 
 
 
 def class_shares(settings: SelectSettings, labeled: Counts) -> NDArray[np.float64]:
-    """The shares of `prior`: as given, or the labelled set's."""
+    """Returns the shares of `prior`: as given, or those of the labelled images."""
     if settings.prior is None:
         return labeled / labeled.sum()
     if len(settings.prior) != len(labeled):
@@ -162,7 +162,7 @@ def class_shares(settings: SelectSettings, labeled: Counts) -> NDArray[np.float6
 
 
 def largest_remainder(total: int, shares: NDArray[np.float64]) -> Counts:
-    """Whole numbers in the given shares that sum to the total."""
+    """Returns whole numbers that sum to the total and are nearest to the given shares."""
     exact = total * shares
     counts = np.floor(exact).astype(np.int64)
     first = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
@@ -171,15 +171,15 @@ def largest_remainder(total: int, shares: NDArray[np.float64]) -> Counts:
 
 
 def exact_plan(total: Counts, available: Counts, people: Counts) -> Plan:
-    """The most confident fill what people's corrections leave; where they are too few, all are repeated."""
+    """Accepts corrections first, then the most confident samples; repeats all samples if they are too few."""
     take = np.clip(total - people, 0, available)
     return Plan(total, people, take, share(total, take + people))
 
 
 def bernoulli_plan(total: Counts, available: Counts, people: Counts, reached: Counts) -> Plan:
-    """The official scheme. `reached`: samples in the bins of .01 that are needed, whole, to reach the total.
+    """Plans by Noisy Student's official scheme; `reached`: samples in the whole bins of .01 that reach the total.
 
-    Where these are more than the total they are thinned; people's corrections are not.
+    If these are more than the total, they are thinned at random; people's corrections are not.
     """
     room = np.clip(total - people, 0, None)
     take = np.where(room > 0, np.minimum(available, reached), 0)
@@ -188,5 +188,5 @@ def bernoulli_plan(total: Counts, available: Counts, people: Counts, reached: Co
 
 
 def share(part: Counts, whole: Counts) -> NDArray[np.float64]:
-    """part ÷ whole, 0 where there is nothing."""
+    """Returns part ÷ whole; 0 ÷ 0 is 0."""
     return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)

@@ -1,12 +1,12 @@
-"""All rounds of a run as four SQL views, and answers to SQL queries as CSV, JSON or Parquet.
+"""Defines four SQL views over all rounds of a run, and writes results of queries as CSV, JSON or Parquet.
 
     manifest     sample_id, label, class, split, content, uri, width, height, mode, error, truth
     predictions  round, sample_id, position, label, class, confidence, margin, entropy, view_agreement,
                  feature_distance, probs, classes (where only the largest are stored), error
     selection    round, sample_id, position, label, class, confidence, rank_in_class, copies, source, probs
     rounds       round, candidates, kept, copies, overrides, rejected, excluded, temperature, teachers
-`truth` is the ground truth of unlabelled images where the source knows it, for audits. Answers are written batch by
-batch while the query computes.
+`truth` is the ground truth of unlabelled images, if the source knows it, for audits. Results are written batch by batch
+while the query computes.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ NO_ROUNDS = (
 
 @dataclass(frozen=True)
 class RoundTables:
-    """The artifacts' folders of one round; a selection may not be there yet."""
+    """The artifacts' folders of one round; the selection may not exist yet."""
 
     round: int
     predictions: Path
@@ -76,7 +76,7 @@ class RunTables:
 
     @property
     def files(self) -> list[Path]:
-        """Every file that a view reads."""
+        """Returns every file that a view reads."""
         found = [self.dataset / "manifest.parquet", self.dataset / "truth.parquet"]
         for one in self.rounds:
             found += Predictions.open(one.predictions).files
@@ -86,7 +86,7 @@ class RunTables:
 
 @contextlib.contextmanager
 def open_tables(tables: RunTables, memory_gb: float = 1.0) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with the four views, in a fresh in-memory database."""
+    """Yields a connection with the four views, in a new in-memory database."""
     with open_spilling(memory_gb) as opened:
         for name, query in view_queries(tables).items():
             opened.execute(f"CREATE VIEW {name} AS {query}")
@@ -94,7 +94,7 @@ def open_tables(tables: RunTables, memory_gb: float = 1.0) -> Iterator[duckdb.Du
 
 
 def view_queries(tables: RunTables) -> dict[str, str]:
-    """Name → query of each view."""
+    """Returns the query of each view by its name."""
     names = ", ".join(map(literal, tables.classes))
 
     def named(query: str) -> str:
@@ -123,7 +123,7 @@ def view_queries(tables: RunTables) -> dict[str, str]:
 
 
 def round_query(one: RoundTables) -> str:
-    """One line about a round."""
+    """Returns the query for a round's row of the view `rounds`."""
     description = Predictions.open(one.predictions).description
     stats = {} if one.selection is None else json.loads((one.selection / STATS).read_text())
     numbers = ("candidates", "kept", "copies", "overrides", "rejected", "excluded")
@@ -137,16 +137,16 @@ def round_query(one: RoundTables) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a query; its batches are computed while they are read."""
+    """The result of a query; its batches are computed while they are read."""
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
 
 
 def sql(tables: RunTables, query: str, memory_gb: float = 1.0, timeout: float | None = None) -> pd.DataFrame:
-    """The answer to one SELECT over the views. It can read nothing else, and write nothing.
+    """Returns the result of one SELECT over the views. The query can read nothing else, and write nothing.
 
-    `memory_gb` limits the query, and again the answer; `open_answer` streams an answer of any size.
+    `memory_gb` limits the query, and separately the result; `open_answer` streams a result of any size.
     """
     found, held = list[pa.RecordBatch](), 0
     with open_answer(tables, query, memory_gb, timeout) as answer:
@@ -165,7 +165,7 @@ def sql(tables: RunTables, query: str, memory_gb: float = 1.0, timeout: float | 
 def open_answer(
     tables: RunTables, query: str, memory_gb: float = 1.0, timeout: float | None = None
 ) -> Iterator[Answer]:
-    """The answer to one SELECT over the views, in a memory that does not grow with the number of its rows."""
+    """Yields the result of one SELECT over the views, in memory that does not grow with the number of rows."""
     with (
         open_tables(tables, memory_gb) as connection,
         _saying_what_is_wrong(),
@@ -190,7 +190,7 @@ def open_answer(
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """Names once each (a, a_1), and decimals, such as sums of whole numbers, as floating-point numbers."""
+    """Makes names unique (a, a_1), and turns decimals, such as sums of whole numbers, into floating-point numbers."""
     columns: dict[str, pa.Field] = {}
     for one in schema:
         numbered = (f"{one.name}_{number}" for number in itertools.count(1))
@@ -200,7 +200,7 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 
 def _read(reader: pa.RecordBatchReader, late: threading.Event) -> Iterator[pa.RecordBatch]:
-    """The batches; of an error of DuckDB, Arrow has kept the text alone."""
+    """Yields the batches; restores DuckDB's errors, of which Arrow keeps only the text."""
     try:
         for batch in reader:
             if late.is_set():
@@ -213,7 +213,7 @@ def _read(reader: pa.RecordBatchReader, late: threading.Event) -> Iterator[pa.Re
 
 @contextlib.contextmanager
 def _saying_what_is_wrong() -> Iterator[None]:
-    """An error of DuckDB or Arrow as an error of the query."""
+    """Turns an error of DuckDB or Arrow into an error of the query."""
     try:
         yield
     except duckdb.PermissionException as error:
@@ -223,7 +223,7 @@ def _saying_what_is_wrong() -> Iterator[None]:
         ) from error
     except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException):
         raise  # said by `open_duckdb`
-    except MemoryError as error:  # Arrow's, too
+    except MemoryError as error:  # Arrow raises it, too
         raise OutOfMemory("the result needed more memory than is allowed. Ask for fewer rows or columns") from error
     except (duckdb.Error, pa.ArrowException) as error:
         raise UserError(f"{error}") from error
@@ -231,7 +231,7 @@ def _saying_what_is_wrong() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _time_limit(connection: duckdb.DuckDBPyConnection, timeout: float | None) -> Iterator[threading.Event]:
-    """QueryTimeout where the block takes longer than `timeout` seconds; the event says that they have passed."""
+    """Raises QueryTimeout if the block takes longer than `timeout` seconds; the yielded event is then set."""
     late = threading.Event()
 
     def stop() -> None:
@@ -256,7 +256,7 @@ def _time_limit(connection: duckdb.DuckDBPyConnection, timeout: float | None) ->
 
 
 def lock(connection: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
-    """From here on these files can be read, nothing else, and this cannot be taken back."""
+    """Restricts the connection to reading these files; this cannot be undone."""
     allowed = ", ".join(map(literal, files))
     connection.execute("SET python_enable_replacements = false")
     connection.execute("SET max_temp_directory_size = '16GB'")
@@ -269,7 +269,7 @@ def first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-# Whole numbers stay whole where some are missing.
+# Whole numbers stay whole even if some are missing.
 WHOLE = {
     pa.bool_(): pd.BooleanDtype(),
     **{getattr(pa, name.lower())(): getattr(pd, f"{name}Dtype")() for name in ("Int8", "Int16", "Int32", "Int64")},
@@ -278,7 +278,7 @@ WHOLE = {
 
 
 def frames(answer: Answer) -> Iterator[pd.DataFrame]:
-    """The batches as data frames; the first has no rows, so that there is one."""
+    """Yields the batches as data frames; the first has no rows, so that there is always one."""
     yield _frame(answer.schema.empty_table())
     for batch in answer.batches:
         yield _frame(pa.Table.from_batches([batch]))
@@ -331,7 +331,7 @@ def write_parquet(answer: Answer, path: Path) -> int:
 
 @contextlib.contextmanager
 def appearing_whole(path: Path) -> Iterator[Path]:
-    """A temporary path whose file takes the given name once it is whole; a pipe or a device is written to directly."""
+    """Yields a temporary path whose file gets the given name once it is complete; a pipe is written directly."""
     with saying_what_is_full(path.absolute().parent):
         if path.exists() and not path.is_file():
             yield path

@@ -1,1 +1,1 @@
-"""The HTML report of a run, and the page of a comparison; `page.write_report` writes a report."""
+"""Makes the HTML report of a run and the page of a comparison; `page.write_report` writes a report."""

@@ -1,4 +1,4 @@
-"""The contents of the report as typed values: no markup, and no images except sprites."""
+"""Defines the contents of the report as typed values, without markup, and without images except sprites."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

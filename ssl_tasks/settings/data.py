@@ -1,4 +1,4 @@
-"""The settings of data in a recipe: the source, the split, and the augmentation of images."""
+"""Defines the settings of data in a recipe: the source, the split, and the augmentation of images."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -91,7 +91,7 @@ class SyntheticSource(Section):
     classes: int = Field(10, ge=2, le=1000, description="number of classes")
     image_size: int = Field(32, ge=4, description="side in pixels")
     noise: float = Field(0.3, ge=0, description="standard deviation of the noise, where white is 1")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the images, apart from the run's seed")
 
 
 Source = Annotated[
@@ -240,12 +240,12 @@ class AugmentSettings(Section):
 
     @property
     def printed_ranges(self) -> bool:
-        """Whether arguments are drawn from the ranges printed in FixMatch's paper, as in TorchSSL and USB."""
+        """Returns whether arguments are drawn from the ranges in FixMatch's paper, as in TorchSSL and USB."""
         return self.strong == "randaugment" and self.magnitude == "random"
 
     @property
     def random_cutout(self) -> bool:
-        """Whether the side of the cutout square is random."""
+        """Returns whether the side of the cutout square is random."""
         return self.printed_ranges if self.cutout_side is None else self.cutout_side == "random"
 
     @model_validator(mode="after")

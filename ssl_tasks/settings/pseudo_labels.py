@@ -1,4 +1,4 @@
-"""The settings of pseudo-labels in a recipe: how they are predicted, and which are accepted."""
+"""Defines the settings of pseudo-labels in a recipe: how they are predicted, and which are accepted."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,7 +27,7 @@ class FeatureSettings(Section):
 
 
 class FrozenSettings(FeatureSettings):
-    """The features stage as it is requested: which network's features."""
+    """The settings of a request for features, including the network."""
 
     model: ModelSettings
 

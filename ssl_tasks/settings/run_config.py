@@ -1,4 +1,4 @@
-"""RunConfig: all sections of a recipe, and the sections of the machine, the evaluation and the gate.
+"""Defines RunConfig, all sections of a recipe, and the sections of the machine, the evaluation and the gate.
 
 The machine's settings (`runtime`) change where and how fast a run computes, never its results. `recipe.py` reads the
 YAML.
@@ -171,14 +171,14 @@ class TunedSettings(LearnerSettings):
 
 
 class WeightsSettings(Section):
-    """Which pretrained weights, of which network; a file of this machine is named by its contents alone."""
+    """The pretrained weights of a network; the key of a local file depends only on its contents."""
 
     network: str
     pretrained: bool | str = Field(json_schema_extra={"key": False})
 
 
 class CheckSettings(Section):
-    """A network as it will be trained."""
+    """The settings of a check: a network as it will be trained."""
 
     model: ModelSettings
     tune: str
@@ -211,7 +211,7 @@ class RoundSettings(Section):
 
 
 class RunConfig(Section):
-    """A whole run: a teacher, then rounds. Without rounds, it trains and evaluates one model."""
+    """The settings of a whole run: a teacher, then rounds. Without rounds, it trains and evaluates one model."""
 
     name: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME, description="name of the run"
@@ -240,7 +240,7 @@ class RunConfig(Section):
 
     @property
     def teachers(self) -> tuple[LearnerSettings, ...]:
-        """Every model that is trained before the rounds, members one by one; none where a teacher is given."""
+        """Returns every model that is trained before the rounds, member by member; none if a teacher is given."""
         kinds = () if self.given_teacher else (self.teacher, *self.other_teachers)
         return tuple(one for one in kinds for _ in range(one.members))
 
@@ -263,7 +263,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _what_is_frozen_has_learnt(self) -> Self:
-        """Refuses to freeze a body with drawn weights, whose features would mean nothing."""
+        """Refuses to freeze a body with random weights, whose features would be meaningless."""
         for name, learner in learners(self):
             given = learner.model.pretrained is not None or getattr(learner, "init", "scratch") == "teacher"
             given = given or (name == "teacher" and self.pretrain is not None)
@@ -300,8 +300,7 @@ def learners(config: RunConfig) -> Iterator[tuple[str, LearnerSettings]]:
 def checks(config: RunConfig) -> Iterator[tuple[str, str, LearnerSettings]]:
     """Yields the networks to check before training, each with the names of its check's and its weights' stages.
 
-    Networks that start from the same weights share their stage; a learner that repeats an earlier one's network is
-    not looked at again.
+    Networks that start from the same weights share their stage; a network that was checked before is skipped.
     """
     weights: dict[tuple[str, object], str] = {}
     seen: set[tuple[object, ...]] = set()
@@ -338,7 +337,7 @@ def in_need_of_validation(config: RunConfig) -> list[str]:
 
 
 def unfit_to_begin_with(given: ModelSettings, members: int, wanted: ModelSettings) -> str:
-    """Why a network cannot start from the weights of a given model; empty if it can."""
+    """Returns why a network cannot start from the weights of a given model; empty if it can."""
     if members > 1:
         return (
             f"init: the given model is an ensemble of {members} networks; expected a single network. Set init: scratch."

@@ -1,4 +1,4 @@
-"""The base class of every section of a recipe: frozen, refusing unknown keys, and fast to import (no torch)."""
+"""Defines the base class of every section of a recipe: frozen, without unknown keys, and fast to import (no torch)."""
 
 from functools import cache
 from pathlib import Path

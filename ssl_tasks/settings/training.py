@@ -1,4 +1,4 @@
-"""The settings of training in a recipe."""
+"""Defines the settings of training in a recipe."""
 
 from typing import Literal, Self
 
@@ -16,10 +16,10 @@ class TrainSettings(Section):
     steps: int = Field(1_000, ge=1, description="optimizer steps")
     batch_size: int = Field(64, ge=1, description="labelled images per step, over all processes")
     unlabeled_ratio: int = Field(7, ge=1, description="μ: unlabelled (or pseudo-labelled) images per labelled image")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
     learning_rate: float = Field(0.03, gt=0, description="learning rate after the warm-up")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; not used by adamw")
+    nesterov: bool = Field(True, description="Nesterov's momentum; only with sgd")
     weight_decay: float = Field(
         5e-4, ge=0, description="weight decay of kernels only, not of biases and norms; decoupled with adamw"
     )
@@ -155,11 +155,11 @@ class TrainSettings(Section):
 class FineTuneTrainSettings(TrainSettings):
     """The optimisation of a fine-tuning: a few steps with a small learning rate, and no moving average."""
 
-    steps: int = Field(200, ge=1)
-    learning_rate: float = Field(0.001, gt=0)
-    schedule: Schedule = "cosine"
+    steps: int = Field(200, ge=1, description="optimizer steps")
+    learning_rate: float = Field(0.001, gt=0, description="learning rate after the warm-up")
+    schedule: Schedule = Field("cosine", description="learning rate over the run; cosine: falls to 0")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights; 0: no average")
-    evaluate_every: int = Field(50, ge=1)
+    evaluate_every: int = Field(50, ge=1, description="steps between two evaluations on validation")
 
     @model_validator(mode="after")
     def _layers_are_chosen_once(self) -> Self:

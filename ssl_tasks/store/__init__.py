@@ -1,1 +1,1 @@
-"""Artifacts, runs and locks on disk, and all files that must survive a killed process."""
+"""Stores artifacts, runs and locks on disk, and all files that must survive a killed process."""

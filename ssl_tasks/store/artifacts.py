@@ -1,5 +1,4 @@
-"""The store of artifacts: folders that are written once, under the key of their stage. It is the pipeline's only
-cache."""
+"""Stores artifacts: folders that are written once, under the key of their stage. It is the pipeline's only cache."""
 
 import contextlib
 import hashlib
@@ -65,12 +64,12 @@ class Artifact:
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """Digests of parts of the contents, by their names (labeled, unlabeled, …)."""
+        """Returns the digests of parts of the contents, by their names (labeled, unlabeled, …)."""
         return self.manifest.get("parts", {})
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """The summary that the stage returned: small JSON values for tables and logs."""
+        """Returns the summary of the stage: small JSON values for tables and logs."""
         return self.manifest.get("summary", {})
 
     def file(self, name: str) -> Path:

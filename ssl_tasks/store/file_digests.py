@@ -1,4 +1,4 @@
-"""sha256 digests of files, remembered by their stat as in git's index: an unchanged file is not read again."""
+"""Computes sha256 digests of files, stored by their stat as in git's index: an unchanged file is not read again."""
 
 import contextlib
 import hashlib

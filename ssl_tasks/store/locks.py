@@ -1,4 +1,4 @@
-"""Locks between processes; the kernel frees them when a process dies.
+"""Provides locks between processes; the kernel frees them when a process dies.
 
 `file_lock` holds a lock during a block. Processes that use a workspace share the lock of `at_work`; deletion needs
 exclusive use (`alone`). `held_lock` locks a file for the whole life of a process, so that other hosts and containers
@@ -18,7 +18,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-IN_USE, PROCESSES = "in_use", "processes"  # in the workspace: the lock of all who work in it, the locks of processes
+IN_USE, PROCESSES = (
+    "in_use",
+    "processes",
+)  # in the workspace: the lock of all processes at work in it, the locks of single processes
 OF_ONE_KERNEL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay"}
 log = logging.getLogger("selftrain")
 _held: dict[tuple[int, Path], str] = {}
@@ -26,7 +29,7 @@ _taking = threading.Lock()
 
 
 def take(descriptor: int, shared: bool = False, blocking: bool = True) -> bool:
-    """Locks an open file until it is closed; False where another process holds it and `blocking` is off."""
+    """Locks an open file until it is closed; returns False if another process holds it and `blocking` is off."""
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         fcntl.flock(descriptor, kind | (0 if blocking else fcntl.LOCK_NB))
@@ -37,7 +40,7 @@ def take(descriptor: int, shared: bool = False, blocking: bool = True) -> bool:
 
 @contextlib.contextmanager
 def file_lock(path: Path, blocking: bool = True) -> Iterator[None]:
-    """An exclusive lock on `path`; BlockingIOError where it is held and `blocking` is off."""
+    """Holds an exclusive lock on `path` within the block; BlockingIOError if it is held and `blocking` is off."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _open_lock(path)
     try:

@@ -1,4 +1,4 @@
-"""The record of a run: its recipe, its stages, and why it stopped.
+"""Reads and writes the record of a run: its recipe, its stages, and why it stopped.
 
 `<workspace>/runs/<id>/` holds run.json, config.yaml (resolved), recipe.json (as written), stages/<name>.json,
 logs/<name>.log and summary.json.
@@ -103,7 +103,7 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration as it was resolved when the run started."""
+        """Returns the configuration as it was resolved when the run started."""
         path = self.path / "config.yaml"
         try:
             return RunConfig.model_validate(read_values(path.read_text()))
@@ -112,7 +112,7 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The contents of run.json: id, name, created, state, stopped, host, pid, …"""
+        """Returns the contents of run.json: id, name, created, state, stopped, host, pid, …"""
         return read_record(self.path / "run.json", RunShape)
 
     def update(self, **changes: Any) -> None:
@@ -189,13 +189,13 @@ class Run:
 
     @property
     def nothing_new(self) -> bool:
-        """Whether every stage of the run was reused."""
+        """Returns whether every stage of the run was reused."""
         stages = self.stages()
         return bool(stages) and all(stage.state == "reused" for stage in stages)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The contents of summary.json, which `run --json` prints; empty for an unfinished run."""
+        """Returns the contents of summary.json, which `run --json` prints; empty for an unfinished run."""
         path = self.path / "summary.json"
         return read_record(path, SummaryShape) if path.exists() else {}
 

@@ -1,4 +1,4 @@
-"""The names of a run's stages, and their order: runs, plans and the readers of a run's record all ask here."""
+"""Defines the names of a run's stages and their order, for runs, plans and readers of a run's record."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ class RoundNames:
 
     @property
     def dataset(self) -> str:
-        """Round 0: the images of the run. Later rounds: the same images at the size that fine-tuning sees."""
+        """Returns the stage with the run's images; in later rounds, with the same images in fine-tuning's size."""
         return self._name("dataset", "dataset")
 
     @property
     def features(self) -> str:
-        """What a linear model of the round learns from; of the first of several."""
+        """Returns the stage with the features that the round's linear model, or the first of several, learns from."""
         return self._name("features", "features")
 
     @property
     def teacher_features(self) -> str:
-        """What neighbours are found by, where the teacher itself has read none."""
+        """Returns the stage with the features for neighbours, if the teacher itself reads no features."""
         return self._name("teacher-features")
 
     @property
@@ -39,7 +39,7 @@ class RoundNames:
 
     @property
     def model(self) -> str:
-        """The round's training; the first of an ensemble."""
+        """Returns the stage of the round's training, or of the first of an ensemble."""
         return self._name("student", "teacher")
 
     @property
@@ -67,18 +67,18 @@ FIRST = RoundNames(0)
 
 
 def member_names(name: str, members: int) -> list[str]:
-    """The stages of an ensemble's members: the first has the plain name."""
+    """Returns the stages of an ensemble's members: the first has the plain name."""
     return [name] + [f"{name}-member-{number}" for number in range(2, members + 1)]
 
 
 def linear_names(name: str, learners: Sequence[LearnerSettings]) -> list[str]:
-    """The stages with the features of those learners that read some."""
+    """Returns the stages with the features of the learners that read features."""
     named = zip(member_names(name, len(learners)), learners, strict=False)
     return [one for one, learner in named if learner.method.name == "linear"]
 
 
 def stage_names(config: RunConfig) -> Iterator[str]:
-    """The stages of a run that goes through all of its rounds, in the order in which it meets them."""
+    """Yields the stages of a run through all of its rounds, in their order."""
     yield FIRST.dataset
     met = {""}
     for check, weights, _ in checks(config):
@@ -92,7 +92,7 @@ def stage_names(config: RunConfig) -> Iterator[str]:
     yield from linear_names(FIRST.features, teachers)
     yield from member_names(FIRST.model, max(1, len(teachers)))
     yield from member_names(FIRST.evaluate, max(1, len(teachers)))
-    first = teachers[0] if teachers else None  # none is trained where one is given
+    first = teachers[0] if teachers else None  # none is trained if one is given
     for number, settings in enumerate(config.rounds, 1):
         names, members = RoundNames(number), settings.student.members
         if settings.predict.source != "model" and (first is None or first.method.name != "linear"):

@@ -1,4 +1,4 @@
-"""The process that sends spools to MLflow: in order, with retries, each entry once.
+"""Runs the process that sends spools to MLflow: in order, with retries, each entry once.
 
 Its standard input names the spool. The word "end" then means: send the rest and exit. An end of input without that word
 means that the parent was killed; the shipper exits at once, and the next run or `sync` sends the rest. MLflow stores
@@ -241,7 +241,7 @@ def serve(shipper: Shipper, own: Spool | None, parent: Parent) -> None:
 
 
 def main() -> None:
-    """`python -m selftrain.ssl_tasks.tracking.shipper WORKSPACE EVERYTHING`, started by the tracker."""
+    """Runs `python -m selftrain.ssl_tasks.tracking.shipper WORKSPACE EVERYTHING`, which the tracker starts."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     # These signals reach the whole group; the parent decides when this process ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -1,4 +1,4 @@
-"""The local spool: every record for MLflow is first a line in a file, and is replayed in order.
+"""Writes and reads the local spool: every record for MLflow is first a line in a file, and is replayed in order.
 
 `<workspace>/tracking/spool/<name>.jsonl` belongs to one process and only grows; its first line names the process and
 the server. `<name>.<server>.sent` records how far it was replayed to a server, and MLflow's ids of our local ids.
@@ -122,12 +122,12 @@ class Spool:
 
     @property
     def header(self) -> dict[str, Any]:
-        """The process (host, pid, pid_started), the server's address, and the experiment."""
+        """Returns the process (host, pid, pid_started), the server's address, and the experiment."""
         return dict(next(self.operations())[1])
 
     @property
     def dead(self) -> bool:
-        """Whether the spool is complete: its process is dead or has closed it."""
+        """Returns whether the spool is complete: its process is dead or has closed it."""
         return self.path.with_suffix(".closed").exists() or not alive(self.header, self.path.parents[2])
 
     def close(self) -> None:

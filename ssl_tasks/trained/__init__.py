@@ -1,4 +1,4 @@
-"""Trained models: their files, cards, predictions and exports. Here: the two files, without loading the model."""
+"""Handles trained models: files, cards, predictions and exports. This module only checks and copies files."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from selftrain.ssl_tasks.execution.stage import StageResult
 from selftrain.ssl_tasks.store.artifacts import digest_file, digest_json
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-BASE = "weights.safetensors"  # what a model that holds a difference differs from
+BASE = "weights.safetensors"  # the weights that a model with a difference is based on
 
 
 def require_trained(folder: Path) -> None:
@@ -20,7 +20,7 @@ def require_trained(folder: Path) -> None:
 
 
 def trained_digest(folder: Path) -> str:
-    """Returns the digest of a model's weights and card; ConfigError where the folder holds none."""
+    """Returns the digest of a model's weights and card; raises ConfigError if the folder holds no model."""
     require_trained(folder)
     return digest_json({name: digest_file(folder / name) for name in (WEIGHTS, CARD)})
 

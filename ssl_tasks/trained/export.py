@@ -27,7 +27,7 @@ Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class RawImages(nn.Module):
-    """The network with (x / 255 - mean) / std before it."""
+    """A network that first computes (x / 255 - mean) / std."""
 
     scale: Tensor
     shift: Tensor
@@ -92,7 +92,7 @@ def probe_images(trained: Trained, count: int) -> NDArray[np.uint8]:
 
 
 def write_torch(program: ExportedProgram, trained: Trained, path: Path) -> Logits:
-    """Returns the .pt2 file, and the function that it holds."""
+    """Writes the .pt2 file, and returns the function that it holds."""
     with path.open("wb") as file:
         save(program, file, extra_files={CARD_KEY: trained.card.model_dump_json()})
     with path.open("rb") as file:
@@ -101,7 +101,7 @@ def write_torch(program: ExportedProgram, trained: Trained, path: Path) -> Logit
 
 
 def write_onnx(program: ExportedProgram, trained: Trained, path: Path) -> Logits:
-    """Returns the .onnx file, and the function that it holds, as ONNX Runtime computes it."""
+    """Writes the .onnx file, and returns the function that it holds, as ONNX Runtime computes it."""
     import onnxruntime
 
     made = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False)

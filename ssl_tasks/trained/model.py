@@ -25,10 +25,10 @@ from selftrain.ssl_tasks.trained.weights import base_file, body_tensors
 
 
 class Base(Section):
-    """The weights that a model differs from, where its file holds the difference alone."""
+    """The weights that a model differs from, if its file holds only the difference."""
 
     sha256: str
-    lora_scale: float = 1.0  # of the low-rank additions
+    lora_scale: float = 1.0  # scale of the low-rank additions
 
 
 class Card(Section):
@@ -44,11 +44,11 @@ class Card(Section):
     built_for: int | None = None  # the image size that the network is built for, if it was fine-tuned at another
     members: int = 1  # number of networks in this model, whose logits are averaged
     base: Base | None = None
-    resizing: dict[str, str | float] | None = None  # how images become squares, where it is not the usual way
+    resizing: dict[str, str | float] | None = None  # how images become squares, if not in the usual way
 
     @property
     def own_normalisation(self) -> Normalisation | None:
-        """The mean and deviation of the weights, if they are not those of the training images."""
+        """Returns the mean and deviation of the weights, if they are not those of the training images."""
         return self.model.preprocess if isinstance(self.model.preprocess, Normalisation) else None
 
 
@@ -65,24 +65,24 @@ class Trained:
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray | Tensor) -> Tensor:
-        """float32 [n, K] of uint8 images [n, H, W, C]; H and W may differ from the card's."""
+        """Returns logits float32 [n, K] of uint8 images [n, H, W, C]; H and W may differ from the card's."""
         with autocast(self.device, self.dtype):
             return self.network(self.normalise(images)).float()
 
     @torch.inference_mode()
     def features(self, images: np.ndarray | Tensor) -> Tensor:
-        """float32 [n, D] before the last layer."""
+        """Returns features float32 [n, D], before the last layer."""
         with autocast(self.device, self.dtype):
             return self.network.features(self.normalise(images)).float()
 
     @torch.inference_mode()
     def logits_of(self, features: np.ndarray) -> Tensor:
-        """float32 [n, K] of features [n, D] that were stored: the last layer alone."""
+        """Returns logits float32 [n, K] of stored features [n, D], by the last layer."""
         with autocast(self.device, self.dtype):
             return self.network.head(torch.from_numpy(features).to(self.device).float()).float()
 
     def normalise(self, images: np.ndarray | Tensor) -> Tensor:
-        """(x / 255 - mean) / std as float32 [n, C, H, W]; [n, H, W, C] in memory is channels_last already."""
+        """Returns (x / 255 - mean) / std as float32 [n, C, H, W]; [n, H, W, C] in memory is channels_last already."""
         tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         if tensor.ndim != 4 or tensor.shape[-1] != self.card.in_channels or tensor.dtype != torch.uint8:
             raise DataError(
@@ -109,7 +109,7 @@ def save_card(folder: Path, card: Card) -> None:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Writes a network's state in one plain memory layout, so that equal weights are equal bytes."""
+    """Writes a network's state with contiguous tensors, so that equal weights give equal bytes."""
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, path)
 
 

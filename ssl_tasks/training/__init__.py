@@ -1,1 +1,1 @@
-"""One network trained by one method, so that killing it at any moment costs nothing."""
+"""Trains one network with one method; a training that was killed resumes at its last checkpoint."""

@@ -1,8 +1,8 @@
-"""Checkpoints on disk, whole or absent; and the request to stop, which SIGTERM and SIGINT make.
+"""Writes and reads checkpoints, and turns SIGTERM and SIGINT into a request to stop.
 
 `step-0000000200.<sha256>.safetensors` is one file that any reader of safetensors opens, named by the digest of its
-bytes, so a cut or a flipped bit is noticed. It is written under another name, flushed and renamed; the one before is
-kept. No pickle. The training loop looks at the request between two steps, saves a checkpoint and stops.
+bytes, so damage is noticed. It is written under another name, flushed and renamed, so it is complete or absent. The
+previous one is kept. The training loop checks the request between two steps, saves a checkpoint and stops.
 """
 
 import json
@@ -24,14 +24,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """The signal that asked the training to stop, if any."""
+    """A request to stop: the signal that asked for it, if any."""
 
     received: signal.Signals | None = None
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listens during a training; a second signal acts as it would without us. Signals reach the main thread alone."""
+    """Listens for signals within the block; a second signal has its usual effect. Only the main thread gets signals."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """A run's checkpoints in a folder, written by a thread during the training. Some ranks only read."""
+    """The checkpoints of a training in a folder, written by a thread. Only one rank writes; the others read."""
 
     def __init__(self, folder: Path, every_seconds: float, writes: bool = True) -> None:
         self.folder, self.every, self.writes = folder, every_seconds, writes
@@ -72,11 +72,11 @@ class Checkpoints:
         self.damaged: list[Path] = []
 
     def due(self) -> bool:
-        """Whether so much time has passed that a checkpoint is worth its cost."""
+        """Returns whether enough time has passed for another checkpoint."""
         return self.writes and time.monotonic() - self.saved >= self.every
 
     def save(self, snapshot: Snapshot) -> None:
-        """Writes in the background, after the write before has ended."""
+        """Writes a checkpoint in the background, after the previous write has ended."""
         self.wait()
         while self.damaged:
             self.damaged.pop().unlink(missing_ok=True)
@@ -84,13 +84,13 @@ class Checkpoints:
         self.saved = time.monotonic()
 
     def wait(self) -> None:
-        """Until what was saved is on disk; raises what went wrong there."""
+        """Waits until the checkpoint is on disk; raises the error if writing failed."""
         if self.pending is not None:
             self.pending.result()
             self.pending = None
 
     def newest(self) -> Snapshot | None:
-        """The newest checkpoint that is whole."""
+        """Returns the newest undamaged checkpoint."""
         for path in reversed(checkpoint_files(self.folder)):
             if digest_file(path) == path.name.split(".")[1]:
                 return read_checkpoint(path)
@@ -105,12 +105,12 @@ class Checkpoints:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Oldest first."""
+    """Returns the files of a folder's checkpoints, the oldest first."""
     return sorted(folder.glob(PATTERN))
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
-    """Writes a snapshot, flushes it, gives it its name, and drops what is older than the one before."""
+    """Writes a snapshot, flushes it, renames it, and deletes all but this checkpoint and the previous one."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
 
 
 def read_checkpoint(path: Path) -> Snapshot:
-    """The snapshot in a file."""
+    """Reads the snapshot in a file."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:

@@ -1,6 +1,7 @@
-"""The history of a run: means over some steps, gathered without waiting for the device; and its diagnosis.
+"""Records the history of a training as means over some steps, and diagnoses it.
 
-The diagnosis warns when nothing is learned from the unlabelled images, and names the settings to change.
+Recording does not wait for the device. The diagnosis warns if nothing is learned from the unlabelled images, and names
+the settings to change.
 """
 
 import math
@@ -17,7 +18,7 @@ NAN = float("nan")
 
 
 class Meter:
-    """Running sums of logged tensors; `read` waits for the device once, for all of them. NaNs do not count."""
+    """Running sums of logged tensors; only `read` waits for the device, once for all of them. NaNs are ignored."""
 
     def __init__(self, device: torch.device) -> None:
         self.names: tuple[str, ...] = ()
@@ -26,7 +27,7 @@ class Meter:
         self.first_bad = torch.full((), math.inf, device=device)
 
     def add(self, logs: Mapping[str, Tensor]) -> None:
-        """Adds one step's (or micro-batch's) logs."""
+        """Adds the logs of one step or micro-batch."""
         if missing := tuple(name for name in logs if name not in self.names):
             self.names += missing
             more = self.sums.new_zeros(len(missing))
@@ -37,27 +38,27 @@ class Meter:
         self.counts += ~values.isnan()
 
     def watch(self, loss: Tensor, step: int) -> None:
-        """Remembers the first step whose loss is not finite."""
+        """Notes the step if it is the first whose loss is not finite."""
         self.first_bad = torch.where(loss.detach().isfinite(), self.first_bad, self.first_bad.clamp(max=step))
 
     def bad_step(self) -> int | None:
-        """The first step whose loss was not finite, if there is one; waits for the device."""
+        """Returns the first step whose loss was not finite, if any; waits for the device."""
         first = self.first_bad.item()
         return None if first == math.inf else int(first)
 
     def read(self) -> dict[str, float]:
-        """The means so far, over all ranks; NaN where nothing counted."""
+        """Returns the means so far, over all ranks; a mean of no values is NaN."""
         both = sum_over_ranks(torch.stack([self.sums, self.counts])).tolist()
         return {name: total / count if count else NAN for name, total, count in zip(self.names, *both, strict=True)}
 
     def clear(self) -> None:
-        """Removes all rows."""
+        """Resets all sums."""
         self.sums.zero_()
         self.counts.zero_()
 
 
 class History:
-    """Rows by step; a column appears when it is first written and is NaN elsewhere."""
+    """A table with one row per step. A column appears when it is first written; missing values are NaN."""
 
     def __init__(self) -> None:
         self.columns: dict[str, list[float]] = {"step": []}
@@ -66,7 +67,7 @@ class History:
         return len(self.columns["step"])
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes into the row of `step`, which is the last one or a new one."""
+        """Writes values into the row of `step`, which is the last row or a new one."""
         if not len(self) or self.columns["step"][-1] != step:
             for name, column in self.columns.items():
                 column.append(step if name == "step" else NAN)
@@ -74,11 +75,11 @@ class History:
             self.columns.setdefault(name, [NAN] * len(self))[-1] = value
 
     def column(self, name: str) -> list[float]:
-        """A column by name; all NaN if it was never written."""
+        """Returns a column by name; all NaN if it was never written."""
         return self.columns.get(name, [NAN] * len(self))
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint: exact."""
+        """Returns the exact columns for a checkpoint."""
         return {name: torch.tensor(column, dtype=torch.float64) for name, column in self.columns.items()}
 
     def from_tensors(self, columns: Mapping[str, Tensor]) -> None:
@@ -86,23 +87,23 @@ class History:
         self.columns = {name: columns[name].tolist() for name in ["step", *sorted(set(columns) - {"step"})]}
 
     def write(self, path: Path) -> None:
-        """As Parquet; the same history is the same bytes."""
-        import pandas as pd  # here, for it takes long to import and training does not need it
+        """Writes the history as Parquet; equal histories give equal bytes."""
+        import pandas as pd  # imported here, because it is slow to import and training does not need it
 
         names = ["step", *sorted(set(self.columns) - {"step"})]
         table = pd.DataFrame({name: self.columns[name] for name in names}).astype({"step": "int64"})
         table.to_parquet(path, index=False)
 
 
-EARLY = 0.2  # of the run: by then a method should use some unlabelled images
+EARLY = 0.2  # share of the run after which a method should use some unlabelled images
 COLLAPSE = 0.9  # share of pseudo-labels that one class may take
-ENOUGH = 10  # images that must count in a step before their classes are judged
+ENOUGH = 10  # images that must count in a step before their classes are compared
 
 
 def diagnose(
     history: History, method: Section, steps: int, unlabeled_batch: int, largest_prior: float = 0.0
 ) -> dict[str, str]:
-    """The warnings that a history gives rise to, by kind, after the first fifth of the run."""
+    """Returns the warnings about a history, by kind; none during the first fifth of the run."""
     if not len(history) or history.column("step")[-1] < EARLY * steps:
         return {}
     findings = {

@@ -1,6 +1,6 @@
-"""Training in several processes, on one host or several: torch's elastic launcher as a child, one worker per rank.
+"""Trains in several processes, on one host or several, with torch's elastic launcher; one worker per rank.
 
-A helping host (`selftrain assist`) joins every training of a shared workspace that asks for more hosts.
+A host that runs `selftrain assist` joins every training of a shared workspace that asks for more hosts.
 """
 
 import importlib
@@ -29,7 +29,7 @@ from selftrain.ssl_tasks.training.checkpoints import StopRequest, stop_requests
 ALIVE, INVITATION = "alive.lock", "invitation.json"
 WORKER = "selftrain.ssl_tasks.training.worker"
 MEETING = "SELFTRAIN_MEETING"  # where the workers of a single host meet
-JOIN_SECONDS = 600  # that the first host waits for the others
+JOIN_SECONDS = 600  # seconds that the first host waits for the others
 log = logging.getLogger("selftrain")
 
 
@@ -49,10 +49,10 @@ class Group:
         return self.nodes * self.processes
 
     def start(self, host: bool) -> subprocess.Popen[bytes]:
-        """This machine's share of the group; on one of the machines the hosts meet.
+        """Starts this machine's processes of the group; `host` is set on the machine where the hosts meet.
 
-        On a single host no other user may reach the processes: they meet in files, and talk over loopback. (torch's
-        `--standalone` listens on all addresses.)
+        On a single host, the processes meet in files and communicate over loopback, so no other user can reach them.
+        (torch's `--standalone` listens on all addresses.)
         """
         threads = max(1, (self.threads or os.cpu_count() or 1) // self.processes)
         variables = {**os.environ, **safe_path(), "OMP_NUM_THREADS": str(threads)}
@@ -74,7 +74,7 @@ class Group:
 
 
 def train_in_processes(context: StageContext) -> StageResult:
-    """Runs the workers and waits. Raises the error of the rank that failed; what was trained can be resumed."""
+    """Runs the workers, waits, and returns their result or raises the error of the rank that failed."""
     folder, runtime = context.scratch / "processes", context.runtime
     refuse_unequal_slices(context)
     folder.mkdir(exist_ok=True)
@@ -84,7 +84,7 @@ def train_in_processes(context: StageContext) -> StageResult:
     write_atomically(asked, json.dumps(to_json(context)))
     endpoint = runtime.rendezvous or (f"{socket.gethostname()}:{free_port()}" if runtime.nodes > 1 else "")
     group = Group(str(asked), runtime.processes, runtime.nodes, endpoint, uuid4().hex, runtime.threads)
-    # The workers wait for this lock and leave when they get it: it is free when we are gone, however we went.
+    # The workers wait for this lock and exit when they get it: it is free once this process has ended in any way.
     with file_lock(folder / ALIVE), stop_requests() as request:
         if group.nodes > 1:
             write_atomically(folder / INVITATION, json.dumps(asdict(group)))
@@ -105,7 +105,9 @@ def free_port() -> int:
 
 
 def refuse_unequal_slices(context: StageContext) -> None:
-    """The mean of the ranks' gradients is the batch's only where every rank has as many images."""
+    """Raises ConfigError unless every rank gets equally many images.
+
+    Only then is the mean of the ranks' gradients the gradient of the batch."""
     assert isinstance(context.section, LearnerSettings)
     train, runtime = context.section.train, context.runtime
     processes = runtime.processes * runtime.nodes
@@ -118,7 +120,7 @@ def refuse_unequal_slices(context: StageContext) -> None:
 
 
 def wait(group: subprocess.Popen[bytes], request: StopRequest) -> None:
-    """Until the group has ended; passes on a request to stop, so that the ranks write their checkpoint."""
+    """Waits until the group has ended; passes on a request to stop, so that the ranks write a checkpoint."""
     told = False
     while group.poll() is None:
         if request.received is not None and not told:
@@ -131,7 +133,7 @@ def wait(group: subprocess.Popen[bytes], request: StopRequest) -> None:
 
 
 def read_answers(folder: Path, processes: int, nodes: int = 1) -> StageResult:
-    """The result of rank 0; else the error that says most: one of ours, then a death, then what these led to."""
+    """Returns rank 0's result, or raises the most informative error: one of ours, then a death, then a consequence."""
     answers = {
         number: json.loads(path.read_text())
         for number in range(processes)
@@ -164,7 +166,7 @@ def answer_path(folder: Path, number: int) -> Path:
 
 
 def to_json(context: StageContext) -> dict[str, Any]:
-    """The context as plain JSON values: nothing is pickled."""
+    """Returns the context as plain JSON values, so that nothing is pickled."""
     section = type(context.section)
     return {
         "section": {
@@ -182,7 +184,7 @@ def to_json(context: StageContext) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> StageContext:
-    """Restores the object that `to_json` was given."""
+    """Restores the context from the result of `to_json`."""
     module, _, name = values["section"]["class"].partition(":")
     return StageContext(
         section=getattr(importlib.import_module(module), name).model_validate(values["section"]["values"]),
@@ -197,7 +199,7 @@ def from_json(values: Mapping[str, Any]) -> StageContext:
 
 
 def assist(workspace: Path, device: str = "auto", pause: float = 1.0) -> None:
-    """Until it is interrupted. A training whose own process is gone takes its ranks here with it."""
+    """Joins trainings until it is interrupted; ranks here end if the training's own process has ended."""
     joined: set[str] = set()
     while True:
         for path in workspace.glob(f"store/attempts/*/scratch/processes/{INVITATION}"):
@@ -219,7 +221,7 @@ def invitation(path: Path) -> Group | None:
 
 
 def is_alive(folder: Path) -> bool:
-    """Whether the training's own process holds its lock."""
+    """Returns whether the training's own process holds its lock."""
     try:
         with file_lock(folder / ALIVE, blocking=False):
             return False
@@ -228,7 +230,7 @@ def is_alive(folder: Path) -> bool:
 
 
 def join(group: Group, device: str) -> int:
-    """Runs our share of the group to its end, on GPUs that no other stage of this host holds."""
+    """Runs this host's processes of the group to their end, on GPUs that no other stage of this host holds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     with lease(device, group.processes):
         launched = group.start(host=False)

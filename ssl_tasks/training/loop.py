@@ -1,11 +1,11 @@
-"""The training loop: load → step → log → evaluate → save → stop.
+"""Runs the training loop: load → step → log → evaluate → save → stop.
 
-A step is the method's loss, backward, the optimizer and the moving averages. After a step, CTAugment's rates learn from
-the step's probes, whatever the method.
+A step is the method's loss, the backward pass, the optimizer and the moving averages. After a step, CTAugment updates
+its rates from the step's probes; this does not depend on the method.
 
 Micro-batches (`accumulate`): the batch is cut into equal parts, and the mean of their gradients is the whole batch's
-wherever a loss is a mean over images. What looks at a batch as a whole sees a part: batch norm's statistics, losses
-divided by how many images counted, and running quantities of a method, which move once per part.
+if the loss is a mean over images. Some things see one part at a time: batch norm's statistics, losses that are divided
+by the number of accepted images, and running quantities of a method, which are updated once per part.
 """
 
 import logging
@@ -41,7 +41,7 @@ from selftrain.ssl_tasks.training.state import Best, learning_rate, move_average
 
 @torch.no_grad()
 def learn_augmentation(run: TrainingRun, batch: Batch) -> None:
-    """Tells the policy how well each probe is recognised, in the order of the whole batch, if there is a policy."""
+    """Reports to the augmentation policy, if there is one, how well each probe is recognised, in batch order."""
     if run.policy is None or batch.probe is None or batch.probe_choices is None:
         return
     with evaluation_mode(run.evaluated()) as network, autocast(run.device, run.dtype):
@@ -51,15 +51,15 @@ def learn_augmentation(run: TrainingRun, batch: Batch) -> None:
 
 
 def seed_step(seed: int, step: int, what: str = "step") -> None:
-    """All randomness of a step: so a resumed run needs no random state, and every rank draws its own."""
+    """Seeds all randomness of a step from its number and rank, so that a resumed run needs no stored random state."""
     number = derive_seed(seed, what, step, rank())
-    torch.default_generator.manual_seed(number)  # torch.manual_seed takes 0.4 ms where CUDA is not in use
+    torch.default_generator.manual_seed(number)  # torch.manual_seed takes 0.4 ms if CUDA is not in use
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(number)
 
 
 def take_step(run: TrainingRun, batch: Batch) -> None:
-    """Moves the student, the method and the average by one step, and notes the logs on the device."""
+    """Advances the student, the method and the average by one step; its logs stay on the device."""
     state, train = run.state, run.learner.train
     state.student.train()
     seed_step(run.seed, state.step)
@@ -82,7 +82,7 @@ def take_step(run: TrainingRun, batch: Batch) -> None:
 
 
 def descend(run: TrainingRun, batch: Batch, progress: float) -> None:
-    """One step of the optimizer along the mean gradient of all micro-batches and ranks."""
+    """Takes one step of the optimizer along the mean gradient of all micro-batches and ranks."""
     state, train = run.state, run.learner.train
     state.optimizer.zero_grad(set_to_none=True)
     for number in range(train.accumulate):
@@ -97,7 +97,7 @@ def descend(run: TrainingRun, batch: Batch, progress: float) -> None:
 
 
 def micro_batch(batch: Batch, number: int, parts: int) -> Batch:
-    """Part `number` of `parts` of every tensor."""
+    """Returns the micro-batch `number` of `parts`."""
 
     def cut(tensor: Tensor) -> Tensor:
         return tensor[len(tensor) * number // parts : len(tensor) * (number + 1) // parts]
@@ -106,18 +106,18 @@ def micro_batch(batch: Batch, number: int, parts: int) -> Batch:
 
 
 def note(run: TrainingRun, losses: Losses) -> None:
-    """Remembers what a loss said, without waiting for the device."""
+    """Adds a loss and its logs to the meter, without waiting for the device."""
     run.state.meter.watch(losses.total, run.state.step)
     run.state.meter.add({"loss": losses.total, **losses.logs})
 
 
-GROWTH = 1_000.0  # times the first loss: no loss of ours grows so much and comes back
+GROWTH = 1_000.0  # times the first loss; a loss that grows so much does not recover
 Report = Callable[[int, Mapping[str, float]], None]
 log = logging.getLogger(__name__)
 
 
 def train(run: TrainingRun, checkpoints: Checkpoints, report: Report, workers: int = 0) -> str:
-    """Trains until the steps or the patience end, or someone asks us to stop; returns which of the first two it was."""
+    """Trains until the steps or the patience end and returns which of the two; raises Interrupted if asked to stop."""
     state, settings = run.state, run.learner.train
     if (snapshot := checkpoints.newest()) is not None:
         state.restore(snapshot)
@@ -141,7 +141,7 @@ def train(run: TrainingRun, checkpoints: Checkpoints, report: Report, workers: i
                 newest = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if value == value)
             if rank() == 0:
                 show(state.step, settings.steps, newest)
-            # Several processes pause at rows of the history alone, together, when no rank holds numbers of its own.
+            # Several processes stop only at rows of the history, where all ranks hold the same numbers.
             if not grouped() or due(state.step, settings.log_every, settings):
                 asked = asked_to_stop(run, request)
                 if checkpoints.writes and (asked or checkpoints.due()):
@@ -157,18 +157,18 @@ def train(run: TrainingRun, checkpoints: Checkpoints, report: Report, workers: i
 
 
 def due(step: int, every: int, settings: TrainSettings) -> bool:
-    """Every so many steps, and at the end."""
+    """Returns whether something that happens every `every` steps, and at the end, is due."""
     return step % every == 0 or step == settings.steps
 
 
 def out_of_patience(run: TrainingRun) -> bool:
-    """Whether validation has not gained for as many evaluations as the settings wait."""
+    """Returns whether validation has not improved for as many evaluations as the settings' patience."""
     patience = run.learner.train.patience
     return patience is not None and run.state.stale >= patience
 
 
 def refresh(run: TrainingRun) -> None:
-    """Lets the method look at whole pools, where it wants to and the time has come."""
+    """Lets the method read whole pools, if it asks for that and its interval has passed."""
     state, every = run.state, run.state.method.refresh_every()
     since = state.step - state.method.refresh_from()
     if every is not None and since >= 0 and since % every == 0:
@@ -178,7 +178,7 @@ def refresh(run: TrainingRun) -> None:
 
 
 def write_log(run: TrainingRun, checkpoints: Checkpoints) -> dict[str, float]:
-    """A row of the history: the means since the row before. Here the loop waits for the device."""
+    """Adds a row to the history with the means since the previous row; this waits for the device."""
     state, settings = run.state, run.learner.train
     values = {"learning_rate": learning_rate(settings, state.step - 1), **state.meter.read()}
     state.meter.clear()
@@ -188,10 +188,12 @@ def write_log(run: TrainingRun, checkpoints: Checkpoints) -> dict[str, float]:
 
 
 def refuse_divergence(run: TrainingRun, checkpoints: Checkpoints) -> None:
-    """TrainingDiverged where a loss since the last look was not finite, or where it has grown beyond all reason."""
+    """Raises TrainingDiverged if a loss since the last check was not finite, or has grown a thousandfold."""
     state, settings = run.state, run.learner.train
     losses = state.history.column("loss")
-    first = next((loss for loss in losses if not math.isnan(loss)), 0.0)  # rows of evaluations alone have none
+    first = next(
+        (loss for loss in losses if not math.isnan(loss)), 0.0
+    )  # rows that hold only an evaluation have no loss
     grown = len(losses) > 1 and losses[-1] > GROWTH * max(first, 1.0)
     if (step := state.meter.bad_step()) is None and not grown:
         return
@@ -206,7 +208,7 @@ def refuse_divergence(run: TrainingRun, checkpoints: Checkpoints) -> None:
 
 
 def evaluate(run: TrainingRun) -> dict[str, float]:
-    """Validation, and whether it is the best so far."""
+    """Evaluates on validation, and keeps the weights if they are the best so far."""
     state, scores = run.state, validate(run)
     for kind, warning in diagnose_run(run).items():
         if kind not in state.warned and rank() == 0:
@@ -234,20 +236,20 @@ def diagnose_run(run: TrainingRun) -> dict[str, str]:
 
 
 def asked_to_stop(run: TrainingRun, request: StopRequest) -> bool:
-    """Whether a signal reached any of the processes."""
+    """Returns whether a signal reached any of the processes."""
     if not grouped():
         return request.received is not None
     return bool(sum_over_ranks(torch.tensor(float(request.received is not None), device=run.device)))
 
 
 class Clock:
-    """Images a second since the last look."""
+    """Measures images per second since the last reading."""
 
     def __init__(self, run: TrainingRun) -> None:
         self.run, self.step, self.time = run, run.state.step, time.perf_counter()
 
     def images_per_second(self) -> dict[str, float]:
-        """For the tracker; never part of the history, which is the same on every machine."""
+        """Returns the speed, for the tracker only; the history must be the same on every machine."""
         step, now = self.run.state.step, time.perf_counter()
         speed = (step - self.step) * self.run.images_a_step / (now - self.time)
         self.step, self.time = step, now
@@ -256,7 +258,7 @@ class Clock:
 
 @contextmanager
 def memory_advice(settings: TrainSettings) -> Iterator[None]:
-    """Says what to lower where an accelerator's memory is too small."""
+    """Adds the settings to lower to an error about too little accelerator memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:

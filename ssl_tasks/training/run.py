@@ -1,7 +1,7 @@
 """Builds a training run from its settings (network, method, optimizer, images), and evaluates it during training.
 
-Training opens the test images only for `train.median_of`, the protocol of printed results; they choose nothing. A
-fine-tuning at a larger size (FixRes, Touvron et al. 2019, 1906.06423) trains only the classifier and the norms, and
+Training reads the test images only for `train.median_of`, the protocol of published results; nothing is chosen by them.
+A fine-tuning at a larger size (FixRes, Touvron et al. 2019, 1906.06423) trains only the classifier and the norms, and
 refuses networks that are built for one size.
 """
 
@@ -36,7 +36,7 @@ from selftrain.ssl_tasks.settings.training import TrainSettings
 from selftrain.ssl_tasks.training.state import RunState, build_optimizer, frozen_copy
 
 BATCH = 256
-LONG_RUN = 5_000  # steps, from which compiling pays on CUDA
+LONG_RUN = 5_000  # steps from which compiling saves time on CUDA
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,18 @@ class TrainingRun:
     problem: Problem
     stream: BatchStream
     validation: Images
-    test: Images | None  # only where its accuracy is asked for in training
+    test: Images | None  # only if the recipe asks for its accuracy during training
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    built_for: int  # the image size by which the network is built: of a fine-tuned one, that of its first training
-    policy: Policy | None = None  # what CTAugment learns; a part of the method, so that it is saved and moved with it
+    built_for: int  # the image size that the network is built for; for a fine-tuned network, that of its first training
+    policy: Policy | None = None  # CTAugment's learned rates; saved and moved with the method
 
     def evaluated(self) -> Classifier:
-        """The network that counts: the average, the student where there is none, or one of the method's own."""
+        """Returns the network to evaluate: the average, the student if there is none, or one of the method's own."""
         return self.state.method.evaluated(self.state.average)
 
     def batches(self, workers: int) -> Iterator[Batch]:
-        """The steps that are left, on the device."""
+        """Yields the batches of the remaining steps, on the device."""
         if self.policy is not None:
             self.policy.open(self.state.step)
         cuda = self.device.type == "cuda"
@@ -70,12 +70,12 @@ class TrainingRun:
             yield to_device(batch, self.device, self.mean, self.std)
 
     def pools(self) -> StreamPools:
-        """Ordered passes as they are at this step."""
+        """Returns ordered passes over the pools at the current step."""
         return StreamPools(self.stream, self.device, self.mean, self.std, step=self.state.step)
 
     @property
     def images_a_step(self) -> int:
-        """Images (not views) that a step reads, over all ranks."""
+        """Returns the number of images (not views) that a step reads, over all ranks."""
         views = self.stream.views
         return self.problem.batch_size + (self.problem.unlabeled_batch if views.unlabeled or views.pseudo else 0)
 
@@ -90,7 +90,7 @@ def build_run(
     built_for: int | None = None,
     normalisation: Normalisation | None = None,
 ) -> TrainingRun:
-    """A run at step 0; `weights` are the student's first, where it does not start from scratch."""
+    """Builds a run at step 0; `weights` are the student's first weights unless it starts from scratch."""
     train = learner.train
     problem = build_problem(learner, dataset, selection)
     torch.manual_seed(derive_seed(seed, "weights"))
@@ -100,7 +100,7 @@ def build_run(
         student.load_state_dict(dict(weights))
     if isinstance(learner, TunedSettings):
         refuse_one_size(student, learner.model.name, dataset.channels, dataset.image_size, built_for)
-        if learner.layers == "classifier_and_norms":  # larger images shift the statistics of activations
+        if learner.layers == "classifier_and_norms":  # larger images change the statistics of activations
             tune(student, "norms", train.lora)
     tune(student, train.tune, train.lora)
     student.head.temperature = train.temperature
@@ -142,9 +142,9 @@ def build_run(
 def build_another(
     student: Classifier, learner: LearnerSettings, dataset: Dataset, image_size: int, seed: int
 ) -> Classifier:
-    """Returns a network of the student's kind with weights of its own: all, or a head on the student's first body.
+    """Returns a network of the student's kind with other weights: all, or only the head if the body is partly frozen.
 
-    A body that is not trained as a whole must be the given one.
+    A body that is not trained as a whole must have the student's first weights.
     """
     torch.manual_seed(derive_seed(seed, "another network's weights"))
     fresh = learner.model.model_copy(update={"pretrained": None})
@@ -156,7 +156,7 @@ def build_another(
 
 
 def build_problem(learner: LearnerSettings, dataset: Dataset, selection: PseudoPool | None) -> Problem:
-    """Returns the facts for the method; without a `pseudo` view, accepted images count as labelled ones."""
+    """Returns the method's problem; without a `pseudo` view, accepted images count as labelled ones."""
     train, unlabeled = learner.train, dataset.pool("unlabeled")
     joined = None if method_class(learner.method.name).views.pseudo else selection
     labeled = LabeledPool(dataset.pool("labeled"), unlabeled, joined)
@@ -193,7 +193,7 @@ def refuse_what_methods_ignore(method: Method, train: TrainSettings) -> None:
 
 @torch.no_grad()
 def validate(run: TrainingRun) -> dict[str, float]:
-    """Accuracy and cross-entropy of the evaluated network on every split that is due; nothing of one without images."""
+    """Returns accuracy and cross-entropy of the evaluated network on every split that is due and has images."""
     scores: dict[str, float] = {}
     for split, pool in (("validation", run.validation), ("test", run.test if among_the_last(run) else None)):
         if pool is not None and len(known := np.flatnonzero(pool.labels >= 0)):
@@ -203,7 +203,7 @@ def validate(run: TrainingRun) -> dict[str, float]:
 
 
 def among_the_last(run: TrainingRun) -> bool:
-    """Whether this evaluation is one of the last `train.median_of`."""
+    """Returns whether this evaluation is one of the last `train.median_of`."""
     train = run.learner.train
     return math.ceil((train.steps - run.state.step) / train.evaluate_every) < (train.median_of or 0)
 
@@ -219,7 +219,7 @@ def _measure(run: TrainingRun, pool: Images, known: np.ndarray) -> tuple[float, 
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[nn.Module]:
-    """The network without its noise; afterwards every part is in the mode that it was in (a noisy teacher's, say)."""
+    """Yields the network in evaluation mode; afterwards every module has its previous mode (a teacher may be noisy)."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     yield network
@@ -237,8 +237,8 @@ def _score(run: TrainingRun, network: nn.Module, pool: Images, index: np.ndarray
 
 
 def refuse_one_size(network: Classifier, name: str, channels: int, image_size: int, built_for: int) -> None:
-    """ConfigError for a network that cannot take images of another size than it was built for."""
-    fixed = getattr(network.body, "image_size", image_size) != image_size  # it would shrink them to its own
+    """Raises ConfigError if a network takes only images of the size that it was built for, and these are others."""
+    fixed = getattr(network.body, "image_size", image_size) != image_size  # it would resize them to its own size
     try:
         if not fixed:
             check_image_size(network.body, name, channels, image_size)

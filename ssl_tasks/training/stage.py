@@ -1,4 +1,4 @@
-"""The stage `train`: turns a data set, with or without a selection and first weights, into a model."""
+"""Runs the stage `train`, which turns a data set, with or without a selection and first weights, into a model."""
 
 import json
 import math
@@ -33,14 +33,14 @@ LAST = "last.safetensors"
 
 
 def train_model(context: StageContext) -> StageResult:
-    """Trains one network in this process, or in several, on several hosts; resumes what an attempt before left."""
+    """Trains one network in one or several processes, on one or several hosts; resumes at a checkpoint."""
     if context.runtime.processes * context.runtime.nodes > 1:
         return train_in_processes(context)
     return train_here(context, resolve_device(context.runtime.device))
 
 
 def train_here(context: StageContext, device: torch.device) -> StageResult:
-    """Trains in this process, which may be one rank of several; rank 0 alone writes."""
+    """Trains in this process, which may be one rank of several; only rank 0 writes files."""
     learner = context.section
     assert isinstance(learner, LearnerSettings)
     prepare_backends(learner.train.precision, context.runtime.threads)
@@ -68,7 +68,7 @@ def train_here(context: StageContext, device: torch.device) -> StageResult:
 
 
 def open_selection(context: StageContext, learner: LearnerSettings) -> PseudoPool | None:
-    """The pseudo-labels to learn, soft where the method has a view for them."""
+    """Returns the pseudo-labels to learn from; they are soft if the method has a view for them."""
     if "selection" not in context.inputs:
         return None
     soft = bool(method_class(learner.method.name).views.pseudo)
@@ -76,7 +76,7 @@ def open_selection(context: StageContext, learner: LearnerSettings) -> PseudoPoo
 
 
 def first_weights(learner: LearnerSettings, init: Artifact | None) -> dict[str, Tensor] | None:
-    """The weights that a student starts from: all of a network of the same architecture."""
+    """Returns all weights of the network that a student starts from, which must have the same architecture."""
     if init is None:
         if getattr(learner, "init", "scratch") == "teacher":
             raise ConfigError("init: teacher needs the teacher's model as the input `init`, and none was given")
@@ -101,7 +101,7 @@ def first_normalisation(
 
 
 def first_size(init: Artifact) -> int:
-    """The image size by which a given network was built: some are others for other sizes."""
+    """Returns the image size that a given network was built for; some networks differ between sizes."""
     card = load_card(init.path)
     return card.built_for or card.image_size
 
@@ -109,7 +109,7 @@ def first_size(init: Artifact) -> int:
 def write_model(
     context: StageContext, run: TrainingRun, dataset: Dataset, stopped: str, speeds: list[float]
 ) -> StageResult:
-    """The artifact's files: the kept network and its card, the last one, the history and the metrics."""
+    """Writes the artifact's files: the kept network and its card, the last network, the history and the metrics."""
     state, train = run.state, run.learner.train
     last = run.evaluated().state_dict()
     keep_best = train.keep == "best" and state.best is not None
@@ -171,7 +171,7 @@ def card_of(run: TrainingRun, dataset: Dataset, base: Base | None = None) -> Car
 
 
 def summarise(run: TrainingRun, stopped: str, keep_best: bool) -> dict[str, Any]:
-    """Best and last evaluation, how much was trained, why it stopped, and what a person should know."""
+    """Returns the best and the last evaluation, the amount of training, the reason for its end, and warnings."""
     state = run.state
     best = None if state.best is None else evaluation(state.best.step, state.best.accuracy, state.best.loss)
     names = ("step", "validation_accuracy", "validation_loss")
@@ -191,7 +191,7 @@ def summarise(run: TrainingRun, stopped: str, keep_best: bool) -> dict[str, Any]
 
 
 def median_of_the_last(run: TrainingRun) -> dict[str, Any]:
-    """The median accuracy of the last evaluations on each split, where that is asked for, and of how many it is."""
+    """Returns each split's median accuracy over the last evaluations, and their number, if the recipe asks for it."""
     if not (wanted := run.learner.train.median_of):
         return {}
     columns = {split: run.state.history.column(f"{split}_accuracy") for split in ("validation", "test")}
@@ -201,5 +201,5 @@ def median_of_the_last(run: TrainingRun) -> dict[str, Any]:
 
 
 def evaluation(step: float, accuracy: float, loss: float) -> dict[str, float]:
-    """One evaluation, as JSON."""
+    """Returns one evaluation as JSON values."""
     return {"step": int(step), "accuracy": accuracy, "loss": loss}

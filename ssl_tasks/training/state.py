@@ -1,8 +1,7 @@
-"""The state of a run at a step, to and from named tensors: weights, optimizer, moving average.
+"""Holds the state of a training (weights, optimizer, moving average), and converts it to and from named tensors.
 
-No random state needs to be kept: every step seeds torch from (seed, step, rank), and batches are a function of the
-step. The learning rate is a pure function of the step too. The moving average of the weights is what is evaluated, and
-it is the teacher of Mean Teacher.
+No random state is stored: every step seeds torch from (seed, step, rank), and the batches and the learning rate depend
+only on the step. The moving average of the weights is evaluated, and is the teacher of Mean Teacher.
 """
 
 import copy
@@ -24,12 +23,12 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def warmed_decay(decay: float, updates: int, warmup: bool) -> float:
-    """min(1 - 1/(t + 1), d) at update t = 1, 2, …: a plain mean of the first weights, then the moving one."""
+    """Returns min(1 - 1/(t + 1), d) at update t = 1, 2, …: first a plain mean of the weights, then a moving one."""
     return min(1 - 1 / (updates + 1), decay) if warmup else decay
 
 
 def frozen_copy(network: Network) -> Network:
-    """A copy that no gradient reaches, in evaluation mode."""
+    """Returns a copy of the network without gradients, in evaluation mode."""
     return copy.deepcopy(network).requires_grad_(False).eval()
 
 
@@ -37,11 +36,11 @@ def frozen_copy(network: Network) -> Network:
 def move_average(
     average: nn.Module, network: nn.Module, decay: float, buffers: Literal["copy", "average"] = "copy"
 ) -> None:
-    """average ← decay · average + (1 - decay) · network; buffers (running statistics) are copied or averaged alike."""
+    """Sets average ← decay · average + (1 - decay) · network; buffers (running statistics) are copied or averaged."""
     pairs: list[tuple[Tensor, Tensor]] = [
         (mine, theirs)
         for mine, theirs in zip(average.parameters(), network.parameters(), strict=True)
-        if theirs.requires_grad  # what is frozen is the same in both
+        if theirs.requires_grad  # frozen weights are the same in both
     ]
     others = list(zip(average.buffers(), network.buffers(), strict=True))
     if buffers == "average":
@@ -58,7 +57,7 @@ def _lerp(pairs: list[tuple[Tensor, Tensor]], weight: float) -> None:
 
 
 def learning_rate(train: TrainSettings, step: int) -> float:
-    """At step 0 … steps - 1: a linear rise over the warm-up, then the schedule over the steps that are left."""
+    """Returns the rate at step 0 … steps - 1: a linear rise over the warm-up, then the schedule over the rest."""
     if step < train.warmup_steps:
         return train.learning_rate * (step + 1) / train.warmup_steps
     progress = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
@@ -68,15 +67,15 @@ def learning_rate(train: TrainSettings, step: int) -> float:
         return train.learning_rate * train.final_rate**progress
     if train.schedule == "cosine":
         return train.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-    return train.learning_rate * math.cos(7 * math.pi * progress / 16)  # FixMatch's, which ends at 0.195
+    return train.learning_rate * math.cos(7 * math.pi * progress / 16)  # FixMatch's schedule, which ends at 0.195
 
 
 def parameter_groups(
     parameters: Iterable[nn.Parameter], weight_decay: float, factors: Mapping[nn.Parameter, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Kernels (two dimensions or more) are decayed; biases, norms and other scales are not.
+    """Groups parameters for the optimizer: kernels (two dimensions or more) get weight decay; biases and norms do not.
 
-    `factors` are on the learning rate, 1 for whom they do not name; each has groups of its own.
+    `factors` multiply the learning rate (default 1); each factor has groups of its own.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in parameters:
@@ -92,7 +91,7 @@ def parameter_groups(
 def build_optimizer(
     train: TrainSettings, parameters: Iterable[nn.Parameter], factors: Mapping[nn.Parameter, float] | None = None
 ) -> torch.optim.Optimizer:
-    """SGD with L2 in the gradient, as FixMatch, or AdamW with decoupled decay; one fused pass over the weights."""
+    """Returns SGD with L2 in the gradient, as in FixMatch, or AdamW with decoupled decay; both fused."""
     groups = parameter_groups(parameters, train.weight_decay, factors)
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
@@ -101,13 +100,13 @@ def build_optimizer(
 
 
 def momentum(train: TrainSettings, step: int) -> float:
-    """At step 0 … steps - 1: from .5 straight to the settings' over the warm-up (Hinton 2012, arXiv 1207.0580)."""
+    """Returns the momentum at a step: it rises linearly from .5 over the warm-up (Hinton 2012, arXiv 1207.0580)."""
     share = min(1.0, step / train.momentum_warmup_steps) if train.momentum_warmup_steps else 1.0
     return share * train.momentum + (1 - share) * 0.5
 
 
 def set_rates(optimizer: torch.optim.Optimizer, train: TrainSettings, step: int) -> None:
-    """The step's learning rate times each group's factor; and one momentum, where it rises."""
+    """Sets the step's learning rate, times each group's factor, and the step's momentum if it rises."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(train, step) * group["factor"]
         if train.momentum_warmup_steps:
@@ -116,7 +115,7 @@ def set_rates(optimizer: torch.optim.Optimizer, train: TrainSettings, step: int)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at a step, apart from the run: tensors in main memory, and small JSON values."""
+    """A copy of a run at one step: tensors in main memory, and small JSON values."""
 
     tensors: dict[str, Tensor]
     values: dict[str, Any]
@@ -124,7 +123,7 @@ class Snapshot:
 
 @dataclass
 class Best:
-    """The best evaluation on validation so far, and the weights that made it."""
+    """The best evaluation on validation so far, and its weights."""
 
     step: int
     accuracy: float
@@ -142,12 +141,12 @@ class RunState:
         self.step = 0
         self.stale = 0  # evaluations since the best
         self.best: Best | None = None
-        self.warned: set[str] = set()  # kinds of warnings that this process has spoken
+        self.warned: set[str] = set()  # kinds of warnings that this process has logged
         self.history = History()
         self.meter = Meter(next(student.parameters()).device)
 
     def snapshot(self) -> Snapshot:
-        """A copy of everything, in one plain memory layout."""
+        """Returns a copy of the whole state, with contiguous tensors."""
         tensors = {
             **prefixed("student", self.student.state_dict()),
             **prefixed("method", self.method.state_dict()),
@@ -165,7 +164,7 @@ class RunState:
         return Snapshot({name: plain_copy(tensor) for name, tensor in tensors.items()}, values)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Becomes the run that the snapshot was taken of."""
+        """Restores the state from a snapshot."""
         tensors, values = snapshot.tensors, snapshot.values
         try:
             self.student.load_state_dict(unprefixed("student", tensors))
@@ -188,7 +187,7 @@ class RunState:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All that is optimised: the student's, and the method's own."""
+        """Returns all parameters that are optimised: the student's and the method's own."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
@@ -205,7 +204,7 @@ class RunState:
             number, _, name = path.partition("/")
             state.setdefault(int(number), {})[name] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        # As before, moments lie in memory as their parameters do: the fused optimizers want that.
+        # Moments must have the memory layout of their parameters: the fused optimizers require it.
         for parameter, entries in self.optimizer.state.items():
             for name, value in entries.items():
                 if value.shape == parameter.shape:
@@ -213,17 +212,17 @@ class RunState:
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under `prefix/`."""
+    """Returns the tensors with `prefix/` before their names."""
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 
 def unprefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that lie under `prefix/`."""
+    """Returns the tensors whose names begin with `prefix/`, without it."""
     return {
         name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")
     }
 
 
 def plain_copy(tensor: Tensor) -> Tensor:
-    """A contiguous copy in main memory that shares nothing."""
+    """Returns a contiguous copy in main memory that shares no memory with the tensor."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

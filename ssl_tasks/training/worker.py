@@ -1,6 +1,6 @@
-"""One rank of data-parallel training: `python -m selftrain.ssl_tasks.training.worker CONTEXT`.
+"""Runs one rank of data-parallel training: `python -m selftrain.ssl_tasks.training.worker CONTEXT`.
 
-Started by torch's launcher.
+torch's launcher starts it.
 """
 
 import os
@@ -8,7 +8,7 @@ import os
 from selftrain.ssl_tasks.execution.startup import die_with
 
 if __name__ == "__main__":
-    die_with(os.getppid())  # before torch's import; where that one was dead by now, the lock below is free
+    die_with(os.getppid())  # before torch's import; if the parent has already died, the lock below is free
 
 import json
 import logging
@@ -31,7 +31,7 @@ from selftrain.ssl_tasks.training.stage import train_here
 
 
 def main(path: Path) -> int:
-    """Trains as the rank that the environment names, and leaves a result or an error beside the context."""
+    """Trains as the rank that the environment names, and writes a result or an error beside the context."""
     folder = path.parent
     threading.Thread(target=leave_with_the_stage, args=(folder / ALIVE,), daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -50,20 +50,20 @@ def main(path: Path) -> int:
     try:
         result = train_here(context, device)
         answer: dict[str, Any] = {"summary": dict(result.summary), "parts": dict(result.parts)}
-        dist.barrier()  # no process leaves while another still communicates
+        dist.barrier()  # no process exits while another still communicates
         dist.destroy_process_group()
-    except Exception as error:  # noqa: BLE001 - whatever it was, the stage must hear of it
+    except Exception as error:  # noqa: BLE001 - the stage must be told of any error
         traceback.print_exc()
         answer = describe(error)
     write_atomically(answer_path(folder, int(os.environ["RANK"])), json.dumps(answer, default=str))
     sys.stderr.flush()
     if "error" in answer:
-        os._exit(1)  # the others' connections to us must close now, or they would wait for us
+        os._exit(1)  # other ranks would wait for us if our connections stayed open
     return 0
 
 
 def leave_with_the_stage(lock: Path) -> None:
-    """The stage's process holds the lock while it lives. Two groups must never write into one scratch folder."""
+    """Ends this process after the stage's process, which holds the lock; two groups must not share a scratch folder."""
     with file_lock(lock):
         os._exit(1)
 

@@ -67,7 +67,7 @@ def test_the_processes_of_a_host_and_a_resumed_training_map_one_file(tmp_path: P
     assert files() == written
 
 
-def test_what_a_killed_process_wrote_halfway_is_written_anew(
+def test_a_file_that_a_killed_process_left_incomplete_is_rewritten(
     tmp_path: Path, selection: Artifact, probs: NDArray[np.float32]
 ) -> None:
     PseudoPool.open(selection, tmp_path / "whole")

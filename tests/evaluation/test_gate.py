@@ -57,7 +57,7 @@ def judge(inputs: Mapping[str, Artifact], **settings: Any) -> dict[str, Any]:
     return dict(result.summary)
 
 
-def test_a_better_student_goes_on_and_the_reason_has_both_accuracies(inputs: dict[str, Artifact]) -> None:
+def test_a_better_student_continues_and_the_reason_has_both_accuracies(inputs: dict[str, Artifact]) -> None:
     found = judge(inputs)
     assert found["decision"] == "continue"
     assert "80.0% to 88.0%" in found["reason"]
@@ -70,7 +70,7 @@ def test_a_student_that_is_significantly_worse_stops_the_rounds(inputs: dict[str
     assert found["numbers"]["p_value_worse"] == pytest.approx(0.5**8)
 
 
-def test_a_student_that_is_worse_by_chance_goes_on(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+def test_a_student_that_is_worse_by_chance_continues(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     student = evaluation(tmp_path / "weaker", np.arange(100) < 79)
     assert judge({**inputs, "student": student})["decision"] == "continue"
 
@@ -110,7 +110,7 @@ def test_drifted_labels_stop_and_copies_count(inputs: dict[str, Artifact]) -> No
     assert found["numbers"]["drift"] == pytest.approx(0.4)
 
 
-def test_a_gate_that_is_off_goes_on_but_says_what_it_saw(inputs: dict[str, Artifact]) -> None:
+def test_a_gate_that_is_off_continues_and_reports_its_checks(inputs: dict[str, Artifact]) -> None:
     found = judge(inputs, min_selected=61, enabled=False)
     assert found["decision"] == "continue"
     assert "60 pseudo-labels" in found["reason"]

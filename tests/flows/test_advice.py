@@ -56,7 +56,7 @@ def test_a_run_of_another_process_is_not_taken_for_ours(workspace: Path) -> None
     assert _how_to_continue(options, ["run", "quickstart"], ended=True) == "\nresume with: selftrain run quickstart"
 
 
-def test_rerun_without_a_stage_goes_on_with_the_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rerun_without_a_stage_resumes_the_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = Run.create(workspace, RunConfig(seed=7))
     asked = {}
     monkeypatch.setattr(verbs, "run", lambda recipe, **how: asked.update(how, seed=recipe.config.seed) or before)

@@ -41,7 +41,7 @@ def test_bad_input_gets_one_sentence_and_code_2(tmp_path: Path, words: list[str]
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_a_failed_stage_gets_code_3_and_the_command_that_goes_on(copy: Path, recipe: str) -> None:
+def test_a_failed_stage_exits_with_3_and_names_the_command_that_resumes(copy: Path, recipe: str) -> None:
     steep = ["--set", "teacher.train.learning_rate=1.0e+30", "--set", "teacher.train.schedule=constant"]
     done = selftrain(copy, "run", recipe, *steep, "--set", "teacher.train.precision=fp32", "--no-prefect")
     assert done.returncode == 3, done.stderr
@@ -109,7 +109,7 @@ def test_csv_goes_to_the_end_of_what_stdout_has_already(copy: Path, tmp_path: Pa
     assert output.read_text() == "before\none\n1\n"
 
 
-def test_clean_removes_what_no_run_names_and_nothing_else(copy: Path, recipe: str) -> None:
+def test_clean_deletes_only_artifacts_that_no_run_references(copy: Path, recipe: str) -> None:
     stray = copy / "store" / "train" / "stray"
     stray.mkdir()
     some = next(copy.glob("store/train/*/artifact.json"))
@@ -121,7 +121,7 @@ def test_clean_removes_what_no_run_names_and_nothing_else(copy: Path, recipe: st
     assert some.exists()
 
 
-def test_clean_takes_nothing_that_a_run_at_work_may_name_any_moment(copy: Path) -> None:
+def test_clean_deletes_nothing_while_a_run_may_reference_it(copy: Path) -> None:
     stray = copy / "store" / "train" / "stray"
     stray.mkdir()
     (stray / "artifact.json").write_text(next(copy.glob("store/train/*/artifact.json")).read_text())
@@ -135,7 +135,7 @@ def test_clean_takes_nothing_that_a_run_at_work_may_name_any_moment(copy: Path) 
     assert clean(copy).paths == (stray,)
 
 
-def test_the_cache_is_offered_and_removed_where_it_is_asked_for(copy: Path) -> None:
+def test_clean_deletes_the_cache_only_if_asked(copy: Path) -> None:
     def kept() -> dict[str, int]:
         return {str(file): file.stat().st_size for file in copy.glob("store/*/*/**/*") if file.is_file()}
 
@@ -175,7 +175,7 @@ def test_a_signal_that_comes_while_a_line_is_logged_is_not_lost(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("words", [["plan", "quickstart"], ["run", "quickstart", "--no-prefect"]])
-def test_a_workspace_that_nobody_can_write_to_is_said_to_be_one(tmp_path: Path, words: list[str]) -> None:
+def test_a_workspace_without_write_permission_is_reported(tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "file").touch()
     done = selftrain(tmp_path / "file" / "workspace", *words)
     assert done.returncode == 2, done.stderr
@@ -185,7 +185,7 @@ def test_a_workspace_that_nobody_can_write_to_is_said_to_be_one(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [(errno.EROFS, 2), (errno.EACCES, 2), (errno.EIO, 3)])
-def test_what_cannot_be_written_down_is_still_said(
+def test_an_error_is_printed_even_if_it_cannot_be_logged(
     tmp_path: Path,
     code: int,
     exit_code: int,

@@ -72,7 +72,7 @@ def assert_goes_on(workspace: Path, recipe: str, undisturbed: dict[str, Any], ve
         ("file_too_large", "no space left to write", "run"),
     ],
 )
-def test_a_failed_stage_tells_the_truth_and_goes_on(
+def test_a_failed_stage_names_its_cause_and_can_be_resumed(
     copy: Path, recipe: str, undisturbed: dict[str, Any], how: str, reason: str, verb: str
 ) -> None:
     assert_failed(copy, recipe, how, reason)

@@ -21,7 +21,7 @@ from tests.clock import HANG
 from tests.flows.tiny import last, selftrain, start
 
 
-def test_a_held_run_waits_takes_corrections_and_goes_on(copy: Path, recipe: str, tmp_path: Path) -> None:
+def test_a_held_run_waits_for_approval_and_uses_corrections(copy: Path, recipe: str, tmp_path: Path) -> None:
     words = ("run", recipe, "--set", "rounds.1.hold=true", "--set", "rounds=1", "--no-prefect")
     before = last(copy).id
     run = start(copy, *words)

@@ -21,7 +21,7 @@ from tests.warm import Command
 FOLLOW_SECONDS = 5.0
 BEFORE_WORK = 4  # every fourth kill comes before a stage is at work
 START_SECONDS = 4.0
-WORK_SECONDS = 0.6  # the other kills come so long after a stage has begun to work, at the most
+WORK_SECONDS = 0.6  # the other kills come so long after a stage has begun to work, at most
 
 
 Started = Command | subprocess.Popen[bytes]
@@ -31,7 +31,7 @@ Kill = Callable[[Started, Path], None]
 def start(workspace: Path, *words: str, warm: bool = False) -> Started:
     """A command in a process group of its own. All that comes from it is known by a mark.
 
-    With `warm`, its imports are behind it (`tests.warm`): for kills that shall hit its work. A GPU is pretended by an
+    With `warm`, its imports are behind it (`tests.warm`): for kills that must hit its work. A GPU is pretended by an
     environment variable: the lease is a real lock, held and freed as on a GPU machine, but no GPU is used.
     """
     changes = {"SELFTRAIN_TEST": str(workspace), "SELFTRAIN_LOCKS": str(workspace / "locks"), **GPU}

@@ -39,7 +39,7 @@ def test_mlflow_tells_which_teacher_and_which_labels_made_the_champion(finished:
     assert parent.data.params["teacher.model.name"] == "small_cnn"
 
 
-def test_no_run_of_the_past_claims_to_be_running_in_mlflow(finished: Path) -> None:
+def test_no_finished_run_is_shown_as_running_in_mlflow(finished: Path) -> None:
     with sqlite3.connect(finished / "mlflow.db") as database:
         states = {row[0] for row in database.execute("select status from runs")}
     assert states == {"FINISHED"}

@@ -25,7 +25,7 @@ def test_names_that_prefect_makes_up_are_told_from_given_ones() -> None:
 
 
 def test_a_given_name_stays_and_a_run_without_one_is_called_as_its_recipe(tmp_path: Path) -> None:
-    """In the two ways in which flow runs are made: by calling the flow, and by whoever asks for one."""
+    """In the two ways in which flow runs are made: by calling the flow, and by a request to the server."""
 
     @flow(name="self-training", flow_run_name=flow_run_name)
     def named(config: RunConfig) -> None: ...

@@ -31,7 +31,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def config_of(file: Path, **student: Any) -> RunConfig:
-    """A teacher whose head is trained, and a student that goes on from it with low-rank additions."""
+    """A teacher whose head is trained, and a student that starts from it with low-rank additions."""
     model = {"name": NAME, "pretrained": str(file)}
     raw = {
         "data": {"source": {"name": "digits"}, "split": {"labels_per_class": 5, "validation": 60, "test": 60}},

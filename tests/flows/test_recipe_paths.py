@@ -57,7 +57,7 @@ def source(**values: Any) -> str:
         ("rounds.1.select.overrides=IN/nothing.csv", "rounds.1.select.overrides: IN/nothing.csv does not exist"),
     ],
 )
-def test_every_path_of_a_recipe_is_looked_at(images: Path, override: str, sentence: str) -> None:
+def test_every_path_of_a_recipe_is_checked(images: Path, override: str, sentence: str) -> None:
     config = load_recipe("quickstart", [override.replace("IN", str(images))]).config
     with pytest.raises(UserError) as error:
         check_paths(config, images / "cache")
@@ -65,7 +65,7 @@ def test_every_path_of_a_recipe_is_looked_at(images: Path, override: str, senten
     assert "\n" not in str(error.value)
 
 
-def test_what_is_there_is_taken(images: Path) -> None:
+def test_existing_paths_are_accepted(images: Path) -> None:
     for good in (
         source(name="folder", path=f"{images}/images"),
         source(name="table", path=f"{images}/table.csv"),
@@ -76,7 +76,7 @@ def test_what_is_there_is_taken(images: Path) -> None:
         check_paths(load_recipe("quickstart", [good]).config, images / "cache")
 
 
-def test_all_wrong_paths_are_said_at_once(images: Path) -> None:
+def test_all_wrong_paths_are_named_in_one_message(images: Path) -> None:
     overrides = [source(name="folder", path=NOWHERE), f"given_teacher={NOWHERE}"]
     with pytest.raises(UserError, match="2 paths cannot be used") as error:
         check_paths(load_recipe("quickstart", overrides).config, images / "cache")

@@ -46,7 +46,7 @@ def test_a_run_with_nothing_new_refers_to_the_report_that_is_there_and_writes_it
     (before.path / "report.html").unlink()
     own.unlink()
     assert selftrain(copy, "run", recipe, "--no-prefect").returncode == 0
-    assert (last(copy).path / "report.html").exists()  # nobody else has one
+    assert (last(copy).path / "report.html").exists()  # no earlier run has one now
 
 
 def test_without_prefect_the_same_is_found_and_given(copy: Path, finished: Path, recipe: str) -> None:
@@ -78,9 +78,7 @@ def test_plan_says_what_would_run_before_anything_does(copy: Path, recipe: str) 
     assert len(actions) == STAGES
 
 
-def test_a_damaged_artifact_is_noticed_and_computed_anew_to_the_same_bits(
-    copy: Path, finished: Path, recipe: str
-) -> None:
+def test_a_damaged_artifact_is_recomputed_to_the_same_bits(copy: Path, finished: Path, recipe: str) -> None:
     weights = Path(last(copy).stage("student-1").artifact) / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-7] ^= 1

@@ -105,7 +105,7 @@ def test_an_mlflow_server_that_is_away_or_dies_gets_everything_once(copy: Path, 
     died = last(copy).id
     assert "records are not yet in MLflow" in let_go(copy, run)
     with mlflow_server(server, port):
-        for _ in range(2):  # twice is once
+        for _ in range(2):  # safe to repeat
             synced = selftrain(copy, "sync", **uri)
             assert synced.returncode == 0, synced.stderr
             found = told(server)

@@ -160,7 +160,7 @@ def open_both_in_a_browser(prefect: Server, mlflow: Server, browser: Browser) ->
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.timeout(1200)
-def test_a_deployment_runs_for_those_who_know_the_password_and_a_signal_ends_it_all(
+def test_a_deployment_needs_the_password_and_a_signal_ends_every_process(
     tmp_path: Path, copy: Path, recipe: str, browser: Browser
 ) -> None:
     with up(copy, own_folder(tmp_path / "home"), recipe, "--set", "rounds=1") as process:

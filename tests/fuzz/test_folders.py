@@ -97,7 +97,7 @@ def fill(root: bytes, wanted: list[tuple[int, bytes, bytes, str]]) -> None:
 
 @settings.get_profile("fuzz")
 @given(wanted=entries)
-def test_any_folder_ends_with_a_result_or_a_sentence(
+def test_any_folder_gives_a_result_or_an_error_of_one_sentence(
     tmp_path: Path, wanted: list[tuple[int, bytes, bytes, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, recipe = tmp_path / "images", tmp_path / "recipe.yaml"

@@ -81,7 +81,7 @@ def test_diffusion_is_the_dense_solution() -> None:
     np.testing.assert_allclose(scores, np.maximum(expected, 0), rtol=1e-4, atol=1e-6)
 
 
-def test_a_class_without_labels_stays_silent_and_alpha_zero_keeps_labels_at_home() -> None:
+def test_a_class_without_labels_has_no_influence_and_alpha_zero_spreads_no_label() -> None:
     graph = normalised_graph(*nearest_neighbors(blobs(2)[0], 2), 3.0)
     known = np.array([0, 0, 1, -1, -1, -1, -1, -1])
     scores = diffuse(graph, known, CLASSES, alpha=0.0, iterations=20)
@@ -102,7 +102,7 @@ def method_of(labeled: int, unlabeled: int, **knobs: object) -> LabelPropagation
     return LabelPropagation(settings_of("label_propagation", **knobs), problem)  # type: ignore[arg-type]
 
 
-def test_labels_travel_through_clusters() -> None:
+def test_labels_spread_within_clusters() -> None:
     features, labels = blobs(30)
     first = np.flatnonzero(np.arange(120) % 30 == 0)
     others = np.setdiff1d(np.arange(120), first)

@@ -88,7 +88,7 @@ def test_the_official_codes_feedback_has_the_opposite_sign() -> None:
 
 
 @pytest.mark.parametrize(("feedback", "surer"), [(1.0, True), (-1.0, False)])
-def test_positive_feedback_makes_the_teacher_surer_of_its_labels(feedback: float, surer: bool) -> None:
+def test_positive_feedback_raises_the_teachers_confidence_in_its_labels(feedback: float, surer: bool) -> None:
     trial, method = trial_of(uda_weight=0.0, label_smoothing=0.0)
     batch = batch_of(method.views)
     logits = [method.teacher(images) for images in (batch.labeled[0], *batch.unlabeled)]

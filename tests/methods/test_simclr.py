@@ -52,7 +52,7 @@ def test_equal_views_of_orthogonal_images_by_hand() -> None:
     assert nearest == 1
 
 
-def test_an_image_alone_has_nothing_to_be_told_from() -> None:
+def test_a_single_image_has_no_contrast_loss() -> None:
     assert nt_xent(torch.ones(1, 4), -torch.ones(1, 4), 0.1)[0] == 0
 
 

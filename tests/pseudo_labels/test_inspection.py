@@ -74,7 +74,7 @@ def test_the_summary_has_a_line_for_each_class(run: RunTables) -> None:
     assert summary["estimated_precision"].tolist()[0] == 1.0
 
 
-def test_flips_are_labels_that_the_round_before_gave_otherwise(run: RunTables) -> None:
+def test_flips_are_labels_that_changed_since_the_previous_round(run: RunTables) -> None:
     found = flips(run).to_dict("records")
     assert [(row["previous_class"], row["class"], row["images"], row["kept"]) for row in found] == [
         ("class-0", "class-1", 1, 1)

@@ -59,7 +59,7 @@ def test_corrections_count_towards_their_class(tmp_path: Path, scheme: str) -> N
     assert "s0" in {row["sample_id"] for row in found}
 
 
-def test_corrections_are_carried_to_later_rounds_until_somebody_says_otherwise(tmp_path: Path) -> None:
+def test_corrections_carry_over_to_later_rounds_until_they_are_changed(tmp_path: Path) -> None:
     first = csv(tmp_path, "s0,class-2", "s1,reject")
     said = digest_file(first)
     one = run_select(tables(tmp_path), tmp_path / "one", SelectSettings(overrides=first))
@@ -75,7 +75,7 @@ def test_corrections_are_carried_to_later_rounds_until_somebody_says_otherwise(t
     assert kept == {"s0": 2, "s1": 0}
 
 
-def test_carried_corrections_that_the_data_has_no_more_are_counted_not_refused(tmp_path: Path) -> None:
+def test_outdated_corrections_of_earlier_rounds_are_counted_not_refused(tmp_path: Path) -> None:
     one = run_select(tables(tmp_path), tmp_path / "one", SelectSettings(overrides=csv(tmp_path, "s0,class-2")))
     other = Tables(tmp_path / "other", ROWS[1:])
     two = run_select(other, tmp_path / "two", SelectSettings(), previous=one)
@@ -95,7 +95,7 @@ def test_corrections_of_the_workspace_and_of_the_recipe_both_count_and_the_works
     ]
 
 
-def test_the_key_names_both_files_and_one_alone_as_ever(tmp_path: Path) -> None:
+def test_the_key_includes_both_files_of_corrections(tmp_path: Path) -> None:
     team, applied = csv(tmp_path, "s0,class-2"), csv(tmp_path, "s1,class-0", name="applied.csv")
     dataset, predictions = tables(tmp_path).write()
 
@@ -113,7 +113,7 @@ def test_the_key_names_both_files_and_one_alone_as_ever(tmp_path: Path) -> None:
     assert depends(team, applied) == {"overrides": digest_file(team), "corrections": digest_file(applied)}
 
 
-def test_corrections_of_the_workspace_that_fit_no_more_are_passed_over_and_those_of_the_recipe_are_not(
+def test_outdated_corrections_are_ignored_in_the_workspace_and_refused_in_the_recipe(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     applied = csv(tmp_path, "gone,class-0", "l0,class-0", "s1,class-9", "s0,class-2", name="applied.csv")
@@ -147,7 +147,7 @@ def test_unknown_classes_are_named_with_the_nearest_known(tmp_path: Path) -> Non
     assert "'7'" in str(failure.value)
 
 
-def test_two_opinions_on_one_sample_are_refused_and_the_same_twice_is_one(tmp_path: Path) -> None:
+def test_contradictory_corrections_are_refused_and_duplicates_merged(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="two things of s0"):
         run_select(tables(tmp_path), tmp_path / "a", SelectSettings(overrides=csv(tmp_path, "s0,class-1", "s0,reject")))
     same = csv(tmp_path, "s0,class-1", "s0,class-1")

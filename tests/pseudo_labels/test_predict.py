@@ -101,7 +101,7 @@ def test_the_same_question_has_the_same_bytes_with_and_without_the_cache(
     assert reused.summary["shards_reused"] == reused.summary["shards"]
 
 
-def test_another_batch_size_is_another_question_for_it_may_round_otherwise(
+def test_another_batch_size_has_another_key_because_it_may_round_differently(
     fresh: tuple[Path, Artifact, Artifact],
 ) -> None:
     workspace, dataset, model = fresh

@@ -62,7 +62,7 @@ def test_a_worker_s_shard_is_the_stage_s_shard(context: StageContext) -> None:
     assert content == (stage.path / "shards" / first["file"]).read_bytes()
 
 
-def test_a_worker_that_would_answer_otherwise_is_refused(context: StageContext) -> None:
+def test_a_worker_that_would_compute_differently_is_refused(context: StageContext) -> None:
     shared = asked(context)
     shared["question"] = {**shared["question"], "precision": ["torch.bfloat16"]}
     told = answer("selftrain.ssl_tasks.pseudo_labels.predict:label_shard", shared, (0, shared["samples"]))

@@ -60,7 +60,7 @@ def test_a_shard_that_lost_a_bit_is_not_found_and_removed(tmp_path: Path) -> Non
     assert not path.exists()
 
 
-def test_a_shard_without_its_digest_is_not_believed(tmp_path: Path) -> None:
+def test_a_shard_without_its_digest_is_not_used(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     cache.put("ab12", b"rows").with_suffix(".sha256").unlink()
     assert cache.find("ab12") is None

@@ -64,7 +64,7 @@ def until(what: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False), (390, True)])
-def test_loads_without_a_complaint_or_a_request(browser: Browser, page: Path, width: int, dark: bool) -> None:
+def test_the_page_loads_without_errors_or_requests(browser: Browser, page: Path, width: int, dark: bool) -> None:
     browser.open(page, width, dark)
     until(lambda: browser.run("return document.querySelectorAll('.plot svg').length") >= 6)
     assert browser.complaints() == []
@@ -72,7 +72,7 @@ def test_loads_without_a_complaint_or_a_request(browser: Browser, page: Path, wi
     assert browser.run(OVERFLOW) <= 0
 
 
-def test_names_do_not_run_and_are_read_as_they_are(opened: Browser) -> None:
+def test_names_from_data_are_shown_as_text_and_never_run(opened: Browser) -> None:
     assert opened.run("return window.hacked ?? null") is None
     assert opened.run("return document.querySelectorAll('main b, main script, main img').length") == opened.run(
         "return document.querySelectorAll('.node b').length"
@@ -124,7 +124,7 @@ def test_dark_mode_is_dark_and_has_contrast(browser: Browser, page: Path) -> Non
     assert lightness[0] > 200 > 60 > lightness[1]
 
 
-def test_filters_leave_what_they_say(opened: Browser) -> None:
+def test_each_filter_leaves_the_matching_pictures(opened: Browser) -> None:
     everything = opened.run(STATUS)
     choose(opened, "label", "1")
     shown = opened.run(SHOWN)
@@ -154,14 +154,14 @@ def test_rounds_show_their_own_labels(opened: Browser) -> None:
     assert [one["confidence"] for one in first] != [one["confidence"] for one in second]
 
 
-def test_orders_order(opened: Browser) -> None:
+def test_each_order_sorts_the_pictures(opened: Browser) -> None:
     for order, sign in (("sure", -1), ("unsure", 1)):
         choose(opened, "sort", order)
         found = [sign * float(one["confidence"]) for one in opened.run(SHOWN)]
         assert found == sorted(found)
 
 
-def test_tables_sort_by_their_heads(opened: Browser) -> None:
+def test_a_click_on_a_header_sorts_the_table(opened: Browser) -> None:
     script = """const table = document.querySelector('#summary table');
         [...table.querySelectorAll('thead button')].find(one => one.textContent === 'Test').click();
         return [...table.querySelectorAll('tbody tr')].map(row => parseFloat(row.children[1].textContent))"""
@@ -200,7 +200,7 @@ def test_the_gallery_is_used_with_keys_alone(opened: Browser) -> None:
     assert opened.run("return document.querySelectorAll('.card button[tabindex=\"0\"]').length") == 4
 
 
-def test_a_picture_opens_with_what_every_round_said(opened: Browser) -> None:
+def test_an_enlarged_picture_shows_the_prediction_of_every_round(opened: Browser) -> None:
     opened.run("document.querySelector('.card .picture').click()")
     assert opened.run("return document.querySelectorAll('dialog[open] tbody tr').length") == 2
     press(opened, "Escape")

@@ -52,7 +52,7 @@ def two_runs() -> Comparison:
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 @pytest.mark.parametrize(("comparison", "charts"), [(grid(), 3), (two_runs(), 2)], ids=["grid", "runs"])
-def test_loads_without_a_complaint_or_a_request(
+def test_the_page_loads_without_errors_or_requests(
     browser: Browser, tmp_path: Path, comparison: Comparison, charts: int, width: int, dark: bool
 ) -> None:
     page = tmp_path / "comparison.html"

@@ -92,7 +92,7 @@ def test_probabilities_of_a_sample_are_its_most_probable_classes(data: ReportDat
         assert sum(values) == pytest.approx(1, abs=0.01)
 
 
-def test_lineage_knows_what_a_student_rests_on(data: ReportData) -> None:
+def test_lineage_names_everything_that_a_student_was_made_from(data: ReportData) -> None:
     inputs = {stage.name: dict(stage.inputs) for stage in data.stages}
     assert inputs["student-2"] == {"dataset": "dataset", "selection": "select-2"}
     assert inputs["predict-2"]["model"] == "student-1"

@@ -43,7 +43,7 @@ def answers(address: str) -> bool:
         return False
 
 
-def test_it_is_drawn_on_the_artifact_page_and_links_back(
+def test_the_report_is_shown_on_mlflows_artifact_page_and_links_to_it(
     run: Run, page: Path, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -61,7 +61,7 @@ def test_the_form_is_typed_and_wrong_values_are_refused(team: Team) -> None:
     assert answer.status_code in (409, 422), answer.text
 
 
-def test_a_run_that_finds_nothing_new_ends_at_once_saying_so(team: Team) -> None:
+def test_a_run_without_new_work_ends_at_once_with_that_state(team: Team) -> None:
     started = team.start("undisturbed")
     state = team.api.wait_for(started.id, "COMPLETED", "FAILED", "CRASHED")
     assert (state["name"], state["message"]) == ("NothingNew", "every stage was reused; nothing was recomputed")
@@ -88,7 +88,7 @@ def test_a_schedule_creates_runs_and_goes_with_its_deployment(team: Team) -> Non
     assert team.api.get(f"/deployments/{deployment}")["schedules"] == []
 
 
-def test_setting_the_server_up_again_doubles_nothing(team: Team) -> None:
+def test_setting_up_the_server_again_creates_no_duplicates(team: Team) -> None:
     before = team.api.post("/automations/filter")
     done = team.stack.selftrain(*team.stack.command("prefect-init")[1:])
     assert done.returncode == 0, done.stderr
@@ -98,7 +98,7 @@ def test_setting_the_server_up_again_doubles_nothing(team: Team) -> None:
     assert len(before) == 4
 
 
-def test_the_webhook_is_told_of_champions_and_failures(team: Team) -> None:
+def test_the_webhook_gets_champions_and_failures(team: Team) -> None:
     until(lambda: any("new champion of undisturbed" in text for text in team.told), story=lambda: str(team.told))
     steep = team.config("steep")
     steep["teacher"]["train"].update(learning_rate=1e30, schedule="constant", precision="fp32")
@@ -109,13 +109,13 @@ def test_the_webhook_is_told_of_champions_and_failures(team: Team) -> None:
 
 
 @pytest.mark.parametrize(("service", "path"), [("prefect-server", "/api/flows/count"), ("mlflow", "/version")])
-def test_who_does_not_say_who_it_is_gets_nothing(team: Team, service: str, path: str) -> None:
+def test_requests_without_credentials_are_refused(team: Team, service: str, path: str) -> None:
     url = team.stack.url(service) + path
     answer = httpx.post(url) if service == "prefect-server" else httpx.get(url)
     assert answer.status_code in (401, 403)
 
 
-def test_mlflow_answers_to_its_own_names_alone(team: Team) -> None:
+def test_mlflow_answers_only_to_its_own_names(team: Team) -> None:
     login = ("admin", team.stack.variables["MLFLOW_ADMIN_PASSWORD"])
     url = f"{team.stack.url('mlflow')}/api/2.0/mlflow/experiments/search?max_results=1"
     answers = {

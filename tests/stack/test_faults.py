@@ -23,7 +23,7 @@ def silent(team: Team) -> dict[str, Started]:
     """
     runs = {}
     for name, number in (("worker-stopped", signal.SIGTERM), ("all-killed", signal.SIGKILL)):
-        # Deployments of their own: one run of each at a time, and nobody knows yet that these are over.
+        # Deployments of their own: one run of each at a time, and the server does not know yet that these are over.
         started = runs[name] = team.start(name, team.deploy("--name", name))
         flow = started.in_training()
         processes = family(flow)
@@ -51,7 +51,7 @@ def gives_up_the_gpu(team: Team, processes: set[int], seconds: float) -> None:
 
 
 @pytest.mark.usefixtures("silent")
-def test_a_killed_flow_is_noticed_by_its_worker_and_goes_on_from_its_checkpoint(team: Team) -> None:
+def test_a_killed_flow_is_restarted_and_resumes_at_its_checkpoint(team: Team) -> None:
     started = team.start("flow-killed")
     flow = started.in_training()
     processes = family(flow)
@@ -143,13 +143,15 @@ def test_the_object_storage_may_fail_half_of_its_requests(team: Team) -> None:
 
 
 @pytest.mark.parametrize("name", ["worker-stopped", "all-killed"])
-def test_a_run_that_fell_silent_is_crashed_and_goes_on(team: Team, silent: dict[str, Started], name: str) -> None:
+def test_a_run_without_heartbeats_is_marked_crashed_and_resumes(
+    team: Team, silent: dict[str, Started], name: str
+) -> None:
     silent[name].finish()
     assert "Crashed" in team.api.history(silent[name].id)
     assert "resumed at step" in silent[name].log("teacher")
 
 
-def test_after_all_of_it_nothing_is_held_and_nobody_is_left(team: Team) -> None:
+def test_after_all_faults_no_slot_is_held_and_no_process_is_left(team: Team) -> None:
     assert gpu_holder(team.stack) is None
     until(lambda: team.api.get("/v2/concurrency_limits/gpu")["active_slots"] == 0, 120)
     names = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]

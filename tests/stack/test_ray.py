@@ -171,7 +171,7 @@ def test_a_worker_and_then_a_whole_machine_may_die_under_it(
     cluster.other = cluster.join()
 
 
-def test_a_stopped_run_keeps_its_shards_and_goes_on(
+def test_a_stopped_run_keeps_its_shards_and_resumes(
     tmp_path: Path, inputs: Inputs, at_home: Artifact, cluster: Cluster
 ) -> None:
     future = begin(tmp_path, inputs, cluster)

@@ -85,14 +85,14 @@ def test_half_a_line_waits_for_its_other_half(spool: Spool, stage: StageContext)
     assert rows(spool, "run") == [("loss", 1.0, 1)]
 
 
-def test_a_torn_event_is_passed_over(spool: Spool, stage: StageContext) -> None:
+def test_an_incomplete_event_is_skipped(spool: Spool, stage: StageContext) -> None:
     assert stage.events is not None
     stage.events.write_text('{"time": 1.0, "metr\n' + json.dumps({"time": 1.0, "metrics": {"loss": 1.0}}) + "\n")
     Follower(spool, "run", stage.events).stop()
     assert rows(spool, "run") == [("loss", 1.0, 0)]
 
 
-def test_a_stage_without_events_is_followed_in_peace(spool: Spool, stage: StageContext) -> None:
+def test_a_stage_without_events_can_be_followed(spool: Spool, stage: StageContext) -> None:
     assert stage.events is not None
     following = Follower(spool, "run", stage.events)
     following.start()

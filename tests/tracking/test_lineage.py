@@ -52,7 +52,7 @@ def test_a_student_rests_on_its_selection_its_teacher_and_the_labels(graph: Grap
     assert "model: teacher" in shown
 
 
-def test_what_was_shown_is_named_and_not_repeated(graph: Graph) -> None:
+def test_a_node_shown_before_is_named_and_not_repeated(graph: Graph) -> None:
     shown = as_tree(graph)
     assert shown.count("labeled: labeled") == 1
     assert shown.count("(see above)") == 3  # the data set, of the selection, the predictions and the teacher
@@ -126,7 +126,7 @@ def test_an_artifact_that_is_gone_is_named_missing(store: Store, artifacts: dict
     assert (damage.stage, damage.problem, damage.models) == ("select", "is missing", (artifacts["student-1"].digest,))
 
 
-def test_what_rests_on_the_teacher(store: Store, artifacts: dict[str, Artifact]) -> None:
+def test_models_made_from_the_teacher_are_found(store: Store, artifacts: dict[str, Artifact]) -> None:
     found = {one.key for one in resting_on(store, [artifacts["teacher"].key])}
     names = {name for name, one in artifacts.items() if one.key in found}
     assert names == {"teacher", "predict-1", "select-1", "student-1", "evaluate-teacher", "evaluate-1"}

@@ -53,7 +53,7 @@ def test_a_server_that_is_away_costs_the_links_alone(tracked_run: Run, monkeypat
     assert run_links(tracked_run) == {}
 
 
-def test_only_a_living_server_of_ours_is_believed(workspace: Path) -> None:
+def test_only_the_address_of_a_live_server_is_used(workspace: Path) -> None:
     with announced(workspace, "http://127.0.0.1:5000"):
         assert served_at(workspace) == "http://127.0.0.1:5000"
         path = workspace / "up.json"

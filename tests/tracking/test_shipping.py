@@ -149,7 +149,7 @@ def test_a_shipper_that_was_started_ahead_serves_the_next_tracker(workspace: Pat
     assert set(runs_by_name(client)) == {"run 0", "run 1"}
 
 
-def test_a_shipper_that_nobody_takes_ends_with_its_parent(workspace: Path) -> None:
+def test_an_unused_shipper_ends_with_its_parent(workspace: Path) -> None:
     code = """
 import pathlib, psutil, sys
 from selftrain.ssl_tasks.tracking.client import default_uri
@@ -216,7 +216,7 @@ def test_a_full_disk_loses_a_line_and_not_the_run_nor_the_lines_after_it(tmp_pat
     assert [operation["kind"] for _, operation in spool.operations()] == ["header", "end"]
 
 
-def test_an_attempt_names_the_one_it_goes_on_from(workspace: Path, client: MlflowClient) -> None:
+def test_an_attempt_names_the_attempt_that_it_resumes(workspace: Path, client: MlflowClient) -> None:
     tracker = spool_only(workspace)
     first, second = tracker.start_run("first", {}, ""), tracker.start_run("second", {}, "")
     tracker.spool.append("supersedes", run=second, before=first)

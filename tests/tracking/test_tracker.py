@@ -94,7 +94,7 @@ def test_the_champion_loads_back_without_unpickling(
     assert load_file(folder / "model.safetensors")["weight"].tolist() == [2, 2, 2]
 
 
-def test_a_registered_model_says_what_it_is_who_taught_it_and_how_to_load_it(
+def test_a_registered_models_page_describes_it_its_teacher_and_how_to_load_it(
     workspace: Path, artifacts: dict[str, Artifact], client: MlflowClient
 ) -> None:
     tracker = spool_only(workspace)

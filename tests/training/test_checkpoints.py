@@ -32,7 +32,7 @@ def test_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     assert {name: tensor.tolist() for name, tensor in back.tensors.items()} == {"w": [[7.0] * 4] * 3, "n": 7}
 
 
-def test_the_one_before_is_kept_and_no_more(tmp_path: Path) -> None:
+def test_only_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     write(tmp_path, 1, 2, 3, 10)
     assert [path.name[:15] for path in checkpoint_files(tmp_path)] == ["step-0000000003", "step-0000000010"]
 
@@ -49,7 +49,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut short", "empty", "flipped bit", "flipped last bit"])
-def test_damaged_newest_is_detected_and_the_one_before_used(
+def test_a_damaged_newest_checkpoint_is_replaced_by_the_previous_one(
     tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, 1, 2)
@@ -72,7 +72,7 @@ def test_damaged_checkpoint_takes_no_good_ones_place(tmp_path: Path) -> None:
     assert [read_checkpoint(path).values["step"] for path in checkpoint_files(tmp_path)] == [2, 3]
 
 
-def test_all_damaged_means_from_the_start(tmp_path: Path) -> None:
+def test_with_only_damaged_checkpoints_training_starts_from_step_0(tmp_path: Path) -> None:
     write(tmp_path, 1, 2)
     for path in checkpoint_files(tmp_path):
         damage(path, "cut short")
@@ -87,7 +87,7 @@ def test_unfinished_write_is_not_a_checkpoint(tmp_path: Path) -> None:
     assert found.values["step"] == 1
 
 
-def test_failed_write_is_heard_of(tmp_path: Path) -> None:
+def test_a_failed_write_raises_an_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     checkpoints = Checkpoints(blocked / "checkpoints", 60)

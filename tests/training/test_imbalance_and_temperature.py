@@ -12,8 +12,9 @@ from selftrain.models.classifier import joined
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.stream import logit_offsets
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.methods import METHODS, method_class
+from selftrain.ssl_tasks.methods import method_class
 from selftrain.ssl_tasks.methods.base import adjusted, labeled_cross_entropy
+from selftrain.ssl_tasks.methods.table import METHODS
 from selftrain.ssl_tasks.settings.methods import FixMatchSettings, FlexMatchSettings, UDASettings
 from selftrain.ssl_tasks.settings.training import TrainSettings
 from selftrain.ssl_tasks.store.artifacts import Artifact

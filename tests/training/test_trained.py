@@ -61,7 +61,7 @@ def test_bf16_is_near_fp32_and_gives_float32(folder: Path) -> None:
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
 
 
-def test_card_decides_the_precision_where_nobody_else_does(tmp_path: Path) -> None:
+def test_the_card_decides_the_precision_by_default(tmp_path: Path) -> None:
     save_trained(tmp_path, build_model(MODEL, 3, 3, 16), CARD.model_copy(update={"precision": "fp32"}))
     assert load_trained(tmp_path, "cpu").dtype == torch.float32
     assert load_trained(tmp_path, "cpu", "bf16").dtype == torch.bfloat16

@@ -132,7 +132,7 @@ def test_best_on_validation_becomes_the_model_and_the_last_is_beside_it(
     assert best.file("model.safetensors").read_bytes() == until_best.file("model.safetensors").read_bytes()
 
 
-def test_patience_ends_a_run_that_gains_no_more(tmp_path: Path, dataset: Artifact) -> None:
+def test_patience_ends_a_run_without_improvement(tmp_path: Path, dataset: Artifact) -> None:
     section = learner(steps=200, evaluate_every=4, patience=3, learning_rate=1e-12, ema_decay=0)
     model = train_in(tmp_path, section, {"dataset": dataset})
     metrics = json.loads(model.file("metrics.json").read_text())
@@ -246,7 +246,7 @@ def test_memory_that_is_not_enough_says_what_to_lower(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_writes_a_checkpoint_and_the_next_run_goes_on_from_it(
+def test_a_signal_writes_a_checkpoint_and_the_next_run_resumes_there(
     tmp_path: Path, dataset: Artifact, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     section = learner(log_every=5)
@@ -276,11 +276,11 @@ def test_terminated_process_ends_in_order(tmp_path: Path, dataset: Artifact) -> 
     before = until(lambda: checkpoint_files(folder), "a checkpoint")[-1]
     os.kill(process.pid, signal.SIGTERM)
     process.join(HANG)
-    assert process.exitcode == 1  # an Interrupted that nobody caught; not a signal's -15
+    assert process.exitcode == 1  # an uncaught Interrupted; not a signal's -15
     assert checkpoint_files(folder)[-1] > before
 
 
-def test_resume_says_where_it_goes_on(
+def test_a_resumed_run_logs_the_step_where_it_resumes(
     tmp_path: Path, dataset: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spoiled(monkeypatch, lambda loss: loss * float("nan"), from_step=13)

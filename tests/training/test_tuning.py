@@ -148,7 +148,7 @@ def test_the_weights_are_found_again_or_missed_in_one_sentence(tmp_path: Path, d
 
 
 @pytest.mark.parametrize("tune", ["lora", "all"])
-def test_a_student_goes_on_from_a_tuned_teacher_and_its_head(
+def test_a_student_starts_from_a_tuned_teacher_and_its_head(
     tmp_path: Path, dataset: Artifact, file: Path, tune: str
 ) -> None:
     teacher = train_tuned(tmp_path, tuned(file, "lora", learning_rate=0.1), {"dataset": dataset}, file)

@@ -22,7 +22,7 @@ from selftrain.ssl_tasks.store.file_digests import FileDigests
 
 
 def open_source(settings: Source, cache: Path) -> ImageSource:
-    """The source that the settings name; `cache` is for what it unpacks. Only its own module is imported."""
+    """Opens the source that the settings name; `cache` is for unpacked files. Only the source's module is imported."""
     match settings:
         case DigitsSource():
             from selftrain.ssl_tasks.data.sources.named import Digits
@@ -49,10 +49,10 @@ def open_source(settings: Source, cache: Path) -> ImageSource:
 
 
 def fingerprint(settings: DataSettings, cache: Path, say: Callable[[str], None] | None = None) -> str:
-    """A digest of the source's contents, never of its place: a moved folder has the same. Cheap where nothing changed.
+    """Returns a digest of the source's contents, not of its place. It is cheap if nothing has changed.
 
-    Remembers the place under `cache`, so that a data set that was built elsewhere finds its images here.
-    `say` is called with each note on the source, such as ignored entries.
+    A moved folder has the same digest. The place is stored under `cache`, so that a data set that was built elsewhere
+    finds its images here. `say` is called with each note on the source, such as ignored entries.
     """
     source = open_source(settings.source, cache)
     digest = digest_json([settings.source.name, source.fingerprint(FileDigests(cache))])
@@ -67,11 +67,11 @@ def fingerprint(settings: DataSettings, cache: Path, say: Callable[[str], None] 
 
 
 def last_place(source: Source, digest: str, cache: Path) -> Source:
-    """The source's settings with the paths at which these contents were seen last."""
+    """Returns the source's settings with the last known paths of these contents."""
     place = _place(cache, source, digest)
     try:
         return TypeAdapter[Source](Source).validate_json(place.read_bytes())
-    except (OSError, ValueError):  # not remembered, or damaged
+    except (OSError, ValueError):  # not stored, or damaged
         return source
 
 
@@ -80,5 +80,5 @@ def _place(cache: Path, source: Source, digest: str) -> Path:
 
 
 def parse_source(settings: object) -> Source:
-    """A source from the plain values of an artifact's manifest."""
+    """Builds a source's settings from the plain values of an artifact's manifest."""
     return TypeAdapter[Source](Source).validate_json(json.dumps(settings))

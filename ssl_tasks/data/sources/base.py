@@ -1,7 +1,7 @@
-"""The contract of a source of images: a stable list of samples, and reading one of them.
+"""Defines the interface to a source of images: a stable list of samples, and reading one of them.
 
 ImageColumn gives random access to a Parquet column of images' bytes, unpacked once into a file that every process maps.
-For sources of files: where these may lie, how they are read, and what a mistyped path may have meant.
+For sources of files, the module checks paths, reads files, and suggests the nearest name for a mistyped path.
 """
 
 import bisect
@@ -36,14 +36,14 @@ SPLITS = ("labeled", "unlabeled", "validation", "test")
 
 @dataclass(frozen=True)
 class Listing:
-    """Every sample of a source, column by column, in an order that added samples do not stir."""
+    """Every sample of a source, column by column, in an order that added samples do not change."""
 
     ids: pa.Array  # string, unique
-    labels: pa.Array  # string, null where there is none
-    splits: pa.Array  # string, one of SPLITS where the source says so; null is drawn
-    uris: pa.Array  # string: what the source reads it by, relative to the source's place
-    errors: pa.Array  # string, null: why a sample cannot be read, where the list itself shows it
-    classes: tuple[str, ...] | None = None  # the source's own class list, classes without images included
+    labels: pa.Array  # string, null without a label
+    splits: pa.Array  # string, one of SPLITS if the source names it; null is drawn
+    uris: pa.Array  # string: the name by which the source reads it, relative to its place
+    errors: pa.Array  # string or null: why a sample cannot be read, if the list itself shows it
+    classes: tuple[str, ...] | None = None  # the source's own class list, including classes without images
     notes: tuple[str, ...] = field(default_factory=tuple)  # notes for the user, such as ignored entries
 
     @classmethod
@@ -57,7 +57,7 @@ class Listing:
         classes: tuple[str, ...] | None = None,
         notes: tuple[str, ...] = (),
     ) -> "Listing":
-        """A listing from plain sequences."""
+        """Builds a listing from plain sequences."""
 
         def strings(values: Sequence[str | None] | pa.Array) -> pa.Array:
             return values if isinstance(values, pa.Array) else pa.array(values, pa.string())
@@ -70,58 +70,58 @@ class Listing:
 
 
 class ImageSource(ABC):
-    """A place that images come from. Picklable: what it opens, it opens again in another process."""
+    """A source of images. It is picklable: another process opens its files again."""
 
     flip: bool = True  # whether a mirrored image is still of its class
-    shape: tuple[int, int] | None = None  # (image size, channels) where all images are alike
+    shape: tuple[int, int] | None = None  # (image size, channels) if all images are alike
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user: ignored entries, and classes that look alike."""
+        """Returns notes for the user: ignored entries, and classes that look alike."""
         return ()
 
     @abstractmethod
     def fingerprint(self, files: "FileDigests") -> str:
-        """A digest of all that the source holds; cheap where nothing changed."""
+        """Returns a digest of everything in the source; it is cheap if nothing has changed."""
 
     @abstractmethod
     def listing(self) -> Listing:
-        """Every sample."""
+        """Lists every sample."""
 
     @abstractmethod
     def read(self, uri: str) -> bytes | np.ndarray:
-        """One image file's bytes, or its pixels; OSError where it is not there."""
+        """Returns one image file's bytes, or its pixels; OSError if it does not exist."""
 
-    def check(self) -> None:  # noqa: B027 - what is computed has no place to look at
-        """DataError where the source's place cannot be one. A glance: it lists no images and reads none."""
+    def check(self) -> None:  # noqa: B027 - computed images have no place to check
+        """Raises DataError if the source's place does not exist or is of the wrong kind; lists and reads no images."""
 
     def file_keys(self, listing: Listing, files: "FileDigests") -> list[bytes | None] | None:
-        """The digest of every sample's bytes where it is known without reading them, else None."""
+        """Returns the digest of every sample's bytes if it is known without reading them, else None."""
         return None
 
 
 class DrawnSource(ImageSource):
-    """A source that computes its images from their names: there is nothing to decode, to hash or to cache."""
+    """A source that computes its images from their names, so that nothing is decoded, hashed or cached."""
 
     @abstractmethod
     def draw(self, uris: Sequence[str]) -> np.ndarray:
-        """uint8 [n, S, S, C], many at once."""
+        """Draws many images at once: uint8 [n, S, S, C]."""
 
     def read(self, uri: str) -> np.ndarray:
         return self.draw([uri])[0]
 
 
-ROWS = 1024  # of a batch
+ROWS = 1024  # rows of a batch
 
 
 class Blobs:
-    """The bytes of one column by row number. `<cache>/tables/` can be deleted: it is unpacked again."""
+    """The bytes of one column by row number, unpacked to `<cache>/tables/`, which can be deleted."""
 
     def __init__(self, table: Path, column: str, cache: Path, most_bytes: int) -> None:
         self.table, self.column, self.cache, self.most_bytes = table, column, cache, most_bytes
 
     def read(self, row: int) -> bytes:
-        """One row's bytes; OSError where it has none."""
+        """Returns one row's bytes; OSError if it has none."""
         starts, columns = self._mapped
         batch = bisect.bisect_right(starts, row) - 1
         value = columns[batch][row - starts[batch]]
@@ -151,7 +151,7 @@ class Blobs:
                     part.rename(path)
                 except (pa.ArrowException, OSError, MemoryError) as error:
                     if isinstance(error, OSError) and error.errno is not None:
-                        raise  # of the disk, not of the table
+                        raise  # an error of the disk, not of the table
                     raise DataError(f"column '{self.column}' of {self.table} cannot be read: {error}") from error
                 finally:
                     part.unlink(missing_ok=True)
@@ -194,26 +194,26 @@ SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Places:
-    """Folders by a short name; an image's uri is `name:path below that folder`, the same wherever the folder lies."""
+    """Folders by short names. An image's uri is `name:path below that folder`, which a moved folder does not change."""
 
     roots: Mapping[str, Path]
     max_file_mb: int
 
     @property
     def most_bytes(self) -> int:
-        """The size of the largest file that is read."""
+        """Returns the size of the largest file that is read."""
         return self.max_file_mb * 1_000_000
 
     def read(self, uri: str) -> bytes:
-        """The bytes of an image file."""
+        """Returns the bytes of an image file."""
         place, _, name = uri.partition(":")
         path = self.roots[place] / name
-        if not path.is_file():  # a folder, a pipe, a link to nowhere or in a circle
+        if not path.is_file():  # a folder, a pipe, or a broken or circular link
             raise FileNotFoundError(2, "no such file")
         return read_regular(path, self.most_bytes)
 
     def digests(self, uris: Sequence[str], errors: Sequence[str | None], files: FileDigests) -> list[bytes | None]:
-        """The sha256 of each file; None where it cannot be read."""
+        """Returns the sha256 of each file; None if it cannot be read."""
         digests: list[bytes | None] = [None] * len(uris)
         by_place: dict[str, list[int]] = {}
         for at, (uri, error) in enumerate(zip(uris, errors, strict=True)):
@@ -227,7 +227,7 @@ class Places:
 
 
 def below(root: Path, written: str) -> tuple[str, str | None]:
-    """A path as a list or a table has it → the path below `root`, and why it may not be read."""
+    """Converts a path of a list or a table to the path below `root`; also returns why it may not be read."""
     name = written.strip().replace(os.sep, "/")
     if posixpath.isabs(name):
         absolute = posixpath.normpath(name)
@@ -242,7 +242,7 @@ def below(root: Path, written: str) -> tuple[str, str | None]:
 
 
 def regular(path: Path, what: str, expected: str) -> Path:
-    """The path, if it is a regular file; a pipe or a device might never end."""
+    """Returns the path if it is a regular file, else raises DataError: reading a pipe or a device might never end."""
     if existing(path, what).is_dir() or not path.is_file():
         kind = "a folder" if path.is_dir() else "not a regular file"
         raise DataError(f"{what} {path} is {kind}; expected {expected}")
@@ -250,7 +250,7 @@ def regular(path: Path, what: str, expected: str) -> Path:
 
 
 def existing(path: Path, what: str) -> Path:
-    """The path, if it is there; else a DataError with the nearest one that is."""
+    """Returns the path if it exists, else raises DataError with the nearest existing one."""
     if path.exists():
         return path
     parent = path.absolute()

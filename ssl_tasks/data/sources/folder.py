@@ -1,4 +1,4 @@
-"""Class folders of images, with the unlabelled ones in a folder or a list of their own."""
+"""Reads class folders of images, with the unlabelled images in a folder or a list of their own."""
 
 import os
 from collections import Counter
@@ -16,19 +16,19 @@ from selftrain.ssl_tasks.settings.data import FolderSource
 from selftrain.ssl_tasks.store.file_digests import FileDigests
 
 HELD_OUT = ("validation", "test")
-ROLES = {  # what folders of images that are no class are called
+ROLES = {  # usual names of folders that hold a split, not a class
     "unlabeled": ("unlabeled", "unlabelled", "unsupervised", "extra"),
     "validation": ("validation", "valid", "val"),
     "test": ("test", "testing"),
 }
 LONGEST_REASON = 500  # letters; one names a folder
-MOST_LINKS = 3  # on the way to an image: folders of links to each other have a number of ways that grows without end
+MOST_LINKS = 3  # links on the way to an image: folders that link to each other would have endlessly many paths
 NOT_CLASSES = frozenset({"unlabeled", *HELD_OUT, "__MACOSX"})
 
 
 @dataclass
 class Rows:
-    """The columns of a listing, as they grow."""
+    """The growing columns of a listing."""
 
     ids: list[str] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Rows:
     errors: list[str | None] = field(default_factory=list)
 
     def add(self, id: str, label: str | None, split: str | None, uri: str, error: str | None = None) -> None:
-        """One sample. A name that is no text gets one that is, and is not read."""
+        """Adds one sample. A name that is not text is replaced by one that is, and the sample is not read."""
         if not uri.isprintable() and uri != (text := as_text(uri)):
             id, uri = as_text(id), text
             error = "the file's name is not UTF-8; rename it"
@@ -46,14 +46,14 @@ class Rows:
 
 
 class Notes(Counter[str]):
-    """Counts ignored entries by reason, with the names of those that the user may miss."""
+    """Counts ignored entries by reason, with the names of those that the user may expect."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: dict[str, list[str]] = {}
 
     def hidden(self, entry: os.DirEntry[str]) -> None:
-        """Notes an entry whose name begins with a dot. A `._` file is what a Mac adds to each file, and no image."""
+        """Notes an entry whose name begins with a dot. macOS adds a `._` file to each file; it is not an image."""
         image = entry.name.lower().endswith(tuple(SUFFIXES)) and not entry.name.startswith("._")
         if image or is_folder(entry):
             reason = "hidden, because the name begins with a dot"
@@ -63,7 +63,7 @@ class Notes(Counter[str]):
         self[reason] += 1
 
     def lines(self) -> tuple[str, ...]:
-        """A sentence for each reason."""
+        """Returns a sentence for each reason."""
         return tuple(
             f"{count} {'entry' if count == 1 else 'entries'} ignored: {one_line(why, LONGEST_REASON)}"
             + (f": {brief(sorted(self.names[why]))}" if why in self.names else "")
@@ -72,7 +72,7 @@ class Notes(Counter[str]):
 
 
 class Folder(ImageSource):
-    """`path/<class>/…`, `path/unlabeled/…`, `path/validation/<class>/…`, `path/test/<class>/…`."""
+    """A folder with `<class>/…`, `unlabeled/…`, `validation/<class>/…` and `test/<class>/…`."""
 
     def __init__(self, settings: FolderSource) -> None:
         self.settings = settings
@@ -103,7 +103,7 @@ class Folder(ImageSource):
         return Places(roots, self.settings.max_file_mb)
 
     def _refuse_links(self, folder: Path, names: Iterable[str]) -> None:
-        """A class is not left out without a word: its folder may be a link only where that is allowed."""
+        """Raises DataError if a class's folder is a link and links are not allowed."""
         root = os.path.realpath(self.settings.path)
         inside = (root, os.path.realpath(folder))
         for name in names:
@@ -115,12 +115,12 @@ class Folder(ImageSource):
 
     @cached_property
     def _inside(self) -> tuple[str, ...] | None:
-        """The folders that links may lead to; None for any."""
+        """Returns the folders that links may lead to; None for any."""
         return None if self.settings.follow_links else tuple(map(os.path.realpath, self._places.roots.values()))
 
     @cached_property
     def _reading(self) -> Places:
-        """The places that uris start from: a list's paths start from the list's folder."""
+        """Returns the folders that uris start from; a list's paths start from the list's folder."""
         roots = self._places.roots
         places = {name: root if root.is_dir() else root.parent for name, root in roots.items()}
         return Places(places, self.settings.max_file_mb)
@@ -222,7 +222,7 @@ class Folder(ImageSource):
 
 
 def subfolders(path: Path) -> list[str]:
-    """The names of the folders in a folder, links to folders included, sorted."""
+    """Returns the sorted names of the folders in a folder, including links to folders."""
     names = sorted(entry.name for entry in entries(path) if is_folder(entry) and not entry.name.startswith("."))
     for name in names:
         if (text := as_text(name)) != name:
@@ -231,12 +231,12 @@ def subfolders(path: Path) -> list[str]:
 
 
 def as_text(name: str) -> str:
-    """A file's name, with what is not UTF-8 in it as `\\xe9`."""
+    """Returns a file's name as text, with bytes that are not UTF-8 as `\\xe9`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def image_files(root: Path, notes: Notes, inside: tuple[str, ...] | None = None) -> list[str]:
-    """Every image file below a folder, by its suffix, as a sorted list of paths below it.
+    """Returns every image file below a folder, by suffix, as a sorted list of paths below it.
 
     Links to folders outside `inside` are not followed.
     """
@@ -276,7 +276,7 @@ def image_files(root: Path, notes: Notes, inside: tuple[str, ...] | None = None)
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder on the way: where it is, where it really is, the real folders above it and the links among them."""
+    """A folder of the walk: its path, its real path, the real folders above it and the links among them."""
 
     prefix: str
     real: str
@@ -284,19 +284,19 @@ class _Folder:
     links: int = 0
 
     def enter(self, entry: os.DirEntry[str]) -> "_Folder":
-        """A folder in it."""
+        """Returns a folder in this folder."""
         link = entry.is_symlink()
         real = os.path.realpath(entry.path) if link else os.path.join(self.real, entry.name)
         return _Folder(f"{self.prefix}{entry.name}/", real, self.above | {real}, self.links + link)
 
 
 def leaves(real: str, inside: Iterable[str]) -> bool:
-    """Whether a real path lies in none of these folders."""
+    """Returns whether a real path is in none of these folders."""
     return not any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in inside)
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """The entries of a folder; DataError if it cannot be read."""
+    """Returns the entries of a folder; raises DataError if it cannot be read."""
     try:
         with os.scandir(folder) as found:
             return list(found)
@@ -308,13 +308,13 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is an image file by its suffix, and not hidden."""
+    """Returns whether an entry is an image file by its suffix, and not hidden."""
     suffix = os.path.splitext(entry.name)[1].lower()
     return suffix in SUFFIXES and not entry.name.startswith(".") and not is_folder(entry)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; a link to itself is none."""
+    """Returns whether an entry is a folder or a link to one; a link to itself is not."""
     try:
         return entry.is_dir()
     except OSError:

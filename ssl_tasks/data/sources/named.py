@@ -1,8 +1,8 @@
-"""Sources without files of the user's own: scikit-learn's digits, synthetic shapes, and torchvision's data sets.
+"""Provides sources without the user's own files: scikit-learn's digits, synthetic shapes, torchvision's data sets.
 
 Digits are 1,797 grey images of 8×8 pixels that come with scikit-learn. Synthetic images are coloured shapes in noise;
-each is a function of its number. torchvision's data sets are read from a local folder, which is filled where there is
-a network.
+each is a function of its number. torchvision's data sets are read from a local folder, and downloaded into it if there
+is a network.
 """
 
 import colorsys
@@ -26,7 +26,7 @@ from selftrain.ssl_tasks.store.file_digests import FileDigests
 
 
 class Digits(ImageSource):
-    """Small enough to hold; read again in every process that asks."""
+    """scikit-learn's digits; each process that needs them reads them again."""
 
     flip = False
     shape = (8, 1)
@@ -39,7 +39,7 @@ class Digits(ImageSource):
 
     @cached_property
     def _data(self) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.datasets import load_digits  # a second of imports that only this source pays
+        from sklearn.datasets import load_digits  # a second of imports that only this source needs
 
         images, labels = load_digits(return_X_y=True)
         return np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), labels
@@ -57,13 +57,13 @@ class Digits(ImageSource):
 
 
 SHAPES = 8
-TEST_NUMBERS = 1 << 40  # test images are counted from here, so that a larger training set leaves them as they are
+TEST_NUMBERS = 1 << 40  # the first test image's number, so that a larger training set does not change test images
 TOGETHER = 1 << 20  # pixels drawn at a time
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Synthetic(DrawnSource):
-    """Class k has shape k mod 8 and a hue of its own; place, size, brightness and noise come from the number."""
+    """Synthetic images: class k has shape k mod 8 and its own hue; the number decides place, size and noise."""
 
     def __init__(self, settings: SyntheticSource) -> None:
         self.settings = settings
@@ -118,7 +118,7 @@ def _number(uri: str) -> int:
 
 
 def palette(classes: int) -> np.ndarray:
-    """float32 [classes, 3]: one hue for every eight classes."""
+    """Returns float32 [classes, 3]: one hue for every eight classes."""
     hues = -(-classes // SHAPES)
     colours = [colorsys.hsv_to_rgb(label // SHAPES / hues, 0.8, 0.95) for label in range(classes)]
     return np.array(colours, np.float32)
@@ -148,7 +148,7 @@ def covers(shape: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def scramble(values: np.ndarray) -> np.ndarray:
-    """SplitMix64: uint64 in, uint64 out that look random."""
+    """Applies SplitMix64, which turns uint64 values into pseudo-random ones."""
     values = values * GOLDEN
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -156,7 +156,7 @@ def scramble(values: np.ndarray) -> np.ndarray:
 
 
 def noise(seeds: np.ndarray, count: int) -> np.ndarray:
-    """float32 [n, count] of mean 0 and deviation 1, triangular: a counter mixed with each image's seed (Murmur3)."""
+    """Returns float32 [n, count] of triangular noise with mean 0 and deviation 1, hashed from seeds (Murmur3)."""
     counter = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B1)
     mixed = (seeds ^ (seeds >> np.uint64(32))).astype(np.uint32)[:, None] ^ counter
     mixed ^= mixed >> np.uint32(16)
@@ -194,7 +194,7 @@ SETS = {
 
 
 class TorchvisionSet(ImageSource):
-    """One of torchvision's sets. Its pixels are held while images are read."""
+    """One of torchvision's data sets. Its pixels stay in memory while images are read."""
 
     def __init__(self, settings: TorchvisionSource) -> None:
         self.settings, self.known = settings, SETS[settings.name]
@@ -215,7 +215,7 @@ class TorchvisionSet(ImageSource):
     def _open(self, part: str) -> Any:
         try:
             return self._load(part, download=False)
-        except RuntimeError as missing:  # torchvision's word for files that are not there or not whole
+        except RuntimeError as missing:  # torchvision raises it for missing or incomplete files
             if self.settings.download:
                 with contextlib.suppress(OSError, RuntimeError):  # no network, or a broken download
                     return self._load(part, download=True)
@@ -226,12 +226,12 @@ class TorchvisionSet(ImageSource):
             ) from missing
 
     def _load(self, part: str, download: bool) -> Any:
-        from selftrain.models.torchvision_import import torchvision  # seconds of imports that only this source pays
+        from selftrain.models.torchvision_import import torchvision  # seconds of imports that only this source needs
 
         build = getattr(torchvision.datasets, self.known.name)
         choice: dict[str, Any] = {"train": part == "train"} if self.known.by_train else {"split": part}
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # results alone go to stdout
-            warnings.filterwarnings("ignore", message="dtype")  # CIFAR's files hold arrays as an old numpy wrote them
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # only results go to stdout
+            warnings.filterwarnings("ignore", message="dtype")  # CIFAR's files hold arrays that an old numpy wrote
             return build(str(self.settings.path), download=download, **choice)
 
     def check(self) -> None:
@@ -260,6 +260,6 @@ class TorchvisionSet(ImageSource):
 
 
 def upright(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 [n, H, W] or [n, H, W, 3] from either order of axes."""
+    """Returns uint8 [n, H, W] or [n, H, W, 3] from either order of axes."""
     first = channels == 3 and pixels.shape[1] == 3
     return pixels.transpose(0, 2, 3, 1) if first else pixels

@@ -1,4 +1,4 @@
-"""A CSV or Parquet file with a row per image: a path or the bytes of an image file, a label that may be empty."""
+"""Reads a CSV or Parquet file with a row per image: a path or the bytes of an image file, and an optional label."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ from selftrain.ssl_tasks.settings.data import TableSource
 from selftrain.ssl_tasks.store.csv_text import FORMULA
 from selftrain.ssl_tasks.store.file_digests import FileDigests
 
-TO_BE_DRAWN = ("train", "")  # in a split column
-LINE_BREAKS = pa.csv.ParseOptions(newlines_in_values=True)  # in quotes
+TO_BE_DRAWN = ("train", "")  # values of a split column
+LINE_BREAKS = pa.csv.ParseOptions(newlines_in_values=True)  # line breaks within quotes
 
 
 class Table(ImageSource):
-    """One table, and a second one where the test set has its own. A uri is `rows:…` or `test:…`: a path or a row."""
+    """One table, and a second one if the test set has its own. A uri is `rows:` or `test:` and a path or row number."""
 
     def __init__(self, settings: TableSource, cache: Path) -> None:
         self.settings, self.cache = settings, cache
@@ -42,7 +42,7 @@ class Table(ImageSource):
 
     @cached_property
     def _tables(self) -> dict[str, pa.Table]:
-        """The columns that are small: all but images' bytes."""
+        """Returns all columns except the images' bytes."""
         return {part: self._read(path) for part, path in self._files.items()}
 
     @cached_property
@@ -68,7 +68,7 @@ class Table(ImageSource):
     def check(self) -> None:
         for path in self._files.values():
             _require(self._wanted, columns_of(path), path)
-        self._places  # noqa: B018 - raises where the root is not there
+        self._places  # noqa: B018 - raises if the root does not exist
 
     def _read(self, path: Path) -> pa.Table:
         wanted = self._wanted
@@ -142,19 +142,19 @@ class Table(ImageSource):
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether a column has images' bytes, plain or in a struct with a field `bytes`."""
+    """Returns whether a column has images' bytes, plain or in a struct with a field `bytes`."""
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def is_parquet(path: Path) -> bool:
-    """By its name."""
+    """Returns whether a file is Parquet, by its name."""
     return path.suffix.lower() in {".parquet", ".pq"}
 
 
 def columns_of(path: Path) -> list[str]:
-    """The names of the columns, from the file's head."""
+    """Returns the names of the columns, from the start of the file."""
     if path.is_dir():
         raise DataError(f"the table {path} is a folder; expected a CSV or Parquet file")
     if is_parquet(path):
@@ -180,7 +180,7 @@ def _parquet_schema(path: Path) -> pa.Schema:
 
 
 def read_csv_columns(path: Path, wanted: list[str]) -> pa.Table:
-    """The columns as the text that they are: a label 007 stays 007. The apostrophes of `csv_text` are taken away."""
+    """Reads columns as text, so that a label 007 stays 007, and removes the apostrophes that `csv_text` adds."""
     options = pa.csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False)
     with readable(path, "CSV"):
         table = pa.csv.read_csv(path, parse_options=LINE_BREAKS, convert_options=options)
@@ -201,7 +201,7 @@ def _require(wanted: list[str], there: list[str], path: Path) -> None:
 
 
 def as_text(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
-    """A column of any plain type as text; whole numbers without a point, empty text as null."""
+    """Converts a column of any plain type to text; whole numbers have no point, and empty text becomes null."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
@@ -221,7 +221,9 @@ def as_text(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
 
 
 def _labels(column: pa.ChunkedArray) -> pa.Array:
-    """Labels as text, null where there is none: empty, or a negative number. '3.0' is what 3 became beside a gap."""
+    """Returns labels as text; an empty label or a negative number becomes null.
+
+    '3.0' becomes '3': a column of whole numbers with gaps is often written this way."""
     text = column.combine_chunks()
     present = pc.drop_null(pc.unique(text))
     if len(present) and pc.all(pc.match_substring_regex(present, r"^-?\d+(\.0)?$")).as_py():

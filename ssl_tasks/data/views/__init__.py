@@ -1,1 +1,1 @@
-"""Weak and strong augmentation."""
+"""Augments images: weak and strong views."""

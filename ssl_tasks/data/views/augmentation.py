@@ -1,18 +1,18 @@
-"""The operations of strong views, as functions of one image and one argument.
+"""Defines the operations of strong views, as functions of one image and one argument.
 
-They are albumentations', called on arrays with arguments that we draw ourselves: its `Compose` costs more than
-augmenting a 32×32 image, and its own random numbers would not be a pure function of the step. `randaugment` and
-`ctaugment` draw which operation is applied, and with which argument.
+They call albumentations' functions on arrays with arguments that we draw ourselves: its `Compose` takes longer than
+augmenting a 32×32 image, and its random numbers would not be a pure function of the step. `randaugment` and `ctaugment`
+draw the operation and its argument.
 
 SimCLR's view (Chen et al. 2020, arXiv 2002.05709) is a resized crop, a flip, colour jitter, grey and blur. A crop of
-`crop_scale` to 1 of the area and of a ratio of 3/4 to 4/3 becomes the whole image again. With probability .8
+`crop_scale` to 1 of the area, with a ratio of 3/4 to 4/3, is resized to the whole image. With probability .8,
 brightness, contrast and saturation are multiplied by 1 ± .8 · `jitter` at most, and the hue turns by up to
-.2 · `jitter` of the circle, in any order. With probability .2 the image becomes grey, with probability `blur` it is
-blurred by a Gaussian of .1 to 2 pixels over a tenth of the side. The paper has jitter 1 and blur .5 on ImageNet, jitter
-.5 and no blur on CIFAR-10.
+.2 · `jitter` of the circle, in any order. With probability .2 the image becomes grey; with probability `blur` it is
+blurred by a Gaussian of .1 to 2 pixels over a tenth of the side. The paper uses jitter 1 and blur .5 on ImageNet,
+jitter .5 and no blur on CIFAR-10.
 
-Deviations: where a large crop has no room for every ratio, one that fits is drawn; the official code draws again until
-one fits. Contrast turns about the mean grey, as in torchvision, and not about each channel's mean.
+Deviations: if a large crop has no room for every ratio, a ratio that fits is drawn; the official code draws again until
+one fits. Contrast is about the mean grey, as in torchvision, and not about each channel's mean.
 """
 
 import functools
@@ -27,44 +27,42 @@ from numpy.typing import NDArray
 
 from selftrain.ssl_tasks.settings.data import AugmentSettings
 
-os.environ.setdefault(
-    "NO_ALBUMENTATIONS_UPDATE", "1"
-)  # importing it must not look for a newer version over the network
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import must not look for a newer version over the network
 
 import albumentations.augmentations.dropout.functional as dropout
 import albumentations.augmentations.geometric.functional as geometric
 import albumentations.augmentations.pixel.functional as pixel
 
-cv2.setNumThreads(0)  # OpenCV's threads fight the workers'
+cv2.setNumThreads(0)  # OpenCV's threads would compete with the workers
 
 Bytes = NDArray[np.uint8]
 Boxes = NDArray[np.int64]
-UNUSED = np.random.default_rng(0)  # asked for by albumentations' cutout, which draws nothing for a fill of one number
+UNUSED = np.random.default_rng(0)  # albumentations' cutout requires it, but draws nothing for a fill of one number
 GREY = 127.0  # fills a cut square
-BLACK = 0.0  # fills what a shift uncovers
+BLACK = 0.0  # fills the area that a shift uncovers
 RAMP = np.arange(256, dtype=np.uint8)
-SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL's, to which sharpness blends
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL's smoothing kernel, which sharpness blends with
 CENTRE = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
 RING = (np.ones((5, 5)) - np.pad(np.ones((3, 3)), 1)) / 16  # PIL's BLUR
 
 
 def autocontrast(image: Bytes, _: float) -> Bytes:
-    """Returns each channel stretched to the full range."""
+    """Stretches each channel to the full range."""
     return pixel.auto_contrast(image, 0, None, "pil").reshape(image.shape)
 
 
 def contrast(image: Bytes, factor: float) -> Bytes:
-    """Blended with its mean grey."""
+    """Blends the image with its mean grey."""
     return pixel.adjust_contrast_torchvision(image, factor)
 
 
 def equalize(image: Bytes, _: float) -> Bytes:
-    """Returns each channel's histogram made flat."""
+    """Flattens each channel's histogram."""
     return np.asarray(pixel.equalize(image, mode="cv", by_channels=True), np.uint8)
 
 
 def posterize(image: Bytes, bits: float) -> Bytes:
-    """Only the highest bits kept."""
+    """Keeps only the highest bits."""
     return pixel.posterize(image, int(bits))
 
 
@@ -74,7 +72,7 @@ def _solarize_table(threshold: int) -> Bytes:
 
 
 def solarize(image: Bytes, threshold: float) -> Bytes:
-    """Pixels from the threshold on inverted: at 0 all of them, at 1 (256 of 256) none."""
+    """Inverts the pixels from the threshold on: at 0 all of them, at 1 (256 of 256) none."""
     return np.asarray(cv2.LUT(image, _solarize_table(round(threshold * 256))), np.uint8).reshape(image.shape)
 
 
@@ -84,27 +82,27 @@ def _brighter_shadows(addition: int) -> Bytes:
 
 
 def solarize_add(image: Bytes, addition: float) -> Bytes:
-    """Returns a number added to the pixels below 128."""
+    """Adds a number to the pixels below 128."""
     return np.asarray(cv2.LUT(image, _brighter_shadows(int(addition))), np.uint8).reshape(image.shape)
 
 
 def sharpness(image: Bytes, factor: float) -> Bytes:
-    """Blended with its smoothed self: below 1 softer, above 1 sharper."""
+    """Blends the image with its smoothed version: below 1 softer, above 1 sharper."""
     return pixel.convolve(image, factor * CENTRE + (1 - factor) * SMOOTH)
 
 
 def turn_hue(image: Bytes, share: float) -> Bytes:
-    """Returns every hue moved by a share of the circle; grey has none."""
+    """Moves every hue by a share of the circle; grey stays grey."""
     return image if image.shape[2] == 1 else np.asarray(pixel.adjust_hue_torchvision(image, share), np.uint8)
 
 
 def blur(image: Bytes, share: float) -> Bytes:
-    """Blended with its mean over rings of 5×5."""
+    """Blends the image with its mean over rings of 5×5."""
     return pixel.convolve(image, share * RING + (1 - share) * np.pad(CENTRE, 1))
 
 
 def blend(image: Bytes, other: Bytes, share: float) -> Bytes:
-    """`share` of the other, and the rest of the image."""
+    """Mixes `share` of the other image with 1 - `share` of the image."""
     return np.asarray(cv2.addWeighted(image, 1 - share, other, share, 0), np.uint8).reshape(image.shape)
 
 
@@ -114,14 +112,14 @@ def invert(image: Bytes) -> Bytes:
 
 
 def magnify(image: Bytes, margin: float) -> Bytes:
-    """Returns the image without a margin (a share of its side) all around, at the old size."""
+    """Cuts off a margin (a share of the side) all around, and resizes to the old size."""
     top, left = int(image.shape[0] * margin), int(image.shape[1] * margin)
     inner = image[top : image.shape[0] - top, left : image.shape[1] - left]
     return np.asarray(geometric.resize(inner, image.shape[:2], cv2.INTER_LINEAR), np.uint8)
 
 
 def warp(image: Bytes, matrix: list[list[float]], fill: float = BLACK) -> Bytes:
-    """Returns an affine map of the image, given from output to input coordinates."""
+    """Applies an affine map, given from output to input coordinates."""
     size = (image.shape[1], image.shape[0])
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     warped = geometric.warp_affine_with_value_extension(image, np.array(matrix), size, flags, cv2.BORDER_CONSTANT, fill)
@@ -129,35 +127,35 @@ def warp(image: Bytes, matrix: list[list[float]], fill: float = BLACK) -> Bytes:
 
 
 def rotate(image: Bytes, degrees: float, fill: float = BLACK) -> Bytes:
-    """About the centre."""
+    """Rotates the image about its centre."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     y, x = (image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2
     return warp(image, [[cosine, -sine, x - cosine * x + sine * y], [sine, cosine, y - sine * x - cosine * y]], fill)
 
 
 def shear_x(image: Bytes, slope: float) -> Bytes:
-    """Returns rows shifted in proportion to their distance from the middle."""
+    """Shifts rows in proportion to their distance from the middle."""
     return warp(image, [[1, slope, -slope * (image.shape[0] - 1) / 2], [0, 1, 0]])
 
 
 def shear_y(image: Bytes, slope: float) -> Bytes:
-    """Columns shifted in proportion to their distance from the middle."""
+    """Shifts columns in proportion to their distance from the middle."""
     return warp(image, [[1, 0, 0], [slope, 1, -slope * (image.shape[1] - 1) / 2]])
 
 
 def translate_x(image: Bytes, share: float, fill: float = BLACK) -> Bytes:
-    """Shifted sideways by a share of the width."""
+    """Shifts the image sideways by a share of the width."""
     return warp(image, [[1, 0, share * image.shape[1]], [0, 1, 0]], fill)
 
 
 def translate_y(image: Bytes, share: float, fill: float = BLACK) -> Bytes:
-    """Shifted up or down by a share of the height."""
+    """Shifts the image up or down by a share of the height."""
     return warp(image, [[1, 0, 0], [0, 1, share * image.shape[0]]], fill)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation, its argument's range as FixMatch's paper prints it, and the argument that changes nothing."""
+    """An operation, its argument's range in FixMatch's paper, and the argument that changes nothing."""
 
     apply: Callable[[Bytes, float], Bytes]
     low: float = 0.0
@@ -184,21 +182,20 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def cutout_boxes(draws: NDArray[np.float64], size: int, largest: float) -> Boxes:
-    """[n, 4] squares (x1, y1, x2, y2): any side up to `largest` of the image's, any centre, cut at the border."""
+    """Returns [n, 4] squares (x1, y1, x2, y2): any side up to `largest` of the image's, anywhere, cut at the border."""
     half = draws[:, 0] * largest * size / 2
     x, y = draws[:, 1] * size, draws[:, 2] * size
     return np.stack([x - half, y - half, x + half, y + half], axis=1).round().clip(0, size).astype(np.int64)
 
 
 def fixed_boxes(draws: NDArray[np.float64], size: int, half: int) -> Boxes:
-    """[n, 4] squares of 2 · half pixels around any pixel, cut at the border: what the official codes cut out."""
+    """Returns [n, 4] squares of 2 · half pixels around any pixel, cut at the border, as in the official codes."""
     x, y = np.floor(draws[:, 0] * size), np.floor(draws[:, 1] * size)
     return np.stack([x - half, y - half, x + half, y + half], axis=1).clip(0, size).astype(np.int64)
 
 
 def squares(draws: NDArray[np.float64], size: int, settings: AugmentSettings) -> Boxes | None:
-    """Returns the squares that the settings cut out of the images at the end, from three numbers for each; None:
-    none."""
+    """Returns the squares to cut out at the end, from three numbers per image; None if the settings ask for none."""
     if not settings.cutout:
         return None
     if settings.random_cutout:
@@ -212,15 +209,15 @@ def cutout(image: Bytes, box: Boxes) -> Bytes:
 
 
 Numbers = NDArray[np.float64]
-SIMCLR_DRAWS = 17  # uniform numbers an image needs
+SIMCLR_DRAWS = 17  # uniform numbers per image
 RATIOS = (3 / 4, 4 / 3)
-JITTER, TO_GREY = 0.8, 0.2  # the probabilities
+JITTER, TO_GREY = 0.8, 0.2  # probabilities
 COLOURS = [OPERATIONS[name].apply for name in ("brightness", "contrast", "color")] + [turn_hue]
 STRENGTHS = np.array([0.8, 0.8, 0.8, 0.2])
 
 
 def crop_boxes(draws: Numbers, side: int, smallest: float) -> NDArray[np.int64]:
-    """[n, 4] (top, left, height, width) of crops of any area from `smallest` of the image's, at any place."""
+    """Returns [n, 4] (top, left, height, width) of crops of any area from `smallest` of the image's, at any place."""
     area = smallest + (1 - smallest) * draws[:, 0]
     low, high = np.log(np.maximum(RATIOS[0], area)), np.log(np.minimum(RATIOS[1], 1 / area))
     ratio = np.exp(low + (high - low) * draws[:, 1])
@@ -230,7 +227,7 @@ def crop_boxes(draws: Numbers, side: int, smallest: float) -> NDArray[np.int64]:
 
 
 def jitter_factors(draws: Numbers, strength: float) -> Numbers:
-    """[n, 4]: what brightness, contrast and saturation are multiplied by, and by how much of a circle the hue turns."""
+    """Returns [n, 4]: factors of brightness, contrast and saturation, and the hue's turn as a share of the circle."""
     reach = strength * STRENGTHS
     low = np.where(np.arange(4) < 3, np.maximum(0, 1 - reach), -reach)
     high = np.where(np.arange(4) < 3, 1 + reach, reach)
@@ -238,25 +235,25 @@ def jitter_factors(draws: Numbers, strength: float) -> Numbers:
 
 
 def resized_crop(image: Bytes, top: int, left: int, height: int, width: int) -> Bytes:
-    """Returns a part of the image at the image's size."""
+    """Resizes a part of the image to the image's size."""
     part = image[top : top + height, left : left + width]
     whole = cv2.resize(part, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     return np.asarray(whole, np.uint8).reshape(image.shape)
 
 
 def grey(image: Bytes) -> Bytes:
-    """Without its colours."""
+    """Removes the colours."""
     return image if image.shape[2] == 1 else OPERATIONS["color"].apply(image, 0)
 
 
 def blurred(image: Bytes, sigma: float) -> Bytes:
-    """Smoothed by a Gaussian over a tenth of the side; images of less than 20 pixels stay as they are."""
+    """Smooths by a Gaussian over a tenth of the side; images of less than 20 pixels are unchanged."""
     width = 2 * (image.shape[0] // 10 // 2) + 1
     return np.asarray(cv2.GaussianBlur(image, (width, width), sigma), np.uint8).reshape(image.shape)
 
 
 def simclr_view(images: Bytes, draws: Numbers, flip: bool, settings: AugmentSettings) -> Bytes:
-    """uint8 [n, S, S, C] → the same shape; `draws` are [n, SIMCLR_DRAWS] in [0, 1)."""
+    """Computes SimCLR's views, uint8 [n, S, S, C] → the same shape; `draws` are [n, SIMCLR_DRAWS] in [0, 1)."""
     boxes = crop_boxes(draws[:, :4], images.shape[1], settings.crop_scale).tolist()
     factors = jitter_factors(draws[:, 4:8], settings.jitter).tolist()
     orders = draws[:, 8:12].argsort(axis=1).tolist()

@@ -1,26 +1,25 @@
-"""CTAugment (ReMixMatch, arXiv 1911.09785): operations whose magnitudes are drawn from what the network can still read.
+"""Implements CTAugment (ReMixMatch, arXiv 1911.09785), which learns how strongly images can be changed.
 
-An operation's range is cut into bins, each with a rate: how well the network recognises images that were changed so.
-Strong views draw operations, and for each one of its bins whose rate is near the best; probes draw any bin, and their
-match, 1 - ½ Σ|prediction - label|, moves the bin's rate (`Policy`).
+An operation's range is cut into bins. Each bin has a rate: how well the network recognises images after this change.
+Strong views draw operations and, for each, a bin whose rate is near the best. Probes draw any bin, and their match,
+1 - ½ Σ|prediction - label|, updates the bin's rate (`Policy`).
 
-There are two official codes. The draw is that of FixMatch's repository, which is the later one: a bin by its rate, then
-a level anywhere in the bin. ReMixMatch's draws one of 16 segments by the sum of the rates of two adjacent bins of 17,
-and a level within the segment; but scores are written to 17 bins, so that a level's score reaches another bin than the
-one that chose it. Its authors replaced that draw, and so do we. FixMatch cuts out a fixed square of half the side
-afterwards; ReMixMatch does not (`cutout: 0`).
+There are two official codes. We draw as FixMatch's repository, the later one, does: a bin by its rate, then a level
+anywhere in the bin. ReMixMatch's code draws one of 16 segments by the sum of the rates of two adjacent bins of 17, and
+a level within the segment. But it writes scores to 17 bins, so a level's score reaches another bin than the one that
+chose it. Its authors replaced that draw in FixMatch's code. FixMatch then cuts out a fixed square of half the side;
+ReMixMatch does not (`cutout: 0`).
 
 Operations and ranges are the official ones, except:
-- translations reach .3 of the side, as FixMatch's paper prints. Both codes say .3 of a pixel, which moves nothing.
-- `rescale` leaves out up to a quarter of the side all around, as FixMatch's code; ReMixMatch's says .25 of a pixel. Its
-  resampling filter, which the codes also choose by rates, is always bilinear.
-- `posterize` has 17 bins where the codes have 8, shears are about the middle of the image and not about a corner.
+- translations reach .3 of the side, as in FixMatch's paper. In both codes it is .3 of a pixel, which moves nothing.
+- `rescale` cuts off up to a quarter of the side all around, as in FixMatch's code; in ReMixMatch's it is .25 of a
+  pixel. Its resampling filter, which the codes also choose by rates, is always bilinear.
+- `posterize` has 17 bins and not 8 as in the codes; shears are about the middle of the image and not about a corner.
 
-The rates reach the workers that draw the views through shared memory (`Policy`). Workers build batches ahead of the
-step that learns. So that a batch stays a pure function of its step, the rates that it is drawn from are those of a
-fixed step in the past: in period m (steps m·REFRESH …), the rates as they were at the beginning of period m - 1. The
-two newest tables lie in shared memory; a worker that is further ahead than a period waits. A run that was stopped
-continues from the buffers, which are saved with the method's.
+The workers that draw the views read the rates from shared memory (`Policy`). They build batches ahead of the training
+step. So that a batch stays a pure function of its step, it uses the rates of a fixed earlier step: in period m (steps
+m·REFRESH …), the rates at the beginning of period m - 1. The two newest tables are in shared memory; a worker that is
+more than a period ahead waits. A resumed run continues with the rates in the checkpoint.
 """
 
 import os
@@ -43,30 +42,30 @@ Integers = NDArray[np.int64]
 Rates = NDArray[np.float32]
 BINS = 17
 DECAY = 0.99
-THRESHOLD = 0.8  # of the best bin's rate, below which a bin is not used
-PER_OPERATION = 5  # uniform numbers: which, which bin, where in the bin, and a place for what needs one
+THRESHOLD = 0.8  # share of the best bin's rate below which a bin is not used
+PER_OPERATION = 5  # uniform numbers per operation: which one, its bin, the level in the bin, and two for a place
 Place = list[float]
 
 
 @dataclass(frozen=True)
 class Leveled:
-    """An operation, and its argument at a level in [0, 1)."""
+    """An operation whose argument depends on a level in [0, 1)."""
 
     argument: Callable[[float], float]
     change: Callable[[Bytes, float, Place], Bytes]
 
     def __call__(self, image: Bytes, level: float, place: Place) -> Bytes:
-        """The image changed at a level."""
+        """Changes an image at a level."""
         return self.change(image, self.argument(level), place)
 
 
 def cut_square(image: Bytes, share: float, place: Place) -> Bytes:
-    """Returns a grey square whose side is a share of the image's."""
+    """Cuts out a square whose side is a share of the image's, and fills it with grey."""
     return change.cutout(image, change.cutout_boxes(np.array([[1, *place]]), image.shape[0], share)[0])
 
 
 def blended(apply: Callable[[Bytes], Bytes]) -> Leveled:
-    """As much of the changed image as the level says."""
+    """Returns an operation that blends the changed image into the image by the level."""
     return Leveled(lambda level: level, lambda image, share, _: blend(image, apply(image), share))
 
 
@@ -108,7 +107,7 @@ TABLE = list(LEVELED.values())
 
 @dataclass(frozen=True)
 class Choice:
-    """The operations applied to each image: [n, depth] operations, their bins and levels, and [n, depth, 2] places."""
+    """The operations of each image: [n, depth] operations, their bins and levels, and [n, depth, 2] places."""
 
     operations: Integers
     bins: Integers
@@ -116,40 +115,40 @@ class Choice:
     places: Numbers
 
     def pairs(self) -> Integers:
-        """[n, depth, (operation, bin)]: which rates the images speak for."""
+        """Returns [n, depth, (operation, bin)]: the rates that the images update."""
         return np.stack([self.operations, self.bins], axis=2)
 
 
 def fresh_rates() -> Rates:
-    """[operations, bins]: before anything is learnt, all bins are alike."""
+    """Returns the first rates [operations, bins], which are equal for all bins."""
     return np.ones((len(TABLE), BINS), np.float32)
 
 
 def draws(depth: int) -> int:
-    """Uniform numbers an image needs."""
+    """Returns the number of uniform numbers per image."""
     return PER_OPERATION * depth
 
 
 def usable_shares(rates: Rates) -> Numbers:
-    """[operations, bins] the probability of each bin: its rate, where that is near the operation's best."""
-    shares = rates.astype(np.float64) + (1 - DECAY)  # as the official code: rates may all be zero
+    """Returns [operations, bins]: each bin's probability, proportional to its rate if near the best, else 0."""
+    shares = rates.astype(np.float64) + (1 - DECAY)  # as in the official code, because all rates may be zero
     shares /= shares.max(axis=1, keepdims=True)
     shares[shares < THRESHOLD] = 0
     return shares / shares.sum(axis=1, keepdims=True)
 
 
 def choose(rates: Rates | None, uniform: Numbers, depth: int) -> Choice:
-    """Operations drawn alike, and bins by their rates; without rates, bins alike. `uniform` is [n, draws(depth)]."""
+    """Draws operations uniformly, and bins by rates or, without rates, uniformly; `uniform` is [n, draws(depth)]."""
     which, bin_draw, within, *place = (uniform[:, part * depth : (part + 1) * depth] for part in range(PER_OPERATION))
     operations = (which * len(TABLE)).astype(np.int64)
     shares = np.full((len(TABLE), BINS), 1 / BINS) if rates is None else usable_shares(rates)
-    below = np.cumsum(shares, axis=1)[:, :-1]  # the last bin takes what rounding leaves
+    below = np.cumsum(shares, axis=1)[:, :-1]  # without the last bin, which absorbs rounding errors
     bins = (bin_draw[:, :, None] >= below[operations]).sum(axis=2)
     return Choice(operations, bins, (bins + within) / BINS, np.stack(place, axis=2))
 
 
 def apply(images: Bytes, choice: Choice, boxes: change.Boxes | None = None) -> Bytes:
-    """uint8 [n, S, S, C] → the same shape; with `boxes` [n, 4], a square is cut out at the end."""
+    """Applies a choice to uint8 [n, S, S, C]; with `boxes` [n, 4], a square is cut out at the end."""
     out = np.empty(images.shape, np.uint8)
     steps = zip(choice.operations.tolist(), choice.levels.tolist(), choice.places.tolist(), strict=True)
     for number, chosen in enumerate(steps):
@@ -160,8 +159,8 @@ def apply(images: Bytes, choice: Choice, boxes: change.Boxes | None = None) -> B
     return out
 
 
-REFRESH = 32  # steps: more than workers read ahead, much less than a rate takes to move
-BLOCK = 1024  # scores that are folded in at once
+REFRESH = 32  # steps: more than workers read ahead, much less than a rate needs to change
+BLOCK = 1024  # scores that are applied at once
 
 
 class PolicyBoard:
@@ -182,7 +181,7 @@ class PolicyBoard:
 
 
 class Policy(nn.Module):
-    """The rates, moved by every step's probes. On the device: learning waits for nothing but a table's publication."""
+    """The rates, updated by every step's probes on the device; only publishing a table waits for the device."""
 
     rates: Tensor
     published: Tensor
@@ -194,13 +193,13 @@ class Policy(nn.Module):
         self.register_buffer("published", self.board.tables.clone())
 
     def open(self, step: int) -> None:
-        """Puts on the board what the batches from `step` on are drawn from."""
+        """Publishes the rates for the batches from `step` on."""
         self.board.tables.copy_(self.published)
         self.board.version.fill_(step // REFRESH)
 
     @torch.no_grad()
     def learn(self, done: int, choices: Tensor, scores: Tensor) -> None:
-        """Folds in what the probes of a step say, [n, depth, 2] and [n]; `done` steps are behind us now."""
+        """Updates the rates with a step's probes, choices [n, depth, 2] and scores [n]; `done` steps are finished."""
         cells = (choices[..., 0] * BINS + choices[..., 1]).flatten()
         repeated = scores.float().repeat_interleave(choices.shape[1])
         for part, score in zip(cells.split(BLOCK), repeated.split(BLOCK), strict=True):
@@ -213,9 +212,9 @@ class Policy(nn.Module):
 
 
 def moved_rates(rates: Tensor, cells: Tensor, scores: Tensor) -> Tensor:
-    """rate ← decay · rate + (1 - decay) · score, for one score after the other, all at once.
+    """Applies rate ← decay · rate + (1 - decay) · score for one score after the other, in one computation.
 
-    A score that k later ones of the same cell follow has weight (1 - decay) · decay^k in the end.
+    A score that is followed by k others of the same cell gets weight (1 - decay) · decay^k.
     """
     same = cells[:, None] == cells[None, :]
     later = same.triu(1).sum(dim=1)
@@ -225,6 +224,6 @@ def moved_rates(rates: Tensor, cells: Tensor, scores: Tensor) -> Tensor:
 
 
 def build_policy(augment: AugmentSettings, views: Views) -> Policy | None:
-    """Returns a policy where strong views are CTAugment's, and there are any."""
+    """Returns a policy if the method has strong views and these are CTAugment's."""
     strong = "strong" in {*views.labeled, *views.unlabeled, *views.pseudo}
     return Policy() if augment.strong == "ctaugment" and strong and augment.operations else None

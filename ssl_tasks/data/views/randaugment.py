@@ -1,7 +1,7 @@
-"""Strong views that draw N operations alike and then cut out a square: RandAugment (arXiv 1909.13719) and its kin.
+"""Implements RandAugment (arXiv 1909.13719) and its variants: N random operations, then a square that is cut out.
 
-`randaugment` with a random magnitude draws each argument anywhere in the range that FixMatch's paper prints. This is
-what TorchSSL and USB do (with three operations). The others follow the official codes, level by level of 10:
+`randaugment` with a random magnitude draws each argument from the whole range in FixMatch's paper, as TorchSSL and USB
+do (with three operations). The others follow the official codes, which have 10 levels:
 - `randaugment` with a magnitude M: Noisy Student's, at level M. A level beyond 10 goes beyond the ranges on purpose.
 - `meta_pseudo_labels`: the same without `solarize_add`. An operation is applied with a probability that is drawn for
   each image from .2 to .8.
@@ -32,34 +32,33 @@ from selftrain.ssl_tasks.settings.data import AugmentSettings
 Numbers = NDArray[np.float64]
 Place = list[float]
 Change = Callable[[Bytes, float, Place], Bytes]
-Curve = Callable[[float, int], float]  # a level and the image's side → the operation's argument
-LEVELS = tuple(float(level) for level in range(1, 10))  # of 10: where the magnitude is random
-SMALL = 64  # pixels of a side, up to which an official code treats images as CIFAR's, beyond as ImageNet's
+Curve = Callable[[float, int], float]  # level, the image's side → the operation's argument
+LEVELS = tuple(float(level) for level in range(1, 10))  # of 10, for a random magnitude
+SMALL = 64  # pixels of a side: up to here, constants are the official code's for CIFAR, beyond for ImageNet
 
 
 def plain(apply: Callable[[Bytes, float], Bytes]) -> Change:
-    """Returns an operation that needs no place."""
+    """Wraps an operation that needs no place."""
     return lambda image, value, _: apply(image, value)
 
 
 def shear_x(image: Bytes, slope: float) -> Bytes:
-    """Returns rows shifted in proportion to their distance from the top, as PIL does with the matrix of the official
-    codes."""
+    """Shifts rows in proportion to their distance from the top, as PIL does with the official codes' matrix."""
     return change.warp(image, [[1, slope, slope / 2], [0, 1, 0]], GREY)
 
 
 def shear_y(image: Bytes, slope: float) -> Bytes:
-    """Columns shifted in proportion to their distance from the left."""
+    """Shifts columns in proportion to their distance from the left."""
     return change.warp(image, [[1, 0, 0], [slope, 1, slope / 2]], GREY)
 
 
 def cut(image: Bytes, half: float, place: Place) -> Bytes:
-    """Returns a grey square of 2 · half pixels at a place of its own."""
+    """Fills a square of 2 · half pixels at a random place with grey."""
     return change.cutout(image, change.fixed_boxes(np.array([place]), image.shape[0], int(half))[0])
 
 
 def moved(apply: Callable[[Bytes, float, float], Bytes]) -> Change:
-    """Returns a movement that uncovers grey."""
+    """Wraps a movement so that the uncovered area is grey."""
     return lambda image, value, _: apply(image, value, GREY)
 
 
@@ -76,21 +75,21 @@ CHANGES: dict[str, Change] = {
     "translate_x": moved(change.translate_x),
     "translate_y": moved(change.translate_y),
 }
-SIGNED = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}  # go to either side
+SIGNED = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}  # applied with a random sign
 
 
 def nothing(level: float, side: int) -> float:
-    """Of operations without an argument."""
+    """Returns 0, for operations without an argument."""
     return 0.0
 
 
 def enhanced(level: float, side: int) -> float:
-    """1 changes nothing: level 5."""
+    """Returns the factor of a level; level 5 gives 1, which changes nothing."""
     return level * 1.8 / 10 + 0.1
 
 
 def slope(level: float, side: int) -> float:
-    """Pixels a row."""
+    """Returns the shear in pixels per row."""
     return level * 0.3 / 10
 
 
@@ -100,7 +99,7 @@ def tensorflow_shift(level: float, side: int) -> float:
 
 
 def tensorflow_half(level: float, side: int) -> float:
-    """Half the side of the square, in pixels: an eighth of the image's at level 10, or ImageNet's 40 of 224."""
+    """Returns half the side of the square in pixels: an eighth of the image's at level 10, or ImageNet's 40 of 224."""
     return int(level / 10 * (side // 8 if side <= SMALL else 40 * side / 224))
 
 
@@ -110,7 +109,7 @@ def pil_shift(level: float, side: int) -> float:
 
 
 def pil_half(level: float, side: int) -> float:
-    """Half the side of the square, in pixels: of a side of 2 pixels of 32 a level."""
+    """Returns half the side of the square in pixels; the side grows by 2 of 32 pixels per level."""
     return int(level * 20 / 10) * side // 32 // 2
 
 
@@ -119,14 +118,14 @@ ALIKE: dict[str, Curve] = {
     **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), enhanced),
     **dict.fromkeys(("shear_x", "shear_y"), slope),
 }
-PIL: dict[str, Curve] = {  # FixMatch's and UDA's, for images of 32×32
+PIL: dict[str, Curve] = {  # of FixMatch and UDA, for images of 32×32
     **ALIKE,
     "posterize": lambda level, side: 4 - int(level * 4 / 10),
     "rotate": lambda level, side: int(level * 30 / 10),
     "solarize": lambda level, side: 1 - int(level * 256 / 10) / 256,
     **dict.fromkeys(("translate_x", "translate_y"), pil_shift),
 }
-TENSORFLOW: dict[str, Curve] = {  # Noisy Student's and Meta Pseudo Labels': bits and threshold rise with the level
+TENSORFLOW: dict[str, Curve] = {  # of Noisy Student and Meta Pseudo Labels: bits and threshold rise with the level
     **ALIKE,
     "cutout": tensorflow_half,
     "invert": nothing,
@@ -139,7 +138,7 @@ TENSORFLOW: dict[str, Curve] = {  # Noisy Student's and Meta Pseudo Labels': bit
 
 @dataclass(frozen=True)
 class Official:
-    """An official code: its operations, and between which bounds an image's probability of applying them is drawn."""
+    """An official code: its operations, and the bounds of the probability of applying them, drawn for each image."""
 
     curves: dict[str, Curve]
     probability: tuple[float, float]
@@ -165,19 +164,19 @@ class Choice:
 
 @functools.cache
 def argument_table(name: str, levels: tuple[float, ...], side: int) -> Numbers:
-    """[operations, levels] of an official code."""
+    """Returns the arguments [operations, levels] of an official code."""
     return np.array([[curve(level, side) for level in levels] for curve in OFFICIAL[name].curves.values()])
 
 
 def randaugment_draws(settings: AugmentSettings) -> int:
-    """Uniform numbers an image needs."""
+    """Returns the number of uniform numbers per image."""
     if not settings.printed_ranges:
         return 6 * settings.operations + 4
     return (2 if settings.probability in (None, 1) else 3) * settings.operations + 3
 
 
 def choose(uniform: Numbers, side: int, settings: AugmentSettings) -> Choice:
-    """Operations and their arguments, from [n, randaugment_draws - 3] numbers in [0, 1)."""
+    """Draws operations and their arguments from [n, randaugment_draws - 3] numbers in [0, 1)."""
     return _printed(uniform, settings) if settings.printed_ranges else _official(uniform, side, settings)
 
 
@@ -206,7 +205,7 @@ def _official(uniform: Numbers, side: int, settings: AugmentSettings) -> Choice:
 
 
 def randaugment_view(images: Bytes, draws: Numbers, settings: AugmentSettings) -> Bytes:
-    """N operations drawn with replacement and a square cut out; `draws` are [n, randaugment_draws] in [0, 1)."""
+    """Applies N operations drawn with replacement, then cuts out a square; `draws` are [n, randaugment_draws]."""
     choice = choose(draws[:, :-3], images.shape[1], settings)
     boxes = change.squares(draws[:, -3:], images.shape[1], settings)
     out = np.empty(images.shape, np.uint8)

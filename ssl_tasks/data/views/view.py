@@ -22,15 +22,15 @@ Rates = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of images start … stop - 1 of a batch: those of the whole batch, cut to the slice."""
+    """The random numbers of images start … stop - 1 of a batch: a slice of the whole batch's numbers."""
 
     start: int
     stop: int
     seed: int
-    names: tuple[object, ...]  # pool, step, view: what makes these numbers these
+    names: tuple[object, ...]  # pool, step, view: they seed the numbers
 
     def uniform(self, width: int, purpose: str) -> NDArray[np.float64]:
-        """[n, width] in [0, 1)."""
+        """Returns [n, width] numbers in [0, 1)."""
         return uniform_rows(self.start, self.stop, width, self.seed, *self.names, purpose)
 
 
@@ -42,18 +42,17 @@ class Augmenter:
     flip: bool  # whether the source allows horizontal flips
 
     def view(self, view: View, images: Bytes, draws: Draws, rates: Rates | None = None) -> Bytes:
-        """uint8 [n, S, S, C] → the same shape, changed as the view says; `rates` are what CTAugment has learnt."""
+        """Computes a view, uint8 [n, S, S, C] → the same shape; `rates` are those that CTAugment has learned."""
         if view == "none":
             return images
-        if view == "strong" and self.settings.strong == "simclr":  # its crop takes the place of the weak view's
+        if view == "strong" and self.settings.strong == "simclr":  # its crop replaces the weak view's shift
             uniform = draws.uniform(SIMCLR_DRAWS, "strong")
             return simclr_view(images, uniform, self._flips(), self.settings)
         weak = self._weak(images, draws)
         return weak if view == "weak" else self._strong(weak, draws, rates)
 
     def probe(self, images: Bytes, draws: Draws) -> tuple[Bytes, NDArray[np.int64]]:
-        """Returns a view by which CTAugment judges its operations, and what was chosen: [n, depth, (operation,
-        bin)]."""
+        """Returns a view by which CTAugment rates its operations, and the choices [n, depth, (operation, bin)]."""
         depth = self.settings.operations
         choice = ctaugment.choose(None, draws.uniform(ctaugment.draws(depth), "probe"), depth)
         return ctaugment.apply(self._weak(images, draws), choice), choice.pairs()
@@ -75,19 +74,19 @@ class Augmenter:
         return ctaugment.apply(weak, choice, squares(numbers[:, width:], weak.shape[1], settings))
 
 
-DRAWS = 3  # uniform numbers an image needs
+DRAWS = 3  # uniform numbers per image
 
 
 def weak_view(images: Bytes, draws: NDArray[np.float64], flip: bool, crop_padding: float) -> Bytes:
-    """Flipped with probability ½ and shifted by up to `crop_padding` of the side; draws are [n, 3] in [0, 1)."""
+    """Flips with probability ½ and shifts by up to `crop_padding` of the side; draws are [n, 3] in [0, 1)."""
     height, width = images.shape[1:3]
     pad_y, pad_x = int(height * crop_padding), int(width * crop_padding)
     tops = (draws[:, 1] * (2 * pad_y + 1)).astype(np.int64).tolist()
     lefts = (draws[:, 2] * (2 * pad_x + 1)).astype(np.int64).tolist()
     flipped = ((draws[:, 0] < 0.5) & flip).tolist()
-    out = np.empty(images.shape, np.uint8)  # in C order, whatever the order of the images
+    out = np.empty(images.shape, np.uint8)  # in C order, whatever the memory order of the images
     for number, (top, left, mirror) in enumerate(zip(tops, lefts, flipped, strict=True)):
-        # Image by image: a padded copy of the whole batch would leave the cache, and take ten times longer at 224×224.
+        # Image by image: a padded copy of the whole batch would exceed the CPU's cache; ten times slower at 224×224.
         padded = cv2.copyMakeBorder(images[number], pad_y, pad_y, pad_x, pad_x, cv2.BORDER_REFLECT_101)
         crop = padded[top : top + height, left : left + width]
         if mirror:

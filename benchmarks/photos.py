@@ -43,7 +43,8 @@ ARMS = (PROBE, PROPAGATED, TUNED, ROUNDS, SCRATCH)
 GAINS = {PROBE: 12.0, TUNED: 3.0, SCRATCH: 25.0}  # points by which `rounds` should be above, at FEW labels
 FEW = (5, 10)  # labels of each class
 MINUTES = 10.0  # of a processor, that `rounds` may take
-SCRATCH_STEPS = {"teacher": 250, "student": 150}  # of 112 × 112 pixels
+SIZE = 128  # pixels of the side of the images, as in photos.yaml
+SCRATCH_STEPS = {"teacher": 250, "student": 150}
 
 Name = tuple[str, str, int, int]  # arm, set, labels of each class, seed
 Cells = dict[Name, dict[str, Any]]
@@ -70,7 +71,7 @@ def config(name: Name, data: Path, weights: Path) -> RunConfig:
     source = {"name": "table", "path": str(data / f"photos-{images}.parquet"), "id": "path", "split": "split"}
     split = {"labels_per_class": labels, "validation": 0, "seed": seed}
     return parse_recipe(
-        recipe | {"seed": seed, "data": {"source": source, "image_size": 112, "split": split}}, template
+        recipe | {"seed": seed, "data": {"source": source, "image_size": SIZE, "split": split}}, template
     ).config
 
 

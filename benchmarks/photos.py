@@ -43,7 +43,7 @@ ARMS = (PROBE, PROPAGATED, TUNED, ROUNDS, SCRATCH)
 GAINS = {PROBE: 12.0, TUNED: 3.0, SCRATCH: 25.0}  # points by which `rounds` should be above, at FEW labels
 FEW = (5, 10)  # labels of each class
 MINUTES = 10.0  # of a processor, that `rounds` may take
-SIZE = 128  # pixels of the side of the images, as in photos.yaml
+SIZE = 112  # pixels of the side of the images, as in photos.yaml
 SCRATCH_STEPS = {"teacher": 250, "student": 150}
 
 Name = tuple[str, str, int, int]  # arm, set, labels of each class, seed

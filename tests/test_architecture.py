@@ -38,6 +38,8 @@ ORDER = [  # a room imports from itself and from those above it in this list
 LIGHT = [
     "selftrain",
     "selftrain.flows.cli.main",
+    "selftrain.flows.actions.verbs",
+    "selftrain.flows.rounds.pipeline",
     "selftrain.flows.rounds.stages",
     "selftrain.ssl_tasks.settings.recipe",
     "selftrain.ssl_tasks.store.runs",

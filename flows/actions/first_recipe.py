@@ -36,7 +36,7 @@ class Template:
 
 
 SMALL = Template(BUILT_IN / "image_folder.yaml", (32, 96))  # networks from random weights are slow on larger images
-PHOTOS = Template(BUILT_IN / "photos.yaml", (64, 128), "timm:tf_efficientnet_lite0")
+PHOTOS = Template(BUILT_IN / "photos.yaml", (64, 112), "timm:tf_efficientnet_lite0")
 PHOTOS_GPU = Template(BUILT_IN / "photos-gpu.yaml", (112, 224), "timm:vit_small_patch14_dinov2")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, View, Views
-from selftrain.ssl_tasks.execution.devices import average_buffers
+from selftrain.ssl_tasks.execution.distributed import average_buffers
 from selftrain.ssl_tasks.methods.math import weighted_cross_entropy
 
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from selftrain.models.classifier import Classifier
 from selftrain.models.noise import without_noise
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.execution.devices import gather_rows, mean_over_ranks
+from selftrain.ssl_tasks.execution.distributed import gather_rows, mean_over_ranks
 from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, gradient_share
 from selftrain.ssl_tasks.methods.math import (
     draw_lambda,

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from selftrain.models.classifier import Classifier, joined
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.execution.devices import average_buffers, mean_over_ranks, world
+from selftrain.ssl_tasks.execution.distributed import average_buffers, mean_over_ranks, world
 from selftrain.ssl_tasks.methods.base import Losses, Method, Pools, Problem, combine, labeled_cross_entropy, twin
 from selftrain.ssl_tasks.methods.confirmation_bias import distance_from_uniform
 from selftrain.ssl_tasks.methods.math import (

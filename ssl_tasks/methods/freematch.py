@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.execution.devices import gather_rows, mean_over_ranks, sum_over_ranks, world
+from selftrain.ssl_tasks.execution.distributed import gather_rows, mean_over_ranks, sum_over_ranks, world
 from selftrain.ssl_tasks.methods.base import (
     Losses,
     Method,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from selftrain.ssl_tasks.execution.devices import mean_over_ranks
+from selftrain.ssl_tasks.execution.distributed import mean_over_ranks
 
 
 def weighted_cross_entropy(

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.execution.devices import average_buffers, average_gradients, mean_over_ranks
+from selftrain.ssl_tasks.execution.distributed import average_buffers, average_gradients, mean_over_ranks
 from selftrain.ssl_tasks.methods.base import (
     Losses,
     Method,

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, View, Views
-from selftrain.ssl_tasks.execution.devices import mean_over_ranks
+from selftrain.ssl_tasks.execution.distributed import mean_over_ranks
 from selftrain.ssl_tasks.methods.base import Losses, Method, Problem, combine
 from selftrain.ssl_tasks.methods.math import (
     align_distribution,

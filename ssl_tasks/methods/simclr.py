@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.execution.devices import gather_rows, rank, world
+from selftrain.ssl_tasks.execution.distributed import gather_rows, rank, world
 from selftrain.ssl_tasks.methods.base import Losses, Method, labeled_cross_entropy
 from selftrain.ssl_tasks.methods.math import exact_products
 from selftrain.ssl_tasks.settings.methods import SimCLRSettings

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from selftrain.models.classifier import Classifier
 from selftrain.ssl_tasks.data.batch import Batch, Views
-from selftrain.ssl_tasks.execution.devices import gather_rows, sum_over_ranks, world
+from selftrain.ssl_tasks.execution.distributed import gather_rows, sum_over_ranks, world
 from selftrain.ssl_tasks.methods.base import Losses, Method, adjusted, combine, forward_together, supervised_alone
 from selftrain.ssl_tasks.methods.math import entropy, kl_divergence, pseudo_label_logs, tsa_threshold
 from selftrain.ssl_tasks.settings.methods import UDASettings

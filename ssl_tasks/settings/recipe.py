@@ -221,11 +221,14 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _problems(error: ValidationError) -> Iterable[str]:
     """Yields one line per problem: its place, the value found, and the value expected."""
+    listed: set[type[BaseModel] | None] = set()  # sections whose settings a line has named already
     for item in error.errors(include_url=False)[:MOST_PROBLEMS]:
         where, owner = _locate(item["loc"])
         if item["type"] == "extra_forbidden":
             fields = owner.model_fields if owner else ()
-            yield f"{where}: unknown setting." + nearest(cut(str(item["loc"][-1])), fields)
+            hint = nearest(cut(str(item["loc"][-1])), fields)
+            yield f"{where}: unknown setting." + (hint.partition(" Known:")[0] if owner in listed else hint)
+            listed.add(owner)
         elif item["type"] == "union_tag_invalid":
             known = [tag.strip().strip("'") for tag in item["ctx"]["expected_tags"].split(",")]
             tag = cut(str(item["ctx"]["tag"]))

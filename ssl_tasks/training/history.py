@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selftrain.ssl_tasks.execution.devices import sum_over_ranks
+from selftrain.ssl_tasks.execution.distributed import sum_over_ranks
 from selftrain.ssl_tasks.settings.section import Section
 
 NAN = float("nan")

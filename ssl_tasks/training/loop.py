@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from selftrain.ssl_tasks.data.batch import Batch
 from selftrain.ssl_tasks.errors import Interrupted, OutOfMemory, TrainingDiverged
-from selftrain.ssl_tasks.execution.devices import (
-    autocast,
+from selftrain.ssl_tasks.execution.devices import autocast
+from selftrain.ssl_tasks.execution.distributed import (
     average_buffers,
     average_gradients,
     gather_rows,

@@ -27,7 +27,8 @@ from selftrain.ssl_tasks.data.loading import StreamPools, loader, normalise, to_
 from selftrain.ssl_tasks.data.stream import BatchStream, Images, LabeledPool, PseudoPool
 from selftrain.ssl_tasks.data.views.ctaugment import Policy, build_policy
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.devices import autocast, grouped, rank, resolve_precision, sum_over_ranks, world
+from selftrain.ssl_tasks.execution.devices import autocast, resolve_precision
+from selftrain.ssl_tasks.execution.distributed import grouped, rank, sum_over_ranks, world
 from selftrain.ssl_tasks.execution.stage import derive_seed
 from selftrain.ssl_tasks.methods import build_method, method_class
 from selftrain.ssl_tasks.methods.base import Method, Problem

@@ -16,7 +16,8 @@ from selftrain.models.tuning import merged
 from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.stream import PseudoPool
 from selftrain.ssl_tasks.errors import ConfigError
-from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends, rank, resolve_device
+from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.distributed import rank
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.methods import method_class
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings, unfit_to_begin_with

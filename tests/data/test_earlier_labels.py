@@ -51,7 +51,7 @@ def test_a_run_with_such_a_teacher_says_so_once(tmp_path: Path, caplog: pytest.L
             return earlier
 
     config = parse_recipe({"given_teacher": str(model)}, tmp_path / "given.yaml").config
-    _first_teachers(config, now, Answers())  # type: ignore[arg-type]
+    _first_teachers(config, now, Answers(), {})  # type: ignore[arg-type]
     (line,) = [record.getMessage() for record in caplog.records if record.name == "selftrain"]
     assert str(model) in line
     assert "test images" in line

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selftrain.ssl_tasks.data.batch import Batch
-from selftrain.ssl_tasks.execution.devices import average_gradients, rank, world
+from selftrain.ssl_tasks.execution.distributed import average_gradients, rank, world
 from selftrain.ssl_tasks.methods.table import METHODS
 from tests.methods.trial import PROBLEM, TinyPools, Trial, batch_of, settings_of, student_of
 from tests.warm import call

@@ -52,3 +52,14 @@ def seconds(value: float) -> str:
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(value: float) -> str:
+    """Formats bytes: 53_300 → 53.3 kB; 1_283_611 → 1.3 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            break
+        value /= 1000
+    else:
+        unit = "TB"
+    return f"{value:.0f} bytes" if unit == "bytes" else f"{value:.1f} {unit}"

@@ -60,6 +60,14 @@ def start_fork_server() -> None:
         multiprocessing.forkserver.ensure_running()
 
 
+def await_fork_server() -> None:
+    """Starts it, and returns once it can start a stage at once."""
+    worker = _forkserver.Process(target=int)
+    with _starting(), _without_main_module():
+        worker.start()
+    worker.join()
+
+
 def run_isolated(request: Request, context: StageContext, log: Path | None = None) -> StageResult:
     """Runs the body in a worker and waits. Raises the worker's error; asks the worker to stop where we are asked."""
     attempt = context.output.parent

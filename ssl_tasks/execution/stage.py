@@ -152,17 +152,9 @@ def begin_attempt(request: Request, store: Store, runtime: RuntimeSettings) -> S
     )
 
 
-def commit(
-    request: Request,
-    result: StageResult,
-    store: Store,
-    runtime: RuntimeSettings,
-    seconds: float,
-    provenance: Mapping[str, Any],
-    force: bool = False,
-) -> Artifact:
-    """Turns what the body wrote into the request's artifact, and offers it to the shared store."""
-    manifest = {
+def manifest_of(request: Request, result: StageResult, seconds: float, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of the request's artifact, but for what the store adds to it."""
+    return {
         "key_parts": request.key_parts(),
         "inputs": {
             role: {"stage": artifact.stage, "key": artifact.key, "digest": artifact.digest}
@@ -175,7 +167,19 @@ def commit(
         "finished": time.time(),
         "provenance": dict(provenance),
     }
-    artifact = store.commit(request.stage, request.key, manifest)
+
+
+def commit(
+    request: Request,
+    result: StageResult,
+    store: Store,
+    runtime: RuntimeSettings,
+    seconds: float,
+    provenance: Mapping[str, Any],
+    force: bool = False,
+) -> Artifact:
+    """Turns what the body wrote into the request's artifact, and offers it to the shared store."""
+    artifact = store.commit(request.stage, request.key, manifest_of(request, result, seconds, provenance))
     if (mirror := mirror_of(runtime)) is not None:
         mirror.offer(artifact, replace=force)
     return artifact

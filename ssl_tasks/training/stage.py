@@ -41,6 +41,23 @@ def train_model(context: StageContext) -> StageResult:
 
 def train_here(context: StageContext, device: torch.device) -> StageResult:
     """Trains in this process, which may be one rank of several; rank 0 alone writes."""
+    run, dataset = open_run(context, device)
+    checkpoints = Checkpoints(context.scratch / "checkpoints", context.runtime.checkpoint_every, writes=rank() == 0)
+
+    speeds: list[float] = []
+
+    def report(step: int, values: Mapping[str, float]) -> None:
+        speeds.append(values["images_per_second"])
+        if rank() == 0:
+            context.metrics(step, {name: value for name, value in values.items() if math.isfinite(value)})
+            context.progress(step, run.learner.train.steps, "train")
+
+    stopped = train(run, checkpoints, report, context.runtime.workers)
+    return write_model(context, run, dataset, stopped, speeds) if rank() == 0 else StageResult()
+
+
+def open_run(context: StageContext, device: torch.device) -> tuple[TrainingRun, Dataset]:
+    """Builds the run of a context at step 0, from its settings and its inputs."""
     learner = context.section
     assert isinstance(learner, LearnerSettings)
     prepare_backends(learner.train.precision, context.runtime.threads)
@@ -52,19 +69,7 @@ def train_here(context: StageContext, device: torch.device) -> StageResult:
     normalisation = first_normalisation(learner, dataset, pretrained, init)
     alone = learner.model.model_copy(update={"pretrained": None})
     started = learner.model_copy(update={"model": with_file(learner.model, pretrained) if init is None else alone})
-    run = build_run(started, dataset, context.seed, device, selection, weights, built_for, normalisation)
-    checkpoints = Checkpoints(context.scratch / "checkpoints", context.runtime.checkpoint_every, writes=rank() == 0)
-
-    speeds: list[float] = []
-
-    def report(step: int, values: Mapping[str, float]) -> None:
-        speeds.append(values["images_per_second"])
-        if rank() == 0:
-            context.metrics(step, {name: value for name, value in values.items() if math.isfinite(value)})
-            context.progress(step, learner.train.steps, "train")
-
-    stopped = train(run, checkpoints, report, context.runtime.workers)
-    return write_model(context, run, dataset, stopped, speeds) if rank() == 0 else StageResult()
+    return build_run(started, dataset, context.seed, device, selection, weights, built_for, normalisation), dataset
 
 
 def open_selection(context: StageContext, learner: LearnerSettings) -> PseudoPool | None:

@@ -1,5 +1,6 @@
 """Prints tables and numbers on a terminal. Text from data is stripped of control characters first."""
 
+import math
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -56,10 +57,7 @@ def seconds(value: float) -> str:
 
 def size(value: float) -> str:
     """Formats bytes: 53_300 → 53.3 kB; 1_283_611 → 1.3 MB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            break
-        value /= 1000
-    else:
-        unit = "TB"
-    return f"{value:.0f} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+    if value < 1000:
+        return f"{value:.0f} bytes"
+    power = min(4, int(math.log10(value)) // 3)
+    return f"{value / 1000**power:.1f} {'kMGT'[power - 1]}B"

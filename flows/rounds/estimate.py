@@ -1,16 +1,16 @@
 """Estimates the time, memory and disk of the stages that a plan would compute, by a rehearsal of the recipe.
 
-A rehearsal runs the stages of the recipe with their own code, each in a process of its own, on a sample of the images and
-with a few steps of each training. It works in a folder of its own in the cache, which is deleted afterwards. Stages that
-cost the same, such as the members of an ensemble, are measured once. Times and sizes of stages that read all images are
-carried to the whole data set along the line through two samples.
+A rehearsal runs the stages of the recipe with their own code, each in a process of its own, on a sample of the images
+and with a few steps of each training. It works in a folder of its own in the cache, which is deleted afterwards. Stages
+that cost the same, such as the members of an ensemble, are measured once. Times and sizes of stages that read all images
+are carried to the whole data set along the line through two samples.
 """
 
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,8 +76,16 @@ class Measured:
 class Rehearsal:
     """Answers every request by measuring it, or by a stage that costs the same; see `Answers`."""
 
-    def __init__(self, folder: Path, store: Store, config: RunConfig, fingerprint: str, logs: Path) -> None:
-        self.folder, self.real, self.logs, self.digest = folder, store, logs, fingerprint
+    def __init__(
+        self, folder: Path, workspace: Path, config: RunConfig, fingerprint: str, reused: Mapping[str, str]
+    ) -> None:
+        self.folder, self.real, self.logs, self.digest = (
+            folder,
+            Store(workspace / "store"),
+            workspace / "logs",
+            fingerprint,
+        )
+        self.reused = reused  # keys of stages in the real store, by name
         self.store = Store(folder / "store")
         self.processes = config.runtime.processes * config.runtime.nodes
         self.runtime = config.runtime
@@ -103,7 +111,9 @@ class Rehearsal:
         return self.digest
 
     def run(self, request: Request, round_number: int) -> Artifact:
-        """Returns an artifact of the sample."""
+        """Returns an artifact of the sample, or a model or weights from the real store."""
+        if request.name in self.reused and request.stage in ("train", "weights") and "features" not in request.inputs:
+            return self._stored(request)
         cost = repr(sorted(_cost_parts(request).items()))
         if cost not in self.known:
             log.info("measuring %s …", request.name)
@@ -111,15 +121,20 @@ class Rehearsal:
         self.stages[request.name] = self.known[cost]
         return self.known[cost].artifact
 
+    def _stored(self, request: Request) -> Artifact:
+        """Returns an artifact of the real store; models of this one find the weights that they differ from."""
+        key = self.reused[request.name]
+        found, place = self.real.unchecked(request.stage, key), self.store.path(request.stage, key)
+        assert found is not None, "the plan has found it"
+        if not place.is_symlink():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(found.path)
+        return found
+
     def _measured(self, request: Request) -> Measured:
         """Runs a stage in a process of its own, as a run does."""
         from selftrain.ssl_tasks.training.rehearsal import Rehearsing, steps_of_one_process
 
-        if request.stage == "weights" and (found := self.real.find(request.stage, request.key, verify=False)):
-            place = self.store.path(request.stage, request.key)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(found.path)
-            return Measured(Artifact(place, found.manifest), request, 0.0, 0)
         started, before = time.monotonic(), disk_usage(self.folder)
         context = begin_attempt(request, self.store, self.runtime)
         section: Section = request.section
@@ -153,7 +168,7 @@ class Rehearsal:
 
 
 def _cost_parts(request: Request) -> dict[str, Any]:
-    """What the cost of a stage depends on: its settings and the networks among its inputs, not what they have learnt."""
+    """Returns what the cost of a stage depends on: its settings and its inputs' networks, not their weights."""
     inputs = {
         role: (one.stage, one.manifest["settings"].get("model"), one.manifest["settings"].get("image_size"))
         for role, one in request.inputs.items()
@@ -168,15 +183,15 @@ def estimated(config: RunConfig, workspace: Path, planned: Sequence[PlannedStage
 
     if all(one.action == "reuse" for one in planned):
         return list(planned)
-    cache, store = workspace / "cache", Store(workspace / "store")
+    cache, reused = workspace / "cache", {one.name: one.key for one in planned if one.action == "reuse"}
     digest = fingerprint(config.data, cache)
-    missing = absent_weights(config, planned)
+    missing = absent_weights(config, reused)
     rehearsed = for_a_rehearsal(config, missing)
     with own_folders(cache) as (first, second), at_work(workspace), quiet():
         started = time.monotonic()
         await_fork_server()
         start = time.monotonic() - started
-        whole = Rehearsal(first, store, rehearsed, digest, workspace / "logs")
+        whole = Rehearsal(first, workspace, rehearsed, digest, reused)
         self_training(rehearsed, whole)
         half = None
         if whole.most is not None and max(whole.source_counts.values()) > whole.most:
@@ -199,9 +214,8 @@ def with_start(planned: Sequence[PlannedStage], seconds: float) -> list[PlannedS
     return found
 
 
-def absent_weights(config: RunConfig, planned: Sequence[PlannedStage]) -> dict[tuple[str, object], str]:
+def absent_weights(config: RunConfig, reused: Collection[str]) -> dict[tuple[str, object], str]:
     """Returns the pretrained weights, by network and place, that only a run fetches, with the stage that does."""
-    reused = {one.name for one in planned if one.action == "reuse"}
     found = {
         (learner.model.name, learner.model.pretrained): stage
         for _, stage, learner in checks(config)

@@ -1,7 +1,7 @@
 """Measures what a stage costs, in the process of the stage: its body on a sample of the images, or a training's steps.
 
-A training takes a few steps at its beginning and, for a method that starts later, a few after that. It evaluates, writes
-a checkpoint and its model. The rest follows by counting.
+A training takes a few steps at its beginning and, for a method that starts later, a few after that. It evaluates, and
+writes a checkpoint and its model. The rest follows by counting.
 """
 
 import math

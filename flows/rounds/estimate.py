@@ -2,8 +2,8 @@
 
 A rehearsal runs the stages of the recipe with their own code, each in a process of its own, on a sample of the images
 and with a few steps of each training. It works in a folder of its own in the cache, which is deleted afterwards. Stages
-that cost the same, such as the members of an ensemble, are measured once. Times and sizes of stages that read all images
-are carried to the whole data set along the line through two samples.
+that cost the same, such as the members of an ensemble, are measured once. Where a stage reads all images, the line
+through the costs of two samples leads to those of the whole data set.
 """
 
 import logging
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,19 +59,27 @@ class Measured:
         shown = self.request.inputs.get("dataset", self.artifact)
         return {name: shown.summary.get(name, 0) for name in ("labeled", "unlabeled", "validation", "test")}
 
-    def images(self, counts: Mapping[str, int]) -> int:
-        """How many images the stage reads of a data set with these splits; 0 where its cost does not grow with them."""
-        everything = tuple(counts)
-        linear = ("labeled", "unlabeled", "validation") if "features" in self.request.inputs else ()
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of which the stage reads every image; none where its cost does not grow with them."""
         read = {
-            "dataset": everything,
-            "features": everything,
+            "dataset": ("labeled", "unlabeled", "validation", "test"),
+            "features": ("labeled", "unlabeled", "validation", "test"),
             "predict": ("labeled", "unlabeled", "validation"),
             "select": ("labeled", "unlabeled"),
             "evaluate": ("validation", "test"),
-            "train": linear,
+            "train": ("labeled", "unlabeled", "validation") if is_linear(self.request) else (),
         }
-        return sum(counts[name] for name in read.get(self.request.stage, ()))
+        return read.get(self.request.stage, ())
+
+    def images(self, counts: Mapping[str, int]) -> int:
+        """Returns how many images the stage reads of a data set with these splits."""
+        return sum(counts[name] for name in self.splits)
+
+
+def is_linear(request: Request) -> bool:
+    """Returns whether a model is fitted on stored features, and not trained by steps."""
+    return request.stage == "train" and "features" in request.inputs
 
 
 class Rehearsal:
@@ -100,9 +109,9 @@ class Rehearsal:
 
     def smaller(self, folder: Path) -> "Rehearsal":
         """Returns a rehearsal on half of the images, which takes over the trainings of this one."""
-        half = Rehearsal.__new__(Rehearsal)
-        vars(half).update(vars(self), folder=folder, store=Store(folder / "store"), stages={})
-        half.known = {cost: one for cost, one in self.known.items() if not one.images({**one.counts, "labeled": 1})}
+        half = copy(self)
+        half.folder, half.store, half.stages = folder, Store(folder / "store"), {}
+        half.known = {cost: one for cost, one in self.known.items() if not one.splits}
         half.most = (self.most or 0) // 2
         return half
 
@@ -112,7 +121,7 @@ class Rehearsal:
 
     def run(self, request: Request, round_number: int) -> Artifact:
         """Returns an artifact of the sample, or a model or weights from the real store."""
-        if request.name in self.reused and request.stage in ("train", "weights") and "features" not in request.inputs:
+        if request.name in self.reused and request.stage in ("train", "weights") and not is_linear(request):
             return self._stored(request)
         cost = repr(sorted(_cost_parts(request).items()))
         if cost not in self.known:

@@ -19,9 +19,10 @@ from typing import Any
 
 from selftrain.flows.rounds.planning import Estimate, PlannedStage
 from selftrain.flows.rounds.self_training import Pending, self_training
+from selftrain.flows.rounds.stages import weights_request
 from selftrain.models.settings import weights_file
 from selftrain.ssl_tasks.execution.process import await_fork_server, run_isolated
-from selftrain.ssl_tasks.execution.stage import Request, begin_attempt, manifest_of
+from selftrain.ssl_tasks.execution.stage import Rehearsing, Request, begin_attempt, manifest_of
 from selftrain.ssl_tasks.settings.pseudo_labels import SelectSettings
 from selftrain.ssl_tasks.settings.run_config import GateSettings, LearnerSettings, RunConfig, checks
 from selftrain.ssl_tasks.settings.section import Section
@@ -50,6 +51,8 @@ class Measured:
     @property
     def per_image(self) -> float | None:
         """Seconds an image, where the stage itself tells them from the rest."""
+        if (known := self.costs.get("per_image")) is not None:
+            return float(known)
         parts, images = self.artifact.summary.get("seconds"), self.images(self.counts)
         return sum(parts.values()) / images if isinstance(parts, dict) and images else None
 
@@ -108,12 +111,12 @@ class Rehearsal:
         self.stages: dict[str, Measured] = {}
 
     def smaller(self, folder: Path) -> "Rehearsal":
-        """Returns a rehearsal on half of the images, which takes over the trainings of this one."""
-        half = copy(self)
-        half.folder, half.store, half.stages = folder, Store(folder / "store"), {}
-        half.known = {cost: one for cost, one in self.known.items() if not one.splits}
-        half.most = (self.most or 0) // 2
-        return half
+        """Returns a rehearsal on a quarter of the images, which takes over the trainings of this one."""
+        few = copy(self)
+        few.folder, few.store, few.stages = folder, Store(folder / "store"), {}
+        few.known = {cost: one for cost, one in self.known.items() if not one.splits}
+        few.most = (self.most or 0) // 4
+        return few
 
     def fingerprint(self, config: RunConfig) -> str:
         """Returns the digest of the source, which the plan knows."""
@@ -121,8 +124,10 @@ class Rehearsal:
 
     def run(self, request: Request, round_number: int) -> Artifact:
         """Returns an artifact of the sample, or a model or weights from the real store."""
-        if request.name in self.reused and request.stage in ("train", "weights") and not is_linear(request):
-            return self._stored(request)
+        if request.stage == "train" and request.name in self.reused and not is_linear(request):
+            return self._stored("train", self.reused[request.name])
+        if request.stage == "weights" and self.real.path("weights", request.key).is_dir():
+            return self._stored("weights", request.key)
         cost = repr(sorted(_cost_parts(request).items()))
         if cost not in self.known:
             log.info("measuring %s …", request.name)
@@ -130,10 +135,9 @@ class Rehearsal:
         self.stages[request.name] = self.known[cost]
         return self.known[cost].artifact
 
-    def _stored(self, request: Request) -> Artifact:
+    def _stored(self, stage: str, key: str) -> Artifact:
         """Returns an artifact of the real store; models of this one find the weights that they differ from."""
-        key = self.reused[request.name]
-        found, place = self.real.unchecked(request.stage, key), self.store.path(request.stage, key)
+        found, place = self.real.unchecked(stage, key), self.store.path(stage, key)
         assert found is not None, "the plan has found it"
         if not place.is_symlink():
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -142,13 +146,11 @@ class Rehearsal:
 
     def _measured(self, request: Request) -> Measured:
         """Runs a stage in a process of its own, as a run does."""
-        from selftrain.ssl_tasks.training.rehearsal import Rehearsing, steps_of_one_process
-
         started, before = time.monotonic(), disk_usage(self.folder)
         context = begin_attempt(request, self.store, self.runtime)
         section: Section = request.section
         if request.stage == "train" and isinstance(section, LearnerSettings):
-            section = steps_of_one_process(section, self.processes)
+            section = share_of_batch(section, self.processes)
         rehearsing = Rehearsing(
             **{**vars(context), "section": section}, body=request.body, most=self.most, source_counts=self.source_counts
         )
@@ -176,6 +178,12 @@ class Rehearsal:
         """Approves nothing."""
 
 
+def share_of_batch(learner: LearnerSettings, processes: int) -> LearnerSettings:
+    """Returns the settings of one of several processes, which share each batch."""
+    share = max(1, learner.train.batch_size // processes)
+    return learner.model_copy(update={"train": learner.train.model_copy(update={"batch_size": share})})
+
+
 def _cost_parts(request: Request) -> dict[str, Any]:
     """Returns what the cost of a stage depends on: its settings and its inputs' networks, not their weights."""
     inputs = {
@@ -194,7 +202,7 @@ def estimated(config: RunConfig, workspace: Path, planned: Sequence[PlannedStage
         return list(planned)
     cache, reused = workspace / "cache", {one.name: one.key for one in planned if one.action == "reuse"}
     digest = fingerprint(config.data, cache)
-    missing = absent_weights(config, reused)
+    missing = absent_weights(config, Store(workspace / "store"))
     rehearsed = for_a_rehearsal(config, missing)
     with own_folders(cache) as (first, second), at_work(workspace), quiet():
         started = time.monotonic()
@@ -202,12 +210,12 @@ def estimated(config: RunConfig, workspace: Path, planned: Sequence[PlannedStage
         start = time.monotonic() - started
         whole = Rehearsal(first, workspace, rehearsed, digest, reused)
         self_training(rehearsed, whole)
-        half = None
+        few = None
         if whole.most is not None and max(whole.source_counts.values()) > whole.most:
-            half = whole.smaller(second)
-            self_training(rehearsed, half)
+            few = whole.smaller(second)
+            self_training(rehearsed, few)
     found = [
-        one if one.action == "reuse" else replace(one, estimate=estimate(one.name, config, whole, half))
+        one if one.action == "reuse" else replace(one, estimate=estimate(one.name, config, whole, few))
         for one in planned
     ]
     return with_start(found, start)
@@ -223,17 +231,18 @@ def with_start(planned: Sequence[PlannedStage], seconds: float) -> list[PlannedS
     return found
 
 
-def absent_weights(config: RunConfig, reused: Collection[str]) -> dict[tuple[str, object], str]:
-    """Returns the pretrained weights, by network and place, that only a run fetches, with the stage that does."""
-    found = {
-        (learner.model.name, learner.model.pretrained): stage
+def absent_weights(config: RunConfig, store: Store) -> set[tuple[str, object]]:
+    """Returns the pretrained weights, by network and place, that a run would fetch."""
+    return {
+        (learner.model.name, learner.model.pretrained)
         for _, stage, learner in checks(config)
-        if stage and weights_file(learner.model) is None
+        if stage
+        and weights_file(learner.model) is None
+        and not store.path("weights", weights_request(stage, learner.model).key).is_dir()
     }
-    return {place: stage for place, stage in found.items() if stage not in reused}
 
 
-def for_a_rehearsal(config: RunConfig, missing: Mapping[tuple[str, object], str]) -> RunConfig:
+def for_a_rehearsal(config: RunConfig, missing: Collection[tuple[str, object]]) -> RunConfig:
     """Returns the recipe such that it goes through all rounds with networks that have hardly learnt anything.
 
     All pseudo-labels are accepted, no gate stops, nobody is waited for, and no weights are fetched.
@@ -263,21 +272,22 @@ def for_a_rehearsal(config: RunConfig, missing: Mapping[tuple[str, object], str]
     return config.model_copy(update=update)
 
 
-def estimate(name: str, config: RunConfig, whole: Rehearsal, half: Rehearsal | None) -> Estimate | None:
+def estimate(name: str, config: RunConfig, whole: Rehearsal, few: Rehearsal | None) -> Estimate | None:
     """Returns what a stage will cost; None for one that was not measured."""
     found = whole.stages.get(name)
     if found is None:
         return None  # weights that a run fetches first
     seconds, disk, temporary, memory = found.seconds, float(found.disk), 0, found.costs["memory"]
     notes = list[str]()
+    seconds -= found.costs.get("spent_seconds", 0.0)
     if "loop_seconds" in found.costs:
-        seconds += found.costs["loop_seconds"] - found.costs["spent_seconds"]
+        seconds += found.costs["loop_seconds"]
         temporary = found.costs["checkpoint_bytes"]
         memory *= config.runtime.processes
         notes += training_notes(found.request, config)
     growth = found.images(whole.source_counts) - found.images(found.counts)
-    if half is not None and growth > 0:
-        smaller = half.stages[name]
+    if few is not None and growth > 0:
+        smaller = few.stages[name]
         images = found.images(found.counts) - smaller.images(smaller.counts)
         if images > 0:
             slope = (found.costs["body_seconds"] - smaller.costs["body_seconds"]) / images
@@ -319,7 +329,7 @@ def own_folders(cache: Path) -> Iterator[tuple[Path, Path]]:
     """Two workspaces for rehearsals, on the disk of the real one. They see what is known of the source's files."""
     (cache / "estimates").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache / "estimates") as folder:
-        found = Path(folder) / "sample", Path(folder) / "half"
+        found = Path(folder) / "sample", Path(folder) / "few"
         for one in found:
             (one / "cache").mkdir(parents=True)
             for entry in cache.iterdir():

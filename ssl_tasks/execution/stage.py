@@ -81,6 +81,15 @@ class StageContext:
 
 
 @dataclass(frozen=True)
+class Rehearsing(StageContext):
+    """The context of a stage that is measured on a sample of the images (`selftrain.ssl_tasks.training.rehearsal`)."""
+
+    body: str = ""  # module:function of the stage
+    most: int | None = None  # images of a split; None: by their size
+    source_counts: Mapping[str, int] = field(default_factory=dict)  # images of each split of the whole data set
+
+
+@dataclass(frozen=True)
 class StageResult:
     """The result of a stage's body: small JSON values for tables, and digests of parts that stages can depend on
     alone."""

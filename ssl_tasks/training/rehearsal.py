@@ -8,8 +8,8 @@ import math
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,34 +17,26 @@ import torch
 
 from selftrain.ssl_tasks.data.dataset import write_dataset
 from selftrain.ssl_tasks.data.survey import survey
+from selftrain.ssl_tasks.evaluation.stage import evaluate as evaluate_model
 from selftrain.ssl_tasks.execution.devices import resolve_device
-from selftrain.ssl_tasks.execution.stage import StageContext, StageResult, load_body
+from selftrain.ssl_tasks.execution.stage import Rehearsing, StageContext, StageResult, load_body
 from selftrain.ssl_tasks.settings.data import DataSettings
-from selftrain.ssl_tasks.settings.run_config import LearnerSettings
+from selftrain.ssl_tasks.settings.run_config import EvaluateSettings
 from selftrain.ssl_tasks.training.checkpoints import Checkpoints, checkpoint_files
 from selftrain.ssl_tasks.training.loop import evaluate, refresh, take_step, write_log
 from selftrain.ssl_tasks.training.run import TrainingRun
 from selftrain.ssl_tasks.training.stage import open_run, write_model
 
 MEASURED = "measured"  # the entry of a result's summary
-MOST_IMAGES, FEWEST_IMAGES = 2_048, 128  # of a split in a sample: so many of 32×32 pixels, fewer of larger ones
+MOST_IMAGES, FEWEST_IMAGES = 1_280, 128  # of a split in a sample: so many of 32×32 pixels, fewer of larger ones
 STEPS, LEAST_STEPS, SECONDS = 50, 3, 4.0  # a phase of a training: so many steps, fewer where they take longer
 WARM_UP = 2  # first steps, which also allocate memory and choose kernels
-
-
-@dataclass(frozen=True)
-class Rehearsing(StageContext):
-    """The context of a stage that is measured on a sample."""
-
-    body: str = ""  # module:function of the stage
-    most: int | None = None  # images of a split; None: by their size
-    source_counts: Mapping[str, int] = field(default_factory=dict)  # images of each pool of the whole data set
 
 
 def measure(context: StageContext) -> StageResult:
     """Runs the stage's body, or what stands for it, and adds its time and its memory to the summary."""
     assert isinstance(context, Rehearsing)
-    stands_for: dict[str, Callable[[Rehearsing], StageResult]] = {"build_dataset": sample, "train_model": rehearse}
+    stands_for = {"build_dataset": sample, "train_model": rehearse, "evaluate": evaluate_apart}
     body = stands_for.get(context.body.partition(":")[2]) or load_body(context.body)
     started = time.perf_counter()
     result = body(context)
@@ -78,6 +70,21 @@ def sample(context: Rehearsing) -> StageResult:
     result = write_dataset(context, settings, found)
     measured = {"source_counts": dict(found.source_counts), "most": most(found.decoder.image_size)}
     return StageResult({**result.summary, MEASURED: measured}, result.parts)
+
+
+def evaluate_apart(context: Rehearsing) -> StageResult:
+    """Evaluates; attacks and corruptions, which look at a fixed number of images, are left out of the time an image."""
+    settings = context.section
+    assert isinstance(settings, EvaluateSettings)
+    if not settings.attacks and not settings.corruptions:
+        return evaluate_model(context)
+    plain = settings.model_copy(update={"attacks": (), "corruptions": False})
+    started = time.perf_counter()
+    counts = evaluate_model(replace(context, section=plain)).summary
+    seconds = time.perf_counter() - started
+    per_image = seconds / max(1, counts["validation_count"] + counts["test_count"])
+    result = evaluate_model(context)
+    return StageResult({**result.summary, MEASURED: {"per_image": per_image, "spent_seconds": seconds}}, result.parts)
 
 
 def rehearse(context: Rehearsing) -> StageResult:
@@ -181,9 +188,3 @@ class Rehearsed:
         seconds = self.timed(lambda: self.checkpoints.save(self.run.state.snapshot()))
         self.timed(self.checkpoints.wait)
         return seconds, checkpoint_files(self.checkpoints.folder)[-1].stat().st_size
-
-
-def steps_of_one_process(learner: LearnerSettings, processes: int) -> LearnerSettings:
-    """Returns the settings of one of several processes, which share each batch."""
-    share = max(1, learner.train.batch_size // processes)
-    return learner.model_copy(update={"train": learner.train.model_copy(update={"batch_size": share})})

@@ -1,7 +1,6 @@
 """A training is estimated by counting: with a clock that adds one second to every part, the sums are known."""
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,17 @@ from selftrain.ssl_tasks.training import rehearsal
 from selftrain.ssl_tasks.training.checkpoints import checkpoint_files
 from tests.training.small_runs import digits, learner, request_of
 
-RUNTIME = RuntimeSettings(threads=1, device="cpu", checkpoint_every=100.0)
+CHECKPOINT_SECONDS = 100.0
 
 
-def measured(workspace: Path, growth: int = 1, method: str = "supervised", **train: Any) -> dict[str, Any]:
+def measured(
+    workspace: Path, growth: int = 1, method: str = "supervised", checkpoints: float = 1e6, **train: Any
+) -> dict[str, Any]:
     """What a rehearsal measures by a clock of which every look is a second later; the data set grows by `growth`."""
     dataset = digits(workspace)
     request = request_of(learner({"name": method}, **train), {"dataset": dataset})
-    context = begin_attempt(request, Store(workspace / "store"), RUNTIME)
+    runtime = RuntimeSettings(threads=1, device="cpu", checkpoint_every=checkpoints)
+    context = begin_attempt(request, Store(workspace / "store"), runtime)
     counts = {name: growth * dataset.summary[name] for name in ("labeled", "unlabeled", "validation", "test")}
     context = Rehearsing(**vars(context), body=request.body, source_counts=counts)
     seconds = itertools.count()
@@ -46,7 +48,9 @@ def test_twice_the_steps_take_twice_the_time(workspace: Path) -> None:
 
 
 def test_checkpoints_are_counted_and_at_most_two_are_kept(workspace: Path) -> None:
-    once, often = measured(workspace, steps=150, evaluate_every=150), measured(workspace, steps=950, evaluate_every=950)
+    once, often = (
+        measured(workspace, checkpoints=CHECKPOINT_SECONDS, steps=steps, evaluate_every=steps) for steps in (150, 950)
+    )
     assert once["loop_seconds"] == 150 + 1 + 1
     assert often["loop_seconds"] == 950 + 1 + 9
     assert once["files"] == 1

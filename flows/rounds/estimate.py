@@ -36,7 +36,7 @@ log = logging.getLogger("selftrain.estimate")
 
 @dataclass(frozen=True)
 class Measured:
-    """What one stage of a rehearsal has cost."""
+    """The cost of one stage of a rehearsal."""
 
     artifact: Artifact
     request: Request
@@ -45,7 +45,7 @@ class Measured:
 
     @property
     def costs(self) -> Mapping[str, Any]:
-        """What the stage's own process has measured."""
+        """The entries that the stage's own process has measured."""
         return self.artifact.summary["measured"]
 
     @property
@@ -245,7 +245,7 @@ def absent_weights(config: RunConfig, store: Store) -> set[tuple[str, object]]:
 def for_a_rehearsal(config: RunConfig, missing: Collection[tuple[str, object]]) -> RunConfig:
     """Returns the recipe such that it goes through all rounds with networks that have hardly learnt anything.
 
-    All pseudo-labels are accepted, no gate stops, nobody is waited for, and no weights are fetched.
+    All pseudo-labels are accepted, no gate stops, no round waits for a person, and no weights are fetched.
     """
 
     def trained(learner: LearnerSettings) -> LearnerSettings:

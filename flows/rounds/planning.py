@@ -17,7 +17,7 @@ from selftrain.ssl_tasks.store.stage_names import stage_names
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage will cost on this machine, if it is computed to its end."""
+    """The cost of a stage on this machine, if it is computed to its end."""
 
     seconds: float
     memory_bytes: int  # of the stage's processes, at most

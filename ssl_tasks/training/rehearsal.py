@@ -17,7 +17,6 @@ import torch
 
 from selftrain.ssl_tasks.data.dataset import write_dataset
 from selftrain.ssl_tasks.data.survey import survey
-from selftrain.ssl_tasks.evaluation.stage import evaluate as evaluate_model
 from selftrain.ssl_tasks.execution.devices import resolve_device
 from selftrain.ssl_tasks.execution.stage import Rehearsing, StageContext, StageResult, load_body
 from selftrain.ssl_tasks.settings.data import DataSettings
@@ -74,7 +73,7 @@ def sample(context: Rehearsing) -> StageResult:
 
 def evaluate_apart(context: Rehearsing) -> StageResult:
     """Evaluates; attacks and corruptions, which look at a fixed number of images, are left out of the time an image."""
-    settings = context.section
+    settings, evaluate_model = context.section, load_body(context.body)
     assert isinstance(settings, EvaluateSettings)
     if not settings.attacks and not settings.corruptions:
         return evaluate_model(context)

@@ -2,9 +2,9 @@
 
     python benchmarks/estimate.py [--quick]
 
-Each recipe takes one to four minutes. It is estimated and then run in a new workspace. Time: of all stages, as the run's record has it. Memory: the
-most resident memory of a process that computes a stage, looked at every 20 ms. Disk: the files of the store and of the
-cache afterwards.
+Each recipe takes one to four minutes. It is estimated and then run in a new workspace. Time: of all stages, as the
+run's record has it. Memory: the most resident memory of a process that computes a stage, looked at every 20 ms. Disk:
+the files of the store and of the cache afterwards.
 """
 
 import argparse

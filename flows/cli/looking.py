@@ -161,7 +161,7 @@ def _print_estimate(planned: "Sequence[PlannedStage]", as_json: bool) -> None:
         {"stage": one.name, "": one.action, **costs(one.estimate, one.action), "key": one.key[:12], "why": one.why}
         for one in planned
     ]
-    rows.append({"stage": "total", "": "", **costs(whole, ""), "key": "", "why": "at most"})
+    rows.append({"stage": "total", "": "", **costs(whole, ""), "key": "", "why": "if every stage runs to its end"})
     print_table(rows, right=("time", "memory", "disk"))
     if whole.temporary_bytes:
         print(f"checkpoints need {size(whole.temporary_bytes)} more while a stage trains")

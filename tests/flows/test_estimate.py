@@ -73,7 +73,7 @@ def test_the_command_prints_a_table_with_a_total(tmp_path: Path, recipe: str) ->
     lines = [line.rstrip() for line in shown.stdout.splitlines()]
     assert lines[0].split() == ["stage", "time", "memory", "disk", "key", "why"]
     assert [line.split()[0] for line in lines[1:5]] == ["dataset", "teacher", "evaluate-teacher", "total"]
-    assert lines[4].endswith("at most")
+    assert lines[4].endswith("if every stage runs to its end")
     assert lines[5].startswith("checkpoints need ")
     assert lines[2].split()[2].count(":") == 2, "two million steps take hours"
     plain = json.loads(selftrain(tmp_path, "plan", recipe, "--json").stdout)

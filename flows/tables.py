@@ -1,5 +1,6 @@
 """Prints tables and numbers on a terminal. Text from data is stripped of control characters first."""
 
+import math
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -52,3 +53,11 @@ def seconds(value: float) -> str:
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(value: float) -> str:
+    """Formats bytes: 53_300 → 53.3 kB; 1_283_611 → 1.3 MB."""
+    if value < 1000:
+        return f"{value:.0f} bytes"
+    power = min(4, int(math.log10(value)) // 3)
+    return f"{value / 1000**power:.1f} {'kMGT'[power - 1]}B"

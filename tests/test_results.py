@@ -46,6 +46,7 @@ FIGURES: dict[str, Callable[[Record], list[str]]] = {
         f"{r['seconds'] / 60:.1f} minutes",
         f"{r['mean_teacher']:.1f} % to {r['mean_last_student']:.1f} %",
     ],
+    "estimate": lambda r: [f"{r[f'worst_{what}']:.2f}" for what in ("time", "memory", "disk")],
     "pipeline": lambda r: [f"{row['seconds']:.1f} s" for row in r["rows"][:2]],
 }
 IN_README: dict[str, Callable[[Record], list[str]]] = {

@@ -89,9 +89,20 @@ def rerun(
     return run(recipe, workspace=folder, prefect=prefect, force=force)
 
 
-def plan(recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None) -> list[PlannedStage]:
-    """Return the stages that a run would reuse and compute, and why, without running it."""
-    return plan_stages(load_recipe(recipe, overrides).config, workspace_folder(workspace))
+def plan(
+    recipe: str | Path, overrides: Iterable[str] = (), workspace: Workspace = None, estimate: bool = False
+) -> list[PlannedStage]:
+    """Return the stages that a run would reuse and compute, and why, without running it.
+
+    With `estimate`, also the time, memory and disk of each stage that is not reused, measured by a few real steps.
+    """
+    config, folder = load_recipe(recipe, overrides).config, workspace_folder(workspace)
+    planned = plan_stages(config, folder)
+    if not estimate:
+        return planned
+    from selftrain.flows.rounds.estimate import estimated
+
+    return estimated(config, folder, planned)
 
 
 def stages(run_name: str = "last", workspace: Workspace = None) -> list[StageRecord]:

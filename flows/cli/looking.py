@@ -4,19 +4,22 @@ import json
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selftrain.flows.actions import looking
 from selftrain.flows.cli.labelling import check_writable
 from selftrain.flows.cli.running import add_recipe
 from selftrain.flows.cli.verb import JSON, RUN, Verbs
 from selftrain.flows.environment import workspace_folder
-from selftrain.flows.tables import print_table, printable, seconds
+from selftrain.flows.tables import print_table, printable, seconds, size
 from selftrain.ssl_tasks.errors import DamagedArtifact, NotFound
 from selftrain.ssl_tasks.tracking.client import default_uri
 from selftrain.ssl_tasks.tracking.spool import without_password
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from selftrain.flows.rounds.planning import Estimate, PlannedStage
     from selftrain.ssl_tasks.execution.progress import Progress
 
 
@@ -39,9 +42,11 @@ def add_plan(verbs: Verbs) -> None:
         _plan,
         "Show which stages a run would compute or reuse, and why.",
         ("plan quickstart", "before the first run: every stage would be computed"),
-        ("plan quickstart --set seed=1", "what a changed setting would recompute"),
+        ("plan quickstart --estimate", "how long each stage would take, and what memory and disk it needs"),
     )
     add_recipe(verb)
+    words = "measure the time, memory and disk of each stage by a few real steps of the recipe on this machine"
+    verb.add_argument("--estimate", action="store_true", help=words)
     verb.add_argument("--json", action="store_true", help=JSON)
 
 
@@ -125,11 +130,48 @@ def _progress_words(done: "Progress | None") -> str:
 def _plan(options: Namespace) -> None:
     from selftrain.flows.actions import verbs
 
-    planned = verbs.plan(options.config, options.set, options.workspace)
-    if options.json:
-        print(json.dumps({"stages": [asdict(stage) for stage in planned]}))
+    planned = verbs.plan(options.config, options.set, options.workspace, options.estimate)
+    if options.estimate:
+        _print_estimate(planned, options.json)
+    elif options.json:
+        print(json.dumps({"stages": [_without_estimate(stage) for stage in planned]}))
+    else:
+        print_table([{"stage": one.name, "": one.action, "key": one.key[:12], "why": one.why} for one in planned])
+
+
+def _without_estimate(stage: "PlannedStage") -> dict[str, Any]:
+    return {name: value for name, value in asdict(stage).items() if name != "estimate"}
+
+
+def _print_estimate(planned: "Sequence[PlannedStage]", as_json: bool) -> None:
+    """Prints a plan with its costs: a table, the total, and what a person should know about these numbers."""
+    from selftrain.flows.rounds.estimate import total
+
+    whole = total(planned)
+    if as_json:
+        print(json.dumps({"stages": [asdict(stage) for stage in planned], "total": asdict(whole)}))
         return
-    print_table([{"stage": one.name, "": one.action, "key": one.key[:12], "why": one.why} for one in planned])
+
+    def costs(found: "Estimate | None", action: str) -> dict[str, str]:
+        if found is None:
+            return dict.fromkeys(("time", "memory", "disk"), "" if action == "reuse" else "unknown")
+        return {"time": seconds(found.seconds), "memory": size(found.memory_bytes), "disk": size(found.disk_bytes)}
+
+    rows = [
+        {"stage": one.name, "": one.action, **costs(one.estimate, one.action), "key": one.key[:12], "why": one.why}
+        for one in planned
+    ]
+    rows.append({"stage": "total", "": "", **costs(whole, ""), "key": "", "why": "if every stage runs to its end"})
+    print_table(rows, right=("time", "memory", "disk"))
+    if whole.temporary_bytes:
+        print(f"checkpoints need {size(whole.temporary_bytes)} more while a stage trains")
+    if whole.gpu_memory_bytes is not None:
+        print(f"the largest stage needs {size(whole.gpu_memory_bytes)} of a GPU's memory")
+    for note in dict.fromkeys(note for one in planned if one.estimate for note in one.estimate.notes):
+        stages = [one.name for one in planned if one.estimate and note in one.estimate.notes]
+        print(printable(f"{', '.join(stages)}: {note}"))
+    if absent := [one.name for one in planned if one.estimate is None and one.action != "reuse"]:
+        print(f"{', '.join(absent)}: fetched by the run and not counted; networks were measured with random weights")
 
 
 def _explain(options: Namespace) -> None:

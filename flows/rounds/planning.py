@@ -16,6 +16,18 @@ from selftrain.ssl_tasks.store.stage_names import stage_names
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """The cost of a stage on this machine, if it is computed to its end."""
+
+    seconds: float
+    memory_bytes: int  # of the stage's processes, at most
+    disk_bytes: int  # of its files and of what it adds to the cache
+    temporary_bytes: int = 0  # of checkpoints, which are deleted after a training
+    gpu_memory_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PlannedStage:
     """One stage of a plan."""
 
@@ -23,6 +35,7 @@ class PlannedStage:
     action: Literal["reuse", "compute", "unknown"]
     key: str
     why: str
+    estimate: Estimate | None = None  # where it was asked for: of stages that are not reused
 
 
 class _Unanswered(Exception):

@@ -225,7 +225,11 @@ def build_dataset(context: StageContext) -> StageResult:
     """Writes manifest, ground truth and info; parts are the digests of the four splits."""
     settings = context.section
     assert isinstance(settings, DataSettings)
-    found = survey(settings, context.cache, context.runtime, context.progress)
+    return write_dataset(context, settings, survey(settings, context.cache, context.runtime, context.progress))
+
+
+def write_dataset(context: StageContext, settings: DataSettings, found: Survey) -> StageResult:
+    """Writes the files of a data set as it was surveyed; raises DataError for data that cannot be trained on."""
     if found.problems:
         raise DataError("\n".join(found.problems))
     mean, std = pixel_statistics(found, context) if settings.standardise else unchanged(found.decoder.channels)

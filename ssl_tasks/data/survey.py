@@ -4,7 +4,8 @@ The dataset stage stores the survey, and the data check prints it, so both repor
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Survey:
     shadow: np.ndarray  # int64: an equal image that is held out from this one, else -1
     given: np.ndarray  # int32: the labels that training gets, including those that are wrong on purpose
     problems: tuple[str, ...]  # why this data cannot be trained on
+    source_counts: Mapping[str, int]  # images of each split in the source, of which these may be a sample
 
     @property
     def usable(self) -> np.ndarray:
@@ -73,8 +75,17 @@ class Survey:
         return pc.coalesce(self.swept.errors, pa.array(texts, pa.string()))
 
 
-def survey(settings: DataSettings, cache: Path, runtime: RuntimeSettings, progress: Progress = silent) -> Survey:
-    """Reads every image once and collects problems. Raises DataError if there are no images."""
+def survey(
+    settings: DataSettings,
+    cache: Path,
+    runtime: RuntimeSettings,
+    progress: Progress = silent,
+    most: Callable[[int], int] | None = None,
+) -> Survey:
+    """Reads every image once and collects problems. Raises DataError if there are no images.
+
+    With `most`, it reads a sample: `most(image_size)` images of each split, which depend on the list alone.
+    """
     source = open_source(settings.source, cache)
     listing = source.listing()
     if not len(listing):
@@ -88,18 +99,53 @@ def survey(settings: DataSettings, cache: Path, runtime: RuntimeSettings, progre
     ]
     order = _order(listing, codes, settings.split.seed)
     decoder = _decoder(settings, source, listing, np.flatnonzero((codes >= 0) & (hints != TEST)))
+    whole = drawn = None
+    if most is not None:
+        whole = draw_splits(Candidates(codes, hints, np.arange(len(listing)), order), len(classes), settings.split)
+        chosen = _some_of_each(whole, most(decoder.image_size))
+        listing, drawn = _only(listing, chosen), whole[chosen]
+        codes, hints, order = codes[chosen], hints[chosen], order[chosen]
     swept = sweep(source, listing, decoder, FileDigests(cache), cache, runtime, progress)
     samples = Candidates(codes, hints, swept.groups, order)
-    split = draw_splits(samples, len(classes), settings.split)
+    split = draw_splits(samples, len(classes), settings.split) if drawn is None else drawn
     shadow = shadowed(samples.groups, split)
     usable = (samples.groups >= 0) & (shadow < 0)
-    problems = [
-        *_unreadable(listing, swept, settings.max_unreadable),
-        *_without_label(listing, codes, hints),
-        *shortages(samples, split, usable, classes, settings.split),
-    ]
+    problems = _without_label(listing, codes, hints)
+    if drawn is None:  # a sample says little about how many there are
+        problems = [
+            *_unreadable(listing, swept, settings.max_unreadable),
+            *problems,
+            *shortages(samples, split, usable, classes, settings.split),
+        ]
     given = _given_labels(listing, codes, split, len(classes), settings.split)
-    return Survey(source, listing, classes, decoder, swept, samples, split, shadow, given, tuple(problems))
+    counts = np.bincount(split if whole is None else whole, minlength=len(SPLITS)).tolist()
+    return Survey(
+        source,
+        listing,
+        classes,
+        decoder,
+        swept,
+        samples,
+        split,
+        shadow,
+        given,
+        tuple(problems),
+        dict(zip(SPLITS, counts, strict=True)),
+    )
+
+
+def _some_of_each(split: np.ndarray, most: int) -> np.ndarray:
+    """Returns the positions of at most so many samples of each split, evenly over the list and so over its classes."""
+    places = [np.flatnonzero(split == number) for number in range(len(SPLITS))]
+    even = [place[np.linspace(0, len(place) - 1, min(most, len(place))).astype(np.int64)] for place in places]
+    return np.sort(np.concatenate(even))
+
+
+def _only(listing: Listing, positions: np.ndarray) -> Listing:
+    """Returns the listing of some of its samples."""
+    at = pa.array(positions)
+    columns = {name: getattr(listing, name).take(at) for name in ("ids", "labels", "splits", "uris", "errors")}
+    return replace(listing, **columns)
 
 
 def _given_labels(

@@ -60,6 +60,14 @@ def start_fork_server() -> None:
         multiprocessing.forkserver.ensure_running()
 
 
+def await_fork_server() -> None:
+    """Starts it, and returns once it can start a stage at once."""
+    worker = _forkserver.Process(target=int)
+    with _starting(), _without_main_module():
+        worker.start()
+    worker.join()
+
+
 def run_isolated(request: Request, context: StageContext, log: Path | None = None) -> StageResult:
     """Runs the body in a worker, waits, and returns its result or raises its error; a request to stop is passed on."""
     attempt = context.output.parent

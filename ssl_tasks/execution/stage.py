@@ -80,6 +80,15 @@ class StageContext:
 
 
 @dataclass(frozen=True)
+class Rehearsing(StageContext):
+    """The context of a stage that is measured on a sample of the images (`selftrain.ssl_tasks.training.rehearsal`)."""
+
+    body: str = ""  # module:function of the stage
+    most: int | None = None  # images of a split; None: by their size
+    source_counts: Mapping[str, int] = field(default_factory=dict)  # images of each split of the whole data set
+
+
+@dataclass(frozen=True)
 class StageResult:
     """The result of a stage's body: small JSON values for tables, and digests of parts that stages can depend on
     alone."""
@@ -151,17 +160,9 @@ def begin_attempt(request: Request, store: Store, runtime: RuntimeSettings) -> S
     )
 
 
-def commit(
-    request: Request,
-    result: StageResult,
-    store: Store,
-    runtime: RuntimeSettings,
-    seconds: float,
-    provenance: Mapping[str, Any],
-    force: bool = False,
-) -> Artifact:
-    """Turns the body's output into the request's artifact, and offers it to the shared store."""
-    manifest = {
+def manifest_of(request: Request, result: StageResult, seconds: float, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the manifest of the request's artifact, without the entries that the store adds."""
+    return {
         "key_parts": request.key_parts(),
         "inputs": {
             role: {"stage": artifact.stage, "key": artifact.key, "digest": artifact.digest}
@@ -174,7 +175,19 @@ def commit(
         "finished": time.time(),
         "provenance": dict(provenance),
     }
-    artifact = store.commit(request.stage, request.key, manifest)
+
+
+def commit(
+    request: Request,
+    result: StageResult,
+    store: Store,
+    runtime: RuntimeSettings,
+    seconds: float,
+    provenance: Mapping[str, Any],
+    force: bool = False,
+) -> Artifact:
+    """Turns the body's output into the request's artifact, and offers it to the shared store."""
+    artifact = store.commit(request.stage, request.key, manifest_of(request, result, seconds, provenance))
     if (mirror := mirror_of(runtime)) is not None:
         mirror.offer(artifact, replace=force)
     return artifact

@@ -17,7 +17,6 @@ from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.stream import PseudoPool
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends, resolve_device
-from selftrain.ssl_tasks.execution.distributed import rank
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.methods import method_class
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings, unfit_to_begin_with
@@ -25,9 +24,8 @@ from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.trained import BASE, WEIGHTS
 from selftrain.ssl_tasks.trained.model import Base, Card, load_card, load_trained, load_weights, save_card, save_weights
 from selftrain.ssl_tasks.trained.weights import body_tensors, difference, facts_of, normalisation_of, with_file
-from selftrain.ssl_tasks.training.checkpoints import Checkpoints
 from selftrain.ssl_tasks.training.launch import train_in_processes
-from selftrain.ssl_tasks.training.loop import diagnose_run, train
+from selftrain.ssl_tasks.training.loop import diagnose_run
 from selftrain.ssl_tasks.training.run import TrainingRun, build_run
 
 LAST = "last.safetensors"
@@ -42,6 +40,23 @@ def train_model(context: StageContext) -> StageResult:
 
 def train_here(context: StageContext, device: torch.device) -> StageResult:
     """Trains in this process, which may be one rank of several; only rank 0 writes files."""
+    run, dataset = open_run(context, device)
+    checkpoints = Checkpoints(context.scratch / "checkpoints", context.runtime.checkpoint_every, writes=rank() == 0)
+
+    speeds: list[float] = []
+
+    def report(step: int, values: Mapping[str, float]) -> None:
+        speeds.append(values["images_per_second"])
+        if rank() == 0:
+            context.metrics(step, {name: value for name, value in values.items() if math.isfinite(value)})
+            context.progress(step, run.learner.train.steps, "train")
+
+    stopped = train(run, checkpoints, report, context.runtime.workers)
+    return write_model(context, run, dataset, stopped, speeds) if rank() == 0 else StageResult()
+
+
+def open_run(context: StageContext, device: torch.device) -> tuple[TrainingRun, Dataset]:
+    """Builds the run of a context at step 0, from its settings and its inputs."""
     learner = context.section
     assert isinstance(learner, LearnerSettings)
     prepare_backends(learner.train.precision, context.runtime.threads)
@@ -53,19 +68,7 @@ def train_here(context: StageContext, device: torch.device) -> StageResult:
     normalisation = first_normalisation(learner, dataset, pretrained, init)
     alone = learner.model.model_copy(update={"pretrained": None})
     started = learner.model_copy(update={"model": with_file(learner.model, pretrained) if init is None else alone})
-    run = build_run(started, dataset, context.seed, device, selection, weights, built_for, normalisation)
-    checkpoints = Checkpoints(context.scratch / "checkpoints", context.runtime.checkpoint_every, writes=rank() == 0)
-
-    speeds: list[float] = []
-
-    def report(step: int, values: Mapping[str, float]) -> None:
-        speeds.append(values["images_per_second"])
-        if rank() == 0:
-            context.metrics(step, {name: value for name, value in values.items() if math.isfinite(value)})
-            context.progress(step, learner.train.steps, "train")
-
-    stopped = train(run, checkpoints, report, context.runtime.workers)
-    return write_model(context, run, dataset, stopped, speeds) if rank() == 0 else StageResult()
+    return build_run(started, dataset, context.seed, device, selection, weights, built_for, normalisation), dataset
 
 
 def open_selection(context: StageContext, learner: LearnerSettings) -> PseudoPool | None:

@@ -17,6 +17,7 @@ from selftrain.ssl_tasks.data.dataset import Dataset
 from selftrain.ssl_tasks.data.stream import PseudoPool
 from selftrain.ssl_tasks.errors import ConfigError
 from selftrain.ssl_tasks.execution.devices import computed_by, prepare_backends, resolve_device
+from selftrain.ssl_tasks.execution.distributed import rank
 from selftrain.ssl_tasks.execution.stage import StageContext, StageResult
 from selftrain.ssl_tasks.methods import method_class
 from selftrain.ssl_tasks.settings.run_config import LearnerSettings, TunedSettings, unfit_to_begin_with
@@ -24,8 +25,9 @@ from selftrain.ssl_tasks.store.artifacts import Artifact
 from selftrain.ssl_tasks.trained import BASE, WEIGHTS
 from selftrain.ssl_tasks.trained.model import Base, Card, load_card, load_trained, load_weights, save_card, save_weights
 from selftrain.ssl_tasks.trained.weights import body_tensors, difference, facts_of, normalisation_of, with_file
+from selftrain.ssl_tasks.training.checkpoints import Checkpoints
 from selftrain.ssl_tasks.training.launch import train_in_processes
-from selftrain.ssl_tasks.training.loop import diagnose_run
+from selftrain.ssl_tasks.training.loop import diagnose_run, train
 from selftrain.ssl_tasks.training.run import TrainingRun, build_run
 
 LAST = "last.safetensors"

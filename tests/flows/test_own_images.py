@@ -66,6 +66,7 @@ def test_photographs_start_from_the_given_weights(photographs: Path, monkeypatch
     learners = [config.teacher, *(one.student for one in config.rounds)]
     assert {learner.model.pretrained for learner in learners} == {str(weights)}
     assert (config.data.image_size, config.data.split.validation) == (90, 0)
+    assert output.read_text().count(str(weights)) == len(learners) - 1, "once for the teacher, once for all students"
 
 
 def test_photographs_start_from_published_weights_where_these_are_on_the_machine(

@@ -5,8 +5,8 @@ from selftrain.flows.rounds.interruption import end_on_signals, leave, was_told
 
 def main() -> None:
     """Listens to signals, then imports what the command line needs."""
-    end_on_signals()
     try:
+        end_on_signals()  # a signal may come before its end
         from selftrain.flows.cli import main as cli
 
         cli.main()

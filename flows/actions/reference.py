@@ -34,7 +34,7 @@ def reference() -> str:
 def _sections(model: type[BaseModel], where: str, seen: set[type[BaseModel]]) -> Iterator[str]:
     seen.add(model)
     title = where or "top level"
-    doc = (model.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
+    doc = " ".join((model.__doc__ or "").strip().split("\n\n")[0].split())  # Python 3.13 strips the indentation
     yield f"## {title}\n\n{doc}\n\n| setting | type | default | meaning |\n|---|---|---|---|"
     inner: list[tuple[str, type[BaseModel]]] = []
     for name, field in model.model_fields.items():
@@ -62,7 +62,7 @@ def _row(name: str, field: FieldInfo, members: list[type[BaseModel]]) -> str:
 def _meaning(name: str, members: list[type[BaseModel]]) -> str:
     """Returns the meaning of a section, or of the `name` that chooses among sections."""
     if len(members) == 1:
-        words = (members[0].__doc__ or "").replace("\n   ", "").partition(". ")[0].rstrip(".")
+        words = " ".join((members[0].__doc__ or "").split()).partition(". ")[0].rstrip(".")
         return words[:1].lower() + words[1:] if words[1:2].islower() else words
     tags = ", ".join(f"`{tag}`" for member in members for tag in _tag(member).split(", "))
     return f"one of {tags}, by its `name`" if members else "chooses this section"

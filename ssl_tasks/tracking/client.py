@@ -168,7 +168,7 @@ COLUMNS = (
 def relocate_database(database: Path, before: Path, after: Path) -> int:
     """Changes paths under the folder `before` to `after`, all or none; returns their number."""
     changed = 0
-    with sqlite3.connect(database, timeout=60) as connection:
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for table, column in COLUMNS:
             if table not in tables:  # from a first set-up that was killed

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import duckdb
@@ -40,7 +41,7 @@ def test_mlflow_tells_which_teacher_and_which_labels_made_the_champion(finished:
 
 
 def test_no_finished_run_is_shown_as_running_in_mlflow(finished: Path) -> None:
-    with sqlite3.connect(finished / "mlflow.db") as database:
+    with closing(sqlite3.connect(finished / "mlflow.db")) as database, database:
         states = {row[0] for row in database.execute("select status from runs")}
     assert states == {"FINISHED"}
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_a_run_with_nothing_new_refers_to_the_report_that_is_there_and_writes_it
     own = last(copy).path / "report.html"
     assert (before.path / "report.html").exists()
     assert not own.exists()
-    with sqlite3.connect(copy / "mlflow.db") as db:
+    with closing(sqlite3.connect(copy / "mlflow.db")) as db, db:
         assert db.execute("SELECT value FROM tags WHERE key = 'selftrain.report'").fetchall() == [(before.id,)]
     assert selftrain(copy, "report", "last").stdout.strip() == str(own)
     assert last(copy).id in own.read_text()
@@ -125,7 +126,10 @@ def test_the_last_student_is_fine_tuned_on_larger_images_and_that_stage_can_be_r
     assert gate["student"] == run.stage("evaluate-2").digest
     line = json.loads(done.stdout.splitlines()[-1])["rounds"][2]
     assert (line["model"], line["model_digest"]) == ("small_cnn 8 @ 12", model.digest)
-    with sqlite3.connect(copy / "mlflow.db") as db:  # the student before its fine-tuning is not the round's
+    with (
+        closing(sqlite3.connect(copy / "mlflow.db")) as db,
+        db,
+    ):  # the student before its fine-tuning is not the round's
         told = db.execute(
             "SELECT m.value FROM metrics m JOIN tags t ON m.run_uuid = t.run_uuid AND t.key = 'selftrain.run' "
             "WHERE t.value = ? AND m.key = 'validation_accuracy' AND m.step = 2",

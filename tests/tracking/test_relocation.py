@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def database(tmp_path: Path) -> Path:
         ("runs", "artifact_uri"): [f"{OLD}/mlartifacts/1", f"/other{OLD}/mlartifacts/1"],
         ("datasets", "dataset_source"): [source, "no JSON", json.dumps("text"), json.dumps({"uri": 1})],
     }
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         for (table, column), values in rows.items():
             connection.execute(f"CREATE TABLE {table} ({column} TEXT)")
             connection.executemany(f"INSERT INTO {table} VALUES (?)", [(value,) for value in values])
@@ -30,7 +31,7 @@ def database(tmp_path: Path) -> Path:
 
 
 def column(database: Path, table: str) -> list[str | None]:
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection, connection:
         found = [value for (value,) in connection.execute(f"SELECT * FROM {table} ORDER BY rowid")]
     connection.close()
     return found

@@ -4,12 +4,11 @@
 
 FOLDER has photos-flowers.parquet and photos-sign-digits.parquet: columns `path`, `image` (bytes of an encoded
 image), `label` and `split` (train or test). FILE holds EfficientNet-Lite0's weights. The labelled images of a draw come
-from the
-rows named train; all of these rows are unlabelled images. There are no validation images: with so few
-labels, each is worth more in training. All arms of a draw have the same labels and are tested on the same images. `rounds` is
-configs/photos.yaml, and `tuned on labels` its teacher. `from scratch` is the template for networks from random weights,
-with as many steps as take about as long. Each finished cell is put on file at once and is not computed again; an
-interrupted run resumes at its checkpoint in `--workspace`. A job has one thread, and its time is the processor's,
+from the rows named train; all of these rows are unlabelled images. There are no validation images: with so few labels,
+each is worth more in training. All arms of a draw have the same labels and are tested on the same images. `rounds` is
+configs/photos.yaml, and `tuned on labels` is its teacher. `from scratch` is the template for networks from random
+weights; compare its minutes before its accuracy. Each finished cell is put on file at once and is not computed again;
+an interrupted run resumes at its checkpoint in `--workspace`. A job has one thread, and its time is the processor's,
 features included.
 """
 
